@@ -1,0 +1,1 @@
+"""The llmd daemon: identity, audit, placement and supervision. It never imports llama, CUDA or torch."""

@@ -1,0 +1,133 @@
+"""Every error that a client or an admin can be told of. `status` and `code` are class attributes.
+
+LlmdError                   500 internal_error
+├── BadRequest              400 invalid_request
+│   ├── ContextExceeded     400 context_length_exceeded
+│   ├── ModelInvalid        400 model_invalid            a model file that is damaged or not supported
+│   ├── BodyTooLarge        413 body_too_large
+│   ├── BodyTimeout         408 body_timeout
+│   └── MediaType           415 unsupported_media_type
+├── Forbidden               403 forbidden
+├── NotFound                404 not_found
+│   └── ModelNotFound       404 model_not_found
+├── MethodNotAllowed        405 method_not_allowed
+├── Conflict                409 conflict
+├── QueueFull               429 queue_full               with Retry-After
+└── Unavailable             503 unavailable              with Retry-After
+    ├── ModelNotReady       503 model_not_ready          it loads, or waits for its restart
+    ├── WorkerLost          503 worker_lost              the model's process died or hung
+    ├── ShuttingDown        503 shutting_down
+    ├── AuditUnavailable    503 audit_unavailable
+    └── NoSpace             503 no_space
+
+The message is written for the person who reads it: what is wrong and what to change. It never holds a secret, one of our
+paths or prompt text. Causes for the log travel as `__cause__`.
+"""
+
+from typing import Any
+
+
+class LlmdError(Exception):
+    """The root: an error whose message may be shown. `param` names the request field at fault, `retry_after` is in seconds."""
+
+    status = 500
+    code = "internal_error"
+    kind = "server_error"
+    retry_after: int | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        """The OpenAI-style error object, as sent to clients and as an SSE `error` event."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+class BadRequest(LlmdError):
+    status, code, kind = 400, "invalid_request", "invalid_request_error"
+
+
+class ContextExceeded(BadRequest):
+    code = "context_length_exceeded"
+
+
+class ModelInvalid(BadRequest):
+    code = "model_invalid"
+
+
+class BodyTooLarge(BadRequest):
+    status, code = 413, "body_too_large"
+
+
+class BodyTimeout(BadRequest):
+    status, code = 408, "body_timeout"
+
+
+class MediaType(BadRequest):
+    status, code = 415, "unsupported_media_type"
+
+
+class Forbidden(LlmdError):
+    status, code, kind = 403, "forbidden", "permission_error"
+
+
+class NotFound(LlmdError):
+    status, code, kind = 404, "not_found", "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(LlmdError):
+    status, code, kind = 405, "method_not_allowed", "invalid_request_error"
+
+
+class Conflict(LlmdError):
+    status, code, kind = 409, "conflict", "invalid_request_error"
+
+
+class QueueFull(LlmdError):
+    status, code, kind = 429, "queue_full", "rate_limit_error"
+    retry_after = 1
+
+
+class Unavailable(LlmdError):
+    status, code = 503, "unavailable"
+    retry_after = 1
+
+
+class ModelNotReady(Unavailable):
+    code = "model_not_ready"
+
+
+class WorkerLost(Unavailable):
+    code = "worker_lost"
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+
+
+class AuditUnavailable(Unavailable):
+    code = "audit_unavailable"
+
+
+class NoSpace(Unavailable):
+    code = "no_space"
+
+
+def _tree(root: type[LlmdError]) -> dict[str, type[LlmdError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+def from_wire(code: str, message: str, param: str | None = None) -> LlmdError:
+    """The error that a worker or job process named by `code`; an unknown code becomes the root's."""
+    return _tree(LlmdError).get(code, LlmdError)(message, param=param)

@@ -1,0 +1,1 @@
+"""What reads and makes model files. Untrusted bytes are worked on in a child process."""
