@@ -1,0 +1,122 @@
+"""The one entry for JSON from outside: sizes, types and shapes are checked before anything looks at a field.
+
+Strict UTF-8, no duplicate keys, no NaN or Infinity, no number a field could not hold, no lone surrogates, no NUL, bounded depth
+and size. Everything that is wrong is a BadRequest (413 and 415 for size and type).
+"""
+
+import json
+import math
+from typing import Any, NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+
+from llmd.daemon import limits
+from llmd.daemon.errors import BadRequest, BodyTooLarge, MediaType
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The request's body as a JSON object. Raises BadRequest, BodyTooLarge, MediaType."""
+    kind, _, rest = request.headers.get("content-type", "application/json").partition(";")
+    if kind.strip().lower() != "application/json":
+        raise MediaType("send the body as application/json")
+    charset = rest.lower().replace(" ", "").replace('"', "").removeprefix("charset=")
+    if rest and charset not in ("utf-8", "utf8", ""):
+        raise MediaType("send the body in UTF-8")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise MediaType("send the body without compression")
+    return parse(await _read(request))
+
+
+async def _read(request: Request) -> bytes:
+    limit = limits.MAX_BODY_BYTES
+    if int(request.headers.get("content-length", "0")) > limit:
+        raise BodyTooLarge(f"the body is larger than {limit} bytes")
+    data = bytearray()
+    try:
+        async for part in request.stream():
+            data += part
+            if len(data) > limit:
+                raise BodyTooLarge(f"the body is larger than {limit} bytes")
+    except ClientDisconnect as e:
+        raise BadRequest("the body did not come whole") from e
+    return bytes(data)
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """Bytes to a JSON object, or BadRequest."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise BadRequest(f"the body is not valid UTF-8 (byte {e.start})") from e
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int)
+    except json.JSONDecodeError as e:
+        raise BadRequest(f"the body is not valid JSON: {e.msg} (line {e.lineno}, column {e.colno})") from e
+    except RecursionError as e:
+        raise BadRequest(f"the JSON is nested deeper than {limits.MAX_JSON_DEPTH} levels") from e
+    if not isinstance(value, dict):
+        raise BadRequest("the body must be a JSON object, as in {...}")
+    _walk(value)
+    # a surrogate can only come from an escape: most bodies need no look at their texts
+    if "\\ud" in text or "\\uD" in text:
+        _check_texts(text, value)
+    if "\\u0000" in text:
+        raise BadRequest("a text holds a NUL character; remove it")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise BadRequest(f"the key {_short(key)} stands twice in one object; keep one")
+            seen.add(key)
+    return found
+
+
+def _constant(name: str) -> NoReturn:
+    raise BadRequest(f"{name} is not a number in JSON; send a finite number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise BadRequest("a number is too large; send a finite number")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > limits.MAX_INT_DIGITS + 1:
+        raise BadRequest(f"a number has more than {limits.MAX_INT_DIGITS} digits")
+    return int(text)
+
+
+def _walk(root: Any) -> None:
+    """Bounds on depth and on how many values there are, without recursion."""
+    nodes, depth, level = 0, 0, [root]
+    while level:
+        depth += 1
+        if depth > limits.MAX_JSON_DEPTH:
+            raise BadRequest(f"the JSON is nested deeper than {limits.MAX_JSON_DEPTH} levels")
+        below: list[Any] = []
+        for value in level:
+            children = value.values() if isinstance(value, dict) else value
+            nodes += len(children)
+            if nodes > limits.MAX_JSON_NODES:
+                raise BadRequest(f"the JSON holds more than {limits.MAX_JSON_NODES} values")
+            below += [child for child in children if isinstance(child, dict | list)]
+        level = below
+
+
+def _check_texts(text: str, value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise BadRequest("a text holds half of a surrogate pair (\\ud800 to \\udfff); send whole characters") from e
+
+
+def _short(text: str) -> str:
+    """A client's text for a message back to it: printable ASCII, at most 40 characters."""
+    return ascii(text[:40])

@@ -1,0 +1,103 @@
+"""The configuration: one frozen dataclass, one TOML file, no environment variables. An unknown key is an error."""
+
+import re
+import socket
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+DEFAULT_FILE = Path("/etc/llmd/llmd.toml")
+
+
+class ConfigError(Exception):
+    """The file cannot be used; the message is one line with file and line number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every key of llmd.toml, with its default. 0 and "" mean: derive it."""
+
+    listen: str = "127.0.0.1:8443"  # host:port for clients
+    state_dir: str = "/var/lib/llmd"
+    admin_socket: str = ""  # default: admin.sock in state_dir
+    node: str = ""  # the name in llmd://NODE/client/NAME; default: this host's
+    server_names: tuple[str, ...] = ()  # DNS names and addresses in the server's certificate, besides this host's own
+    allowed_hosts: tuple[str, ...] = ()  # Host headers that are answered; none: any
+    slots: int = 8  # sequences a model computes at once
+    context: int = 4096  # tokens a slot, at most what the model was trained for
+    queue: int = 64  # requests that may wait for a slot, a model
+    batch: int = 512  # tokens a step while nothing generates
+    chunk: int = 256  # prompt tokens a step while something generates
+    threads: int = 0  # for arithmetic and sampling; default: all cores
+    drain_seconds: int = 30  # how long running requests may finish at stop
+    audit_on_failure: str = "refuse"  # or "serve": answer requests although they cannot be logged
+
+    @property
+    def state(self) -> Path:
+        return Path(self.state_dir)
+
+    @property
+    def admin_path(self) -> Path:
+        return Path(self.admin_socket) if self.admin_socket else self.state / "admin.sock"
+
+    @property
+    def node_name(self) -> str:
+        return self.node or re.sub(r"[^a-z0-9.-]", "-", socket.gethostname().lower()) or "llmd"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def load(file: Path | None, **given: Any) -> Config:
+    """The file's values (the default file need not exist), over them `given` ones that are not None. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    where = file or DEFAULT_FILE
+    text = ""
+    if file is not None or where.exists():
+        try:
+            text = where.read_text()
+            values = tomllib.loads(text)
+        except OSError as e:
+            raise ConfigError(f"{where}: {e.strerror}") from e
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{where}: {e}") from e
+    kinds = {f.name: type(f.default) for f in fields(Config)}
+    for key, value in values.items():
+        line = _line(text, key)
+        if key not in kinds:
+            raise ConfigError(f"{where}:{line}: there is no setting {key!r}")
+        if kinds[key] is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            values[key] = tuple(value)
+        elif type(value) is not kinds[key]:
+            raise ConfigError(f"{where}:{line}: {key} takes {_KINDS[kinds[key]]}")
+    config = replace(Config(), **values, **{k: v for k, v in given.items() if v is not None})
+    _check(config)
+    return config
+
+
+_KINDS: dict[type, str] = {str: "a text", int: "a whole number", tuple: "a list of texts"}
+_RANGES = {
+    "slots": (1, 256), "context": (0, 1 << 24), "queue": (0, 100_000), "batch": (32, 16384), "chunk": (16, 16384),
+    "threads": (0, 1024), "drain_seconds": (0, 3600),
+}  # fmt: skip
+
+
+def _check(config: Config) -> None:
+    for key, (low, high) in _RANGES.items():
+        if not low <= getattr(config, key) <= high:
+            raise ConfigError(f"{key} is {getattr(config, key)}; it takes {low} to {high}")
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}", config.listen) or config.address[1] > 65535:
+        raise ConfigError(f"listen is {config.listen!r}; it takes HOST:PORT")
+    if config.node and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", config.node):
+        raise ConfigError("node takes lower-case letters, digits, dots and hyphens")
+    if config.audit_on_failure not in ("refuse", "serve"):
+        raise ConfigError('audit_on_failure takes "refuse" or "serve"')
+
+
+def _line(text: str, key: str) -> int:
+    found = re.search(rf"^\s*[\"']?{re.escape(key)}[\"']?\s*[=.]|^\s*\[+{re.escape(key)}", text, re.MULTILINE)
+    return text.count("\n", 0, found.start()) + 1 if found else 1

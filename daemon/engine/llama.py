@@ -1,0 +1,281 @@
+"""The runner on llama-cpp-python's low-level API: one model, one context, a slot a sequence.
+
+Not its `Llama` class, which serves one request at a time. The context has a stream of keys and values a slot (`kv_unified`
+off): attention then reads a sequence's own positions only, which measured faster than one shared buffer from 8 sequences on.
+
+This is the only engine file that imports llama_cpp.
+"""
+
+import ctypes
+import os
+import secrets
+from collections import abc
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+
+from llmd.daemon.engine.types import Chunk, Logprob, ModelInfo, Plan, Sample, SamplingParams, Start
+from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
+
+# penalties look back this far for `repeat_penalty`, as llama.cpp's own default does
+REPEAT_WINDOW = 64
+# below this many vocabulary entries a step, threads cost more than they save
+PARALLEL_FROM = 60_000
+
+_log_lines: list[str] = []
+
+
+def _log(level: int, text: bytes, _user: Any) -> None:
+    if level >= 4:  # GGML_LOG_LEVEL_ERROR
+        _log_lines.append(text.decode(errors="replace").strip())
+        del _log_lines[:-20]
+
+
+_log_callback = lib.llama_log_callback(_log)  # kept alive: llama.cpp holds the pointer
+
+
+class LlamaRunner:
+    """Loads `path` and makes a context of `slots` × `context` tokens (0: the model's own, at most 4,096).
+
+    `batch` is the most tokens a step computes. `threads` is for the arithmetic and for sampling (0: the cores this process
+    may use). Raises ModelInvalid when llama.cpp refuses the file, Unavailable when there is no memory for the context.
+    """
+
+    def __init__(self, path: str, *, slots: int, context: int = 0, batch: int = 512, threads: int = 0) -> None:
+        lib.llama_log_set(_log_callback, None)
+        lib.llama_backend_init()
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self._model = self._load(path)
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self._n_vocab = lib.llama_vocab_n_tokens(self._vocab)
+        trained = lib.llama_model_n_ctx_train(self._model)
+        wanted = min(context or 4096, trained) if trained > 0 else context or 4096
+        self.batch = max(batch, slots)
+        self._ctx = self._context(slots, wanted)
+        self._memory = lib.llama_get_memory(self._ctx)
+        self.info = self._describe(slots)
+        self._arrays(self.batch)
+        self._samplers: dict[int, Any] = {}
+        self._logprobs: dict[int, int] = {}
+        self._pieces: dict[int, bytes] = {}
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="sample")
+        self._warm_up()
+
+    # --- loading
+
+    def _load(self, path: str) -> Any:
+        params = lib.llama_model_default_params()
+        model = lib.llama_model_load_from_file(path.encode(), params)
+        if not model:
+            reason = _log_lines[-1] if _log_lines else "no reason given"
+            raise ModelInvalid(f"llama.cpp cannot load this model: {reason.replace(path, 'the file')}")
+        return model
+
+    def _context(self, slots: int, context: int) -> Any:
+        params = lib.llama_context_default_params()
+        params.n_ctx = context * slots
+        params.n_seq_max = slots
+        params.n_batch = self.batch
+        params.n_ubatch = min(self.batch, 512)
+        params.n_threads = params.n_threads_batch = self.threads
+        params.kv_unified = False
+        # a sliding-window cache cut to the window cannot be trimmed back to a shared prefix
+        params.swa_full = True
+        params.no_perf = True
+        made = lib.llama_init_from_model(self._model, params)
+        if not made:
+            raise Unavailable(
+                f"there is not enough memory for {slots} slots of {context} tokens; deploy with fewer --slots or a smaller --ctx"
+            )
+        return made
+
+    def _describe(self, slots: int) -> ModelInfo:
+        recurrent = lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
+        template = lib.llama_model_chat_template(self._model, None)
+        text = ctypes.create_string_buffer(256)
+        lib.llama_model_desc(self._model, text, 256)
+        return ModelInfo(
+            vocab=self._n_vocab,
+            context=lib.llama_n_ctx_seq(self._ctx),
+            slots=slots,
+            eos=frozenset(t for t in range(self._n_vocab) if lib.llama_vocab_is_eog(self._vocab, t)),
+            can_trim=not recurrent,
+            chat_template=template.decode() if template else None,
+            bos_text=self._text_of(lib.llama_vocab_bos(self._vocab)),
+            eos_text=self._text_of(lib.llama_vocab_eos(self._vocab)),
+            description=text.value.decode(errors="replace"),
+            parameters=lib.llama_model_n_params(self._model),
+            size=lib.llama_model_size(self._model),
+        )
+
+    def _text_of(self, token: int) -> str:
+        text = lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else None
+        return text.decode(errors="replace") if text else ""
+
+    def _arrays(self, size: int) -> None:
+        """A batch over our own arrays: filling it is a few numpy assignments, whatever its length."""
+        self._token = np.zeros(size, np.int32)
+        self._pos = np.zeros(size, np.int32)
+        self._one = np.ones(size, np.int32)
+        self._seq = np.zeros(size, np.int32)
+        self._seq_at = (self._seq.ctypes.data + 4 * np.arange(size, dtype=np.uint64)).astype(np.uint64)
+        self._out = np.zeros(size, np.int8)
+        field = {name: kind for name, kind, *_ in lib.llama_batch._fields_}
+
+        def pointer(name: str, array: np.ndarray[Any, Any]) -> Any:
+            return ctypes.cast(array.ctypes.data, field[name])
+
+        self._batch = lib.llama_batch(
+            n_tokens=0, token=pointer("token", self._token), embd=None, pos=pointer("pos", self._pos),
+            n_seq_id=pointer("n_seq_id", self._one), seq_id=pointer("seq_id", self._seq_at), logits=pointer("logits", self._out),
+        )  # fmt: skip
+
+    def _warm_up(self) -> None:
+        """One token, so that the first request does not pay for page faults and thread creation."""
+        token = max(lib.llama_vocab_bos(self._vocab), 0)
+        self._decode([Chunk(0, 0, [token], True)])
+        lib.llama_memory_clear(self._memory, False)
+
+    # --- a step
+
+    def run(self, plan: Plan) -> list[Sample]:
+        """Carry out one step. Raises LlmdError when llama.cpp cannot: the context is then unusable."""
+        for start in plan.starts:
+            self._start(start)
+        if not plan.chunks:
+            return []
+        chunks = sorted(plan.chunks, key=lambda c: c.slot)  # adjacent slots in one pass
+        rows = self._decode(chunks)
+        if len(rows) * self._n_vocab < PARALLEL_FROM:
+            return [self._sample(row, slot) for row, slot in rows]
+        return list(self._pool.map(lambda row: self._sample(*row), rows))
+
+    def _start(self, start: Start) -> None:
+        if start.copy_from >= 0:
+            lib.llama_memory_seq_rm(self._memory, start.slot, -1, -1)
+            lib.llama_memory_seq_cp(self._memory, start.copy_from, start.slot, -1, -1)
+        if self.info.can_trim or start.keep == 0:
+            lib.llama_memory_seq_rm(self._memory, start.slot, start.keep, -1)
+        if start.slot in self._samplers:
+            lib.llama_sampler_free(self._samplers[start.slot])
+        self._samplers[start.slot] = self._chain(start.params, start.prompt, start.choice)
+        self._logprobs.pop(start.slot, None)
+        if start.params.logprobs is not None:
+            self._logprobs[start.slot] = start.params.logprobs
+
+    def _decode(self, chunks: list[Chunk]) -> list[tuple[int, int]]:
+        """Compute the chunks. Returns (row in the batch, slot) of each that is to be sampled."""
+        rows, at = [], 0
+        self._out[:] = 0
+        for chunk in chunks:
+            end = at + len(chunk.tokens)
+            self._token[at:end] = chunk.tokens
+            self._pos[at:end] = np.arange(chunk.start, chunk.start + len(chunk.tokens))
+            self._seq[at:end] = chunk.slot
+            at = end
+            if chunk.sample:
+                self._out[at - 1] = 1
+                rows.append((at - 1, chunk.slot))
+        self._batch.n_tokens = at
+        status = lib.llama_decode(self._ctx, self._batch)
+        if status != 0:
+            raise LlmdError(f"llama.cpp could not compute a step (status {status})")
+        if rows:
+            # sorts the rows once, so that the sampling threads only read
+            lib.llama_get_logits_ith(self._ctx, rows[0][0])
+        return rows
+
+    # --- sampling
+
+    def _chain(self, params: SamplingParams, prompt: abc.Sequence[int], choice: int) -> Any:
+        """Logit bias, penalties, then greedy or top-k, top-p, min-p, temperature: llama.cpp's own order."""
+        config = lib.llama_sampler_chain_default_params()
+        config.no_perf = True
+        chain = lib.llama_sampler_chain_init(config)
+        if params.logit_bias:
+            bias = (lib.llama_logit_bias * len(params.logit_bias))(*params.logit_bias)
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_logit_bias(self._n_vocab, len(bias), bias))
+        if params.repeat_penalty != 1.0:
+            repeat = lib.llama_sampler_init_penalties(self._n_vocab, REPEAT_WINDOW, params.repeat_penalty, 0.0, 0.0)
+            for token in prompt[-REPEAT_WINDOW:]:
+                lib.llama_sampler_accept(repeat, token)
+            lib.llama_sampler_chain_add(chain, repeat)
+        if params.presence_penalty or params.frequency_penalty:
+            # over everything generated, not the prompt: what OpenAI's parameters mean
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_penalties(
+                self._n_vocab, self.info.context, 1.0, params.frequency_penalty, params.presence_penalty))  # fmt: skip
+        if params.temperature <= 0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
+            return chain
+        if params.top_k > 0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(params.top_k))
+        if params.top_p < 1.0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(params.top_p, 1))
+        if params.min_p > 0.0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_min_p(params.min_p, 1))
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(params.temperature))
+        seed = secrets.randbits(32) if params.seed is None else params.seed + choice
+        # 2^32 - 1 means "draw one" to llama.cpp
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed % 0xFFFFFFFF))
+        return chain
+
+    def _sample(self, row: int, slot: int) -> Sample:
+        token = lib.llama_sampler_sample(self._samplers[slot], self._ctx, row)
+        wanted = self._logprobs.get(slot)
+        return Sample(slot, token, None if wanted is None else self._logprob(row, token, wanted))
+
+    def _logprob(self, row: int, token: int, wanted: int) -> Logprob:
+        pointer = lib.llama_get_logits_ith(self._ctx, row)
+        logits = np.ctypeslib.as_array(pointer, (self._n_vocab,)).astype(np.float64)
+        logs = logits - logits.max()
+        logs -= np.log(np.exp(logs).sum())
+        top: list[int] = []
+        if wanted:
+            likeliest = np.argpartition(-logs, wanted)[:wanted]
+            top = [int(t) for t in likeliest[np.argsort(-logs[likeliest])]]
+        return Logprob(token, float(logs[token]), tuple((t, float(logs[t])) for t in top))
+
+    # --- text
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; nothing for a control token."""
+        found = self._pieces.get(token)
+        if found is None:
+            text = ctypes.create_string_buffer(256)
+            size = lib.llama_token_to_piece(self._vocab, token, text, 256, 0, False)
+            found = self._pieces[token] = text.raw[: max(size, 0)]
+        return found
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        data = text.encode()
+        size = len(data) + 8
+        out = (lib.llama_token * size)()
+        count = lib.llama_tokenize(self._vocab, data, len(data), out, size, add_special, parse_special)
+        if count < 0:
+            raise LlmdError("the tokenizer could not read this text")
+        return list(out[:count])
+
+    def detokenize(self, tokens: abc.Sequence[int]) -> str:
+        given = (lib.llama_token * len(tokens))(*tokens)
+        size = 64 + 32 * len(tokens)
+        while True:
+            text = ctypes.create_string_buffer(size)
+            count = lib.llama_detokenize(self._vocab, given, len(tokens), text, size, False, True)
+            if count >= 0:
+                return text.raw[:count].decode(errors="replace")
+            size = -count + 8
+
+    def special_texts(self) -> list[str]:
+        """The texts of the control tokens, longest first."""
+        found = {self._text_of(t) for t in range(self._n_vocab) if lib.llama_vocab_is_control(self._vocab, t)}
+        return sorted(found - {""}, key=len, reverse=True)
+
+    def close(self) -> None:
+        """Free the device's memory. The runner cannot be used after."""
+        self._pool.shutdown()
+        for chain in self._samplers.values():
+            lib.llama_sampler_free(chain)
+        lib.llama_free(self._ctx)
+        lib.llama_model_free(self._model)

@@ -1,0 +1,133 @@
+"""The engine thread: drain commands, plan, run, apply, send. It alone touches the scheduler and the context.
+
+Every request that was added gets exactly one end a choice, whatever happens to it; a runner that fails ends the process, and
+the daemon answers for it.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from llmd.daemon.engine import frames
+from llmd.daemon.engine.output import TextOutput
+from llmd.daemon.engine.scheduler import Scheduler
+from llmd.daemon.engine.types import Logprob, Request, Runner, Sequence, Token
+
+
+@dataclass(slots=True)
+class _Live:
+    """What a sequence needs besides the scheduler's counters: its text, and log-probabilities not shown yet."""
+
+    text: TextOutput
+    logprobs: list[Any] = field(default_factory=list)
+
+
+class Engine:
+    """`send` takes a message for the daemon; it is called by this thread and must not fail."""
+
+    def __init__(self, runner: Runner, send: Callable[[dict[str, Any]], None], *, batch: int, chunk: int) -> None:
+        self.runner = runner
+        self.scheduler = Scheduler(runner.info, batch=batch, chunk=chunk)
+        self.step_began: float | None = None  # monotonic; None while there is nothing to do
+        self.last_token = time.monotonic()
+        self._send = send
+        self._inbox: SimpleQueue[Request | int | None] = SimpleQueue()
+        self._live: dict[tuple[int, int], _Live] = {}
+        # cancelled before the request was tokenized: ids, oldest dropped
+        self._cancelled_early: OrderedDict[int, None] = OrderedDict()
+
+    # --- any thread
+
+    def add(self, request: Request) -> None:
+        self._inbox.put(request)
+
+    def cancel(self, request_id: int) -> None:
+        """Takes effect before the next step. The request's slot and queue place are free then; no event follows."""
+        self._inbox.put(request_id)
+
+    def stop(self) -> None:
+        self._inbox.put(None)
+
+    # --- the engine thread
+
+    def run(self) -> None:
+        """Until `stop`. Raises what the runner raises."""
+        while self._drain():
+            self.step_began = time.monotonic()
+            self._step()
+
+    def _drain(self) -> bool:
+        """Take in all commands; wait for one when there is nothing to do. False: stop."""
+        while True:
+            try:
+                if not self.scheduler.busy:
+                    self.step_began = None
+                command = self._inbox.get(block=not self.scheduler.busy)
+            except Empty:
+                return True
+            if command is None:
+                return False
+            if isinstance(command, Request):
+                self._add(command)
+            else:
+                self._cancel(command)
+
+    def _add(self, request: Request) -> None:
+        if request.id in self._cancelled_early:
+            del self._cancelled_early[request.id]
+            return
+        self.scheduler.add(request)
+        for choice in range(request.choices):
+            self._live[request.id, choice] = _Live(TextOutput(request.params.stop))
+
+    def _cancel(self, request_id: int) -> None:
+        gone = self.scheduler.cancel(request_id)
+        for sequence in gone:
+            del self._live[request_id, sequence.choice]
+        if not gone:
+            self._cancelled_early[request_id] = None
+            while len(self._cancelled_early) > 1024:
+                self._cancelled_early.popitem(last=False)
+
+    def _step(self) -> None:
+        plan = self.scheduler.plan()
+        samples = list(self.runner.run(plan))
+        tokens = self.scheduler.apply(plan, samples)
+        if tokens:
+            self.last_token = time.monotonic()
+        events = [event for event in map(self._event, tokens) if event]
+        s = self.scheduler
+        self._send({"op": "step", "events": events, "state": [len(s.running), len(s.waiting), s.kv_used]})
+
+    def _event(self, new: Token) -> list[Any] | None:
+        """What a token makes visible: an event, or None while its text is held back."""
+        sequence, finish = new.sequence, new.finish
+        key = (sequence.request.id, sequence.choice)
+        live = self._live[key]
+        if new.sample.logprob:
+            live.logprobs.append(self._shown(new.sample.logprob))
+        # a token that ends the text is not part of it
+        text = "" if finish == "stop" else live.text.push(self.runner.piece(new.sample.token))
+        if finish and not live.text.finished:
+            text += live.text.flush()
+        if live.text.finished:
+            if not finish:
+                self.scheduler.stop(sequence)
+            finish = "stop"
+        if finish:
+            del self._live[key]
+        elif not text:
+            return None
+        return self._text_event(sequence, live, text, finish)
+
+    def _text_event(self, sequence: Sequence, live: _Live, text: str, finish: str | None) -> list[Any]:
+        logprobs, live.logprobs = live.logprobs or None, []
+        id_ = sequence.request.id
+        return [id_, frames.TEXT, sequence.choice, text, sequence.generated, sequence.cached, finish, logprobs]
+
+    def _shown(self, logprob: Logprob) -> list[Any]:
+        piece = self.runner.piece
+        return [piece(logprob.token), logprob.logprob, [[piece(t), p] for t, p in logprob.top]]

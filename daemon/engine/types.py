@@ -1,0 +1,143 @@
+"""The nouns that the engine's parts share. All of them are plain values; a word says who sets a field."""
+
+from collections import abc
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How a sequence's tokens are chosen and when it ends. Set by the API, validated there, never changed."""
+
+    max_tokens: int
+    temperature: float = 0.8  # 0 is greedy
+    top_k: int = 40  # 0: off
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None  # None: drawn by the runner
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None  # None: none; n: the chosen token's and the n likeliest
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as the scheduler gets it: `choices` sequences over one tokenized prompt."""
+
+    id: int  # set by the daemon, unique in one worker
+    owner: str  # whose prefixes it may share: the principal
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    choices: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One running or waiting continuation. Its progress is its counters; the scheduler alone changes them."""
+
+    request: Request
+    choice: int
+    tokens: list[int]  # prompt, then what was sampled
+    computed: int = 0  # how many of `tokens` have their keys and values in the slot
+    cached: int = 0  # how many of the prompt's were found there
+    slot: int = -1  # -1: waiting
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def prefilled(self) -> bool:
+        return self.computed >= len(self.request.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A sequence enters a slot: `copy_from` is the slot whose keys and values are copied first (-1: none), `keep` how many
+    positions of what the slot then holds stay."""
+
+    slot: int
+    copy_from: int
+    keep: int
+    params: SamplingParams
+    prompt: tuple[int, ...]
+    choice: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of one slot to compute in this step, from position `start`; `sample`: the last one's logits are sampled."""
+
+    slot: int
+    start: int
+    tokens: list[int]
+    sample: bool
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step. Starts are carried out before chunks, in order."""
+
+    starts: list[Start] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """A token's natural-log probability under the model's own distribution (temperature 1), and its likeliest rivals."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the runner chose for a chunk with `sample`."""
+
+    slot: int
+    token: int
+    logprob: Logprob | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A new token of a sequence, and how the sequence ended with it: `stop`, `length` or None."""
+
+    sequence: Sequence
+    sample: Sample
+    finish: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model can do. Set by the runner."""
+
+    vocab: int
+    context: int  # tokens a slot
+    slots: int
+    eos: frozenset[int]  # tokens that end a text
+    can_trim: bool  # False: recurrent state cannot be cut back to a prefix
+    chat_template: str | None
+    bos_text: str
+    eos_text: str
+    description: str
+    parameters: int
+    size: int  # bytes of weights
+
+
+class Runner(Protocol):
+    """A model on its device. `run` and `close` are called by the engine thread alone; the rest by any thread."""
+
+    info: ModelInfo
+
+    def run(self, plan: Plan) -> abc.Sequence[Sample]: ...
+    def piece(self, token: int) -> bytes: ...
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+    def detokenize(self, tokens: abc.Sequence[int]) -> str: ...
+    def special_texts(self) -> abc.Sequence[str]: ...
+    def close(self) -> None: ...

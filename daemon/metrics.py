@@ -1,0 +1,60 @@
+"""Prometheus metrics. A registry of our own: nothing of the process leaks in that is not listed here."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+_TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+class Metrics:
+    """One daemon's metrics; a model's are made when it is first seen."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        model = ("model",)
+        self._requests = Counter("llmd_requests", "Requests by outcome", ("model", "outcome"), registry=registry)
+        self._prompt = Counter("llmd_prompt_tokens", "Prompt tokens read", model, registry=registry)
+        self._cached = Counter("llmd_cached_tokens", "Prompt tokens found in a shared prefix", model, registry=registry)
+        self._output = Counter("llmd_output_tokens", "Tokens generated", model, registry=registry)
+        self._waiting = Gauge("llmd_waiting", "Sequences that wait for a slot", model, registry=registry)
+        self._running = Gauge("llmd_running", "Sequences in a slot", model, registry=registry)
+        self._kv = Gauge("llmd_kv_used_ratio", "Share of the KV cache's positions in use", model, registry=registry)
+        self._up = Gauge("llmd_model_ready", "1: the model serves", model, registry=registry)
+        self._restarts = Counter("llmd_worker_restarts", "Times a worker had to be started again", model, registry=registry)
+        self._ttft = Histogram("llmd_time_to_first_token_seconds", "From admission to the first token", model,
+                               buckets=_TTFT, registry=registry)  # fmt: skip
+        self._gap = Histogram("llmd_inter_token_seconds", "Between two tokens of a sequence", model,
+                              buckets=_GAP, registry=registry)  # fmt: skip
+        self._models: dict[str, ModelMetrics] = {}
+
+    def model(self, name: str) -> "ModelMetrics":
+        if name not in self._models:
+            self._models[name] = ModelMetrics(self, name)
+        return self._models[name]
+
+    def outcome(self, model: str, outcome: str) -> None:
+        self._requests.labels(model, outcome).inc()
+
+    def text(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class ModelMetrics:
+    """One model's metrics, looked up once: an event costs no label lookup."""
+
+    def __init__(self, m: Metrics, name: str) -> None:
+        self.prompt = m._prompt.labels(name).inc
+        self.cached = m._cached.labels(name).inc
+        self.output = m._output.labels(name).inc
+        self.ttft = m._ttft.labels(name).observe
+        self.gap = m._gap.labels(name).observe
+        self.restarts = m._restarts.labels(name).inc
+        self.up = m._up.labels(name).set
+        self._running, self._waiting, self._kv = m._running.labels(name), m._waiting.labels(name), m._kv.labels(name)
+
+    def state(self, running: int, waiting: int, kv: float) -> None:
+        self._running.set(running)
+        self._waiting.set(waiting)
+        self._kv.set(kv)
