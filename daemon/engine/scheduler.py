@@ -14,7 +14,13 @@ A waiting sequence gets a slot in this order:
    each gap costs another), and of these the one longest unused.
 
 It waits when a prompt of the same owner that is being read right now shares much more than any slot holds yet: reading it
-twice would cost more than waiting for it. Every `add` is answered by exactly one end of each choice: a finish in `apply`, or
+twice would cost more than waiting for it.
+
+The same seed and parameters give the same text, whatever was computed before or beside it. Arithmetic depends a little on
+whether a token was computed alone, as generated ones are, or among others, as prompts are. So a prompt is read in chunks of
+two tokens or more, its last two are always read anew, and a request with a seed shares only what was read as a prompt.
+
+Every `add` is answered by exactly one end of each choice: a finish in `apply`, or
 `stop`, or `cancel`.
 """
 
@@ -32,12 +38,18 @@ class Slot:
 
     tokens: list[int] = field(default_factory=list)
     owner: str = ""
+    read: int = 0  # of an idle slot: how many tokens were computed as a prompt's
     used: int = 0  # the tick of its last release: least recently used goes first
     sequence: Sequence | None = None
 
     @property
     def computed(self) -> int:
         return self.sequence.computed if self.sequence else len(self.tokens)
+
+    @property
+    def as_prompt(self) -> int:
+        """How many of its first tokens were computed as a prompt's."""
+        return min(self.sequence.computed, self.sequence.read) if self.sequence else self.read
 
 
 def common_prefix(a: list[int], b: list[int], limit: int) -> int:
@@ -81,7 +93,8 @@ class Scheduler:
         self.running.remove(sequence)
         slot = self.slots[sequence.slot]
         self._tick += 1
-        slot.tokens, slot.used, slot.sequence = sequence.tokens[: sequence.computed], self._tick, None
+        slot.tokens, slot.read = sequence.tokens[: sequence.computed], slot.as_prompt
+        slot.used, slot.sequence = self._tick, None
 
     @property
     def busy(self) -> bool:
@@ -110,6 +123,10 @@ class Scheduler:
             if budget <= 0:
                 break
             end = min(len(sequence.tokens), sequence.computed + budget)
+            if len(sequence.tokens) - end == 1:
+                end -= 1  # never a last chunk of one token
+            if end - sequence.computed < 2:
+                break
             tokens = sequence.tokens[sequence.computed : end]
             plan.chunks.append(Chunk(sequence.slot, sequence.computed, tokens, end == len(sequence.tokens)))
             budget -= len(tokens)
@@ -160,7 +177,7 @@ class Scheduler:
 
     def _place(self, sequence: Sequence, free: set[int]) -> Start | None:
         owner, prompt = sequence.request.owner, sequence.tokens
-        held = {i: self._shared(i, owner, prompt) for i, slot in enumerate(self.slots) if slot.owner == owner}
+        held = {i: self._shared(slot, sequence) for i, slot in enumerate(self.slots) if slot.owner == owner}
         donor = max(held, key=lambda i: (held[i], i in free), default=-1)
         best = held.get(donor, 0)
         if self._will_share(owner, prompt) >= best + SHARE_MIN:
@@ -176,11 +193,10 @@ class Scheduler:
             return self._start(sequence, target, donor, best)
         return self._start(sequence, target, -1, 0)
 
-    def _shared(self, index: int, owner: str, prompt: list[int]) -> int:
-        """Tokens of `prompt` that a slot holds and that can be reused: at least the last one is computed anew, for its logits."""
-        slot = self.slots[index]
-        limit = min(slot.computed, len(prompt) - 1)
-        shared = common_prefix(slot.tokens, prompt, limit)
+    def _shared(self, slot: Slot, sequence: Sequence) -> int:
+        """Tokens of a prompt that a slot holds and that can be reused; the last two are computed anew, for their logits."""
+        limit = min(slot.as_prompt if sequence.exact else slot.computed, len(sequence.tokens) - 2)
+        shared = common_prefix(slot.tokens, sequence.tokens, max(limit, 0))
         if not self.info.can_trim and shared < slot.computed:
             return 0
         return shared
@@ -189,7 +205,7 @@ class Scheduler:
         reading = [s for s in self.running if s.request.owner == owner and not s.prefilled]
         if not self.info.can_trim:
             return 0
-        return max((common_prefix(s.tokens, prompt, min(len(s.tokens), len(prompt) - 1)) for s in reading), default=0)
+        return max((common_prefix(s.tokens, prompt, min(len(s.tokens), max(len(prompt) - 2, 0))) for s in reading), default=0)
 
     def _unshared_slot(self, free: set[int]) -> int:
         busy = {i for i in range(len(self.slots)) if self.slots[i].sequence is not None}
@@ -200,7 +216,9 @@ class Scheduler:
         return min(free, key=lambda i: (gaps(i), self.slots[i].used, i))
 
     def _start(self, sequence: Sequence, index: int, copy_from: int, keep: int) -> Start:
-        slot = self.slots[index]
+        slot, source = self.slots[index], self.slots[copy_from if copy_from >= 0 else index]
+        # beyond a part that was generated nothing is as if read, although the rest is
+        sequence.read = len(sequence.request.prompt) if keep <= source.as_prompt else source.as_prompt
         slot.tokens, slot.owner, slot.sequence = sequence.tokens, sequence.request.owner, sequence
         sequence.slot, sequence.computed, sequence.cached = index, keep, keep
         self.running.append(sequence)

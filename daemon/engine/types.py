@@ -44,7 +44,13 @@ class Sequence:
     tokens: list[int]  # prompt, then what was sampled
     computed: int = 0  # how many of `tokens` have their keys and values in the slot
     cached: int = 0  # how many of the prompt's were found there
+    read: int = 0  # how many of its first tokens can have been computed as prompts are, not as generated tokens are
     slot: int = -1  # -1: waiting
+
+    @property
+    def exact(self) -> bool:
+        """Whether its text is promised to be the same every time: it was given a seed, or is greedy."""
+        return self.request.params.seed is not None or self.request.params.temperature == 0
 
     @property
     def generated(self) -> int:

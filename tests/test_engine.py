@@ -1,0 +1,133 @@
+"""The engine loop with a runner whose tokens the test queues."""
+
+import threading
+from typing import Any
+
+from llmd.daemon.engine import frames
+from llmd.daemon.engine.fake import FakeRunner
+from llmd.daemon.engine.loop import Engine
+from llmd.daemon.engine.types import Logprob, Plan, Request, Sample, SamplingParams
+
+
+class Queued(FakeRunner):
+    """Says the given pieces to every sequence, in order; `gate` lets a test hold it between steps."""
+
+    def __init__(self, pieces: list[bytes], slots: int = 2, eos_after: bool = False) -> None:
+        super().__init__(slots=slots)
+        self.pieces, self.eos_after = pieces, eos_after
+        self.gate = threading.Semaphore(1_000_000)
+        self.steps = 0
+
+    def run(self, plan: Plan) -> list[Sample]:
+        self.gate.acquire()
+        self.steps += 1
+        out = []
+        for chunk in plan.chunks:
+            if chunk.sample:
+                at = chunk.start + len(chunk.tokens) - 2  # prompts here are two tokens long
+                done = self.eos_after and at >= len(self.pieces)
+                token = 0 if done else 1 + at % len(self.pieces)
+                out.append(Sample(chunk.slot, token, Logprob(token, -0.5, ((token, -0.5),))))
+        return out
+
+    def piece(self, token: int) -> bytes:
+        return self.pieces[token - 1]
+
+
+class Run:
+    """An engine in a thread, and what it sent."""
+
+    def __init__(self, runner: FakeRunner) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.engine = Engine(runner, self.sent.append, batch=64, chunk=16)
+        self.thread = threading.Thread(target=self.engine.run)
+        self.thread.start()
+
+    def events(self) -> list[list[Any]]:
+        self.engine.stop()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        return [event for message in self.sent for event in message["events"]]
+
+    def wait_for_end(self, id_: int) -> None:
+        for _ in range(1000):
+            if any(e[0] == id_ and e[6] for m in list(self.sent) for e in m["events"]):
+                return
+            threading.Event().wait(0.005)
+        raise AssertionError("no end came")
+
+
+def request(id_: int, **params: Any) -> Request:
+    return Request(id_, "a", (1, 2), SamplingParams(**{"max_tokens": 6, **params}))
+
+
+def run_one(runner: FakeRunner, **params: Any) -> list[list[Any]]:
+    run = Run(runner)
+    run.engine.add(request(1, **params))
+    run.wait_for_end(1)
+    return run.events()
+
+
+def test_text_comes_token_by_token_and_ends_with_length() -> None:
+    events = run_one(Queued([b"a", b"b", b"c"]), max_tokens=3)
+    assert [(e[3], e[4], e[6]) for e in events] == [("a", 1, None), ("b", 2, None), ("c", 3, "length")]
+    assert all(e[1] == frames.TEXT for e in events)
+
+
+def test_an_end_token_is_not_shown() -> None:
+    events = run_one(Queued([b"a", b"b"], eos_after=True))
+    assert "".join(e[3] for e in events) == "ab" and events[-1][6] == "stop"
+
+
+def test_a_stop_string_across_tokens_ends_the_work_and_is_not_shown() -> None:
+    runner = Queued([b"one ", b"ST", b"OP", b" two", b" three", b" four"])
+    events = run_one(runner, stop=("STOP",))
+    assert "".join(e[3] for e in events) == "one " and events[-1][6] == "stop"
+    assert runner.steps == 3
+
+
+def test_half_a_character_is_held_back_and_its_token_still_counts() -> None:
+    smile = "🙂".encode()
+    events = run_one(Queued([smile[:2], smile[2:], b"x"]), max_tokens=3)
+    assert [(e[3], e[4]) for e in events] == [("🙂", 2), ("x", 3)]
+
+
+def test_logprobs_of_held_back_tokens_come_with_their_text() -> None:
+    smile = "🙂".encode()
+    events = run_one(Queued([smile[:2], smile[2:], b"x"]), max_tokens=3, logprobs=1)
+    assert [len(e[7]) for e in events] == [2, 1]
+
+
+def test_cancel_takes_effect_before_the_next_step() -> None:
+    runner = Queued([b"a"])
+    runner.gate = threading.Semaphore(0)
+    run = Run(runner)
+    run.engine.add(request(1, max_tokens=1000))
+    run.engine.add(request(2, max_tokens=1000))
+    while runner.steps < 0 or not run.engine.scheduler.running:
+        pass
+    runner.gate.release()
+    while len(run.sent) < 1:
+        pass
+    run.engine.cancel(1)
+    run.engine.cancel(2)
+    runner.gate.release(3)
+    assert len(run.events()) <= 8
+    assert not run.engine.scheduler.busy and not run.engine._live
+
+
+def test_a_cancel_that_comes_before_its_request_counts() -> None:
+    run = Run(Queued([b"a"]))
+    run.engine.cancel(1)
+    run.engine.add(request(1))
+    run.engine.add(request(2))
+    run.wait_for_end(2)
+    assert {e[0] for e in run.events()} == {2}
+
+
+def test_frames_survive_any_cut() -> None:
+    messages = [{"op": "step", "events": [[1, 2, "é", b"\xff", None]]}, {"op": "beat", "step": 0.5}]
+    data = b"".join(map(frames.encode, messages))
+    for cut in range(len(data)):
+        decoder = frames.Decoder()
+        assert [*decoder.feed(data[:cut]), *decoder.feed(data[cut:])] == messages

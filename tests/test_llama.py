@@ -1,0 +1,118 @@
+"""The runner on the real small model: sampling, prefixes, copies between slots, text."""
+
+import math
+from typing import Any
+
+import pytest
+
+from llmd.daemon.engine.llama import LlamaRunner
+from llmd.daemon.engine.scheduler import Scheduler
+from llmd.daemon.engine.types import Request, SamplingParams, Token
+from llmd.daemon.errors import ModelInvalid
+
+
+def texts(runner: LlamaRunner, requests: list[Request], scheduler: Scheduler | None = None) -> dict[tuple[int, int], list[Token]]:
+    s = scheduler or Scheduler(runner.info, batch=256, chunk=64)
+    for request in requests:
+        s.add(request)
+    out: dict[tuple[int, int], list[Token]] = {}
+    while s.busy:
+        plan = s.plan()
+        for token in s.apply(plan, runner.run(plan)):
+            out.setdefault((token.sequence.request.id, token.sequence.choice), []).append(token)
+    return out
+
+
+def ids(tokens: list[Token]) -> list[int]:
+    return [t.sample.token for t in tokens]
+
+
+def ask(runner: LlamaRunner, id_: int, text: str, *, owner: str = "a", choices: int = 1, **params: Any) -> Request:
+    prompt = tuple(runner.tokenize(text, add_special=True, parse_special=True))
+    return Request(id_, owner, prompt, SamplingParams(**{"max_tokens": 16, "temperature": 0.0, "ignore_eos": True, **params}), choices)
+
+
+FRANCE = "The capital of France is"
+LONG = "Once upon a time there was a small house at the edge of a forest, and in it lived an old man who collected clocks. " * 3
+
+
+def test_greedy_text_is_the_models(runner: LlamaRunner) -> None:
+    out = texts(runner, [ask(runner, 1, FRANCE)])
+    assert runner.detokenize(ids(out[1, 0])).startswith(" Paris")
+
+
+def test_the_same_seed_gives_the_same_text_alone_in_company_and_on_a_shared_prefix(runner: LlamaRunner) -> None:
+    alone = texts(runner, [ask(runner, 1, LONG, temperature=0.9, seed=42)])[1, 0]
+    crowd = [ask(runner, i, f"{i} {LONG}", owner="b", temperature=0.9) for i in range(2, 5)]
+    scheduler = Scheduler(runner.info, batch=256, chunk=64)
+    company = texts(runner, [ask(runner, 1, LONG, temperature=0.9, seed=42), *crowd], scheduler)[1, 0]
+    again = texts(runner, [ask(runner, 9, LONG, temperature=0.9, seed=42)], scheduler)[9, 0]
+    assert again[0].sequence.cached > 50
+    assert ids(alone) == ids(company) == ids(again)
+    other = texts(runner, [ask(runner, 1, LONG, temperature=0.9, seed=43)])[1, 0]
+    assert ids(other) != ids(alone)
+
+
+def test_choices_share_the_prompt_and_differ(runner: LlamaRunner) -> None:
+    out = texts(runner, [ask(runner, 1, LONG, choices=4, temperature=1.0, seed=7)])
+    assert len({tuple(ids(tokens)) for tokens in out.values()}) == 4
+    assert [out[1, c][0].sequence.cached > 50 for c in range(4)] == [False, True, True, True]
+
+
+def test_greedy_choices_after_a_copy_equal_the_original(runner: LlamaRunner) -> None:
+    out = texts(runner, [ask(runner, 1, LONG, choices=4)])
+    assert len({tuple(ids(tokens)) for tokens in out.values()}) == 1
+
+
+def test_a_prefix_of_another_owner_is_read_anew(runner: LlamaRunner) -> None:
+    scheduler = Scheduler(runner.info, batch=256, chunk=64)
+    texts(runner, [ask(runner, 1, LONG)], scheduler)
+    out = texts(runner, [ask(runner, 2, LONG, owner="b")], scheduler)
+    assert out[2, 0][0].sequence.cached == 0
+
+
+def test_logit_bias_forces_and_forbids(runner: LlamaRunner) -> None:
+    word = runner.tokenize(" blue", add_special=False, parse_special=False)[0]
+    forced = texts(runner, [ask(runner, 1, FRANCE, logit_bias=((word, 100.0),), max_tokens=3)])[1, 0]
+    assert ids(forced) == [word] * 3
+    paris = texts(runner, [ask(runner, 1, FRANCE, max_tokens=1)])[1, 0][0].sample.token
+    without = texts(runner, [ask(runner, 1, FRANCE, logit_bias=((paris, -100.0),), max_tokens=1)])[1, 0]
+    assert ids(without) != [paris]
+
+
+@pytest.mark.parametrize("penalty", [{"repeat_penalty": 1.5}, {"frequency_penalty": 2.0}, {"presence_penalty": 2.0}])
+def test_penalties_stop_repetition(runner: LlamaRunner, penalty: dict[str, float]) -> None:
+    prompt = FRANCE  # which it continues by saying one sentence over and over
+    plain = texts(runner, [ask(runner, 1, prompt, max_tokens=64)])[1, 0]
+    less = texts(runner, [ask(runner, 1, prompt, max_tokens=64, **penalty)])[1, 0]
+    assert len(set(ids(less))) > len(set(ids(plain)))
+
+
+def test_logprobs_are_a_distribution_with_the_chosen_token_in_it(runner: LlamaRunner) -> None:
+    token = texts(runner, [ask(runner, 1, FRANCE, logprobs=5, max_tokens=1)])[1, 0][0]
+    logprob = token.sample.logprob
+    assert logprob is not None and logprob.top[0] == (logprob.token, logprob.logprob)
+    values = [p for _, p in logprob.top]
+    assert values == sorted(values, reverse=True) and sum(map(math.exp, values)) < 1
+    assert texts(runner, [ask(runner, 1, FRANCE, max_tokens=1)])[1, 0][0].sample.logprob is None
+
+
+def test_tokens_and_text_round_trip(runner: LlamaRunner) -> None:
+    for text in ("hello world", "ünïcödé 🙂", "  spaces  \n\n tabs\t", ""):
+        tokens = runner.tokenize(text, add_special=False, parse_special=False)
+        assert runner.detokenize(tokens) == text
+        assert b"".join(map(runner.piece, tokens)).decode() == text
+
+
+def test_special_text_is_a_token_only_when_asked(runner: LlamaRunner) -> None:
+    assert len(runner.tokenize("<|im_end|>", add_special=False, parse_special=True)) == 1
+    assert len(runner.tokenize("<|im_end|>", add_special=False, parse_special=False)) > 1
+    assert "<|im_end|>" in runner.special_texts()
+
+
+def test_a_file_that_is_no_model_is_refused_without_its_path(tmp_path: Any) -> None:
+    file = tmp_path / "secret-name.gguf"
+    file.write_bytes(b"GGUF" + b"\0" * 100)
+    with pytest.raises(ModelInvalid) as e:
+        LlamaRunner(str(file), slots=1)
+    assert "secret-name" not in e.value.message
