@@ -7,7 +7,7 @@ import abc
 import hashlib
 import json
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -138,7 +138,7 @@ class CompletionBody(Generation):
     def text(self) -> str | list[int]:
         if isinstance(self.prompt, list) and isinstance(self.prompt[0], str):
             return self.prompt[0]
-        return cast(str | list[int], self.prompt)
+        return self.prompt
 
 
 class TokenizeBody(_Body):

@@ -29,7 +29,8 @@ def ids(tokens: list[Token]) -> list[int]:
 
 def ask(runner: LlamaRunner, id_: int, text: str, *, owner: str = "a", choices: int = 1, **params: Any) -> Request:
     prompt = tuple(runner.tokenize(text, add_special=True, parse_special=True))
-    return Request(id_, owner, prompt, SamplingParams(**{"max_tokens": 16, "temperature": 0.0, "ignore_eos": True, **params}), choices)
+    params = {"max_tokens": 16, "temperature": 0.0, "ignore_eos": True, **params}
+    return Request(id_, owner, prompt, SamplingParams(**params), choices)
 
 
 FRANCE = "The capital of France is"

@@ -188,7 +188,7 @@ def test_common_prefix_is_what_a_plain_loop_finds(a: list[int], b: list[int], li
 
 
 class Driver:
-    """Random adds, cancels and ends; it also holds what each slot's keys and values would be, and checks every start against it."""
+    """Random adds, cancels and ends. It also holds what each slot's keys and values would be, and checks starts against it."""
 
     def __init__(self, rng: random.Random, can_trim: bool) -> None:
         self.rng, self.s = rng, make(rng.choice([1, 2, 5]), batch=rng.choice([8, 64]), chunk=8, context=64, can_trim=can_trim)

@@ -162,7 +162,7 @@ def make_runner(load: dict[str, Any]) -> Runner:
     if load["runner"] == "fake":
         from llmd.daemon.engine.fake import FakeRunner
 
-        return FakeRunner(slots=load["slots"], **load["fake"])
+        return FakeRunner(slots=load["slots"], context=load["context"], **load["fake"])
     from llmd.daemon.engine.llama import LlamaRunner
 
     return LlamaRunner(

@@ -1,0 +1,40 @@
+# What a developer types. `make run` on a fresh checkout needs python3 (3.11 or newer), g++ and about eight minutes.
+SHELL := /bin/bash
+
+LISTEN ?= 127.0.0.1:8443
+STATE ?= .llmd
+ARGS ?=
+
+MODEL := .build/models/SmolLM2-135M-Instruct.Q4_1.gguf
+PYTHON := .venv/bin/python -P
+PACKAGES := llmd.daemon llmd.quantize llmd.api
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow check bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: ## .venv, the engine compiled for this machine, the default model
+	@packaging/setup.sh
+
+run: setup ## serve the default model; LISTEN=HOST:PORT STATE=DIR
+	@exec .venv/bin/llmd serve --state-dir "$(STATE)" --listen "$(LISTEN)" --default-model "smollm2-135m-instruct=$(MODEL)"
+
+test: setup ## the fast tests; ARGS='-k audit'
+	@$(PYTHON) -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup ## the tests that take longer than ten seconds each
+	@$(PYTHON) -m pytest -m slow $(ARGS)
+
+check: setup ## ruff and mypy --strict
+	@.venv/bin/ruff check .
+	@MYPYPATH=packaging/typing .venv/bin/mypy --strict $(addprefix -p ,$(PACKAGES))
+
+bench: setup ## llmd and llama-server under the same load, one after the other; ARGS='...'
+	@server=$$(packaging/build_peer.sh | tail -n 1) && [ -n "$$server" ] && \
+		exec $(PYTHON) benchmarks/run.py --peer "$$server" --model "$(MODEL)" $(ARGS)
+
+clean: ## .venv, the model and everything built; not the wheels in ~/.cache/llmd, not STATE
+	@rm -rf .venv .build build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find api daemon quantize tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

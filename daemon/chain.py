@@ -1,0 +1,365 @@
+"""What an audit database holds: its schema, its rows, and the hash chain over them; how a chain is checked, offline too.
+
+    hash = SHA-256(0x00 || seq, 8 bytes big-endian || prev || canonical JSON of {"body", "kind", "request", "ts"})
+
+`prev` is the hash of the row before, and 32 zero bytes for row 1. `body` enters as the stored text, not as parsed JSON, so that
+a change of one space is a change. What a chain alone cannot show: rows cut off its end, or a whole log written anew by somebody
+who can write the file. Only a head kept outside the machine shows that.
+
+Standard library only, no threads and no clock: `audit.py` has those.
+"""
+
+import asyncio
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE audit(seq INTEGER PRIMARY KEY, ts TEXT NOT NULL, kind TEXT NOT NULL, request TEXT,"
+        " body TEXT NOT NULL, prev BLOB NOT NULL, hash BLOB NOT NULL) STRICT",
+        # A start looks for requests left open since the last start; this finds that row without a scan.
+        "CREATE INDEX audit_start ON audit(seq) WHERE kind = 'start'",
+    ),
+)
+SCHEMA_VERSION = len(MIGRATIONS)
+GENESIS = bytes(32)
+PAGE_ROWS = 2000
+COLUMNS = "seq, ts, kind, request, body, prev, hash"
+OUTCOMES = frozenset({"ok", "stop", "length", "cancelled", "error", "lost"})
+RESERVED_KINDS = frozenset({"admit", "finish", "start", "stop", "interrupted"})
+Value = str | int | float | bool | None
+
+_encode: Callable[[Any], str] = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+).encode
+
+
+class NotALog(Exception):
+    """A database that is not an audit log, or one of a newer llmd; the message says which."""
+
+
+class Row(NamedTuple):
+    """One stored row, in the order of `COLUMNS`."""
+
+    seq: int
+    ts: str
+    kind: str
+    request: str | None
+    body: str
+    prev: bytes
+    hash: bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """For people and exports: `body` parsed (as text where it is damaged), hashes in hex."""
+        return {**self._asdict(), "body": parsed(self.body), "prev": self.prev.hex(), "hash": self.hash.hex()}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row to be: all but its place in the chain. `waiter`, if any, is told of None once it is on disk, or of the error."""
+
+    kind: str
+    ts: str
+    request: str | None
+    body: str
+    waiter: "asyncio.Future[Exception | None] | None" = None
+
+
+@dataclass(frozen=True)
+class Break:
+    """The first row that does not fit. `reason` is one of malformed, gap, order, prev, hash, admit, finish, head."""
+
+    seq: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found. `rows` counts the good rows, up to `last`; `head` is the last good row's hash in hex.
+
+    `open` counts requests admitted and not finished: normal in a copy of a running daemon's log. `error` says, in words for a
+    person, why the file could not be read (further); `broken` where the chain breaks.
+    """
+
+    rows: int
+    first: int | None
+    last: int | None
+    head: str
+    open: int
+    broken: Break | None = None
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.broken is None and self.error is None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass
+class State:
+    """How far a check has come; `verify` moves it."""
+
+    seq: int = 0
+    head: bytes = GENESIS
+    rows: int = 0
+    open: set[str] = field(default_factory=set)
+
+    def report(self, broken: Break | None = None, error: str | None = None) -> Report:
+        first, last = (self.seq - self.rows + 1, self.seq) if self.rows else (None, None)
+        return Report(self.rows, first, last, self.head.hex(), len(self.open), broken, error)
+
+
+def canonical(value: Any) -> str:
+    """JSON in its one form: sorted keys, no spaces, ASCII. Raises ValueError for NaN and infinities."""
+    return _encode(value)
+
+
+def body_text(fields: Mapping[str, Value]) -> str:
+    """A row's body. Raises ValueError for a value that is not a str, int, finite float, bool or None."""
+    for name, value in fields.items():
+        if not (value is None or isinstance(value, str | int | float)):
+            raise ValueError(f"audit field {name!r} must be a str, int, float, bool or None")
+    return canonical(fields)
+
+
+def parsed(body: str) -> dict[str, Any]:
+    """The fields of a stored body; a damaged one comes as {"damaged": its text}."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        fields = None
+    return fields if isinstance(fields, dict) else {"damaged": body}
+
+
+def checked_request(request: str) -> str:
+    """The id itself. Raises ValueError unless it is 1 to 128 printable ASCII characters."""
+    if not (0 < len(request) <= 128 and request.isascii() and request.isprintable()):
+        raise ValueError("a request id is 1 to 128 printable ASCII characters")
+    return request
+
+
+def checked_event(kind: str) -> str:
+    """The kind itself. Raises ValueError for one of ours, and unless it is ASCII words joined by dots."""
+    if kind in RESERVED_KINDS or not (kind.isascii() and kind.replace(".", "_").isidentifier()):
+        raise ValueError(f"{kind!r} cannot be the kind of an event")
+    return kind
+
+
+def timestamp(moment: datetime) -> str:
+    """UTC, ISO 8601 with microseconds and a Z: one width, so that text sorts as time. Raises ValueError without a zone."""
+    if moment.tzinfo is None:
+        raise ValueError("a time needs a zone")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+
+
+def row_hash(seq: int, prev: bytes, kind: str, ts: str, request: str | None, body: str) -> bytes:
+    """The 32 bytes that row `seq` must carry, with `prev` the hash of row `seq - 1`."""
+    says = canonical({"body": body, "kind": kind, "request": request, "ts": ts})
+    return hashlib.sha256(b"\x00" + seq.to_bytes(8, "big") + prev + says.encode("ascii")).digest()
+
+
+def link(entries: Iterable[Entry], head: tuple[int, bytes], live: set[str]) -> list[Row]:
+    """The rows that follow `head`, (seq, hash), in order. `live`, the requests admitted and not finished, is brought up to date.
+
+    A finish of a request that is not live makes no row: its admit was given up because it could not be written.
+    """
+    seq, prev = head
+    rows: list[Row] = []
+    for entry in entries:
+        if entry.kind == "admit":
+            live.add(str(entry.request))
+        elif entry.kind == "finish":
+            if entry.request not in live:
+                continue
+            live.remove(entry.request)
+        seq += 1
+        digest = row_hash(seq, prev, entry.kind, entry.ts, entry.request, entry.body)
+        rows.append(Row(seq, entry.ts, entry.kind, entry.request, entry.body, prev, digest))
+        prev = digest
+    return rows
+
+
+def text(stored: bytes) -> str:
+    """The `text_factory` of every connection that checks: bytes that are not UTF-8 become a wrong hash, not an exception."""
+    return stored.decode("utf-8", "surrogateescape")
+
+
+def verify(rows: Iterable[Row], state: State) -> Break | None:
+    """Check `rows`, in the order of `seq`, as what follows `state`; feed a long log page by page.
+
+    Returns the first break, with `state` left at the last good row, or None with `state` moved past `rows`.
+    """
+    for row in rows:
+        broken = _check(row, state)
+        if broken is not None:
+            return broken
+        state.seq, state.head, state.rows = row.seq, row.hash, state.rows + 1
+        if row.kind == "admit":
+            state.open.add(str(row.request))
+        elif row.kind == "finish":
+            state.open.discard(str(row.request))
+    return None
+
+
+def _check(row: Row, state: State) -> Break | None:
+    """1. types  2. seq  3. link to the row before  4. own hash  5. one admit, then one finish, a request."""
+    expected = state.seq + 1
+    if not _well_formed(row):
+        return Break(row.seq if isinstance(row.seq, int) else expected, "malformed", "a column has the wrong type or size")
+    if row.seq > expected:
+        return Break(row.seq, "gap", f"row {row.seq} follows row {state.seq}: {row.seq - expected} rows are missing")
+    if row.seq < expected:
+        return Break(row.seq, "order", f"row {row.seq} comes where row {expected} is due")
+    if row.prev != state.head:
+        return Break(row.seq, "prev", "its link does not match the row before it: one of the two was changed")
+    if row.hash != row_hash(row.seq, row.prev, row.kind, row.ts, row.request, row.body):
+        return Break(row.seq, "hash", "its contents do not match its hash: the row was changed")
+    if row.kind == "admit" and str(row.request) in state.open:
+        return Break(row.seq, "admit", f"request {row.request!r} is admitted a second time")
+    if row.kind == "finish" and str(row.request) not in state.open:
+        return Break(row.seq, "finish", f"request {row.request!r} finishes without an open admit, or a second time")
+    return None
+
+
+def _well_formed(row: Row) -> bool:
+    return (
+        isinstance(row.seq, int)
+        and all(isinstance(value, str) for value in (row.ts, row.kind, row.body))
+        and (row.request is None or isinstance(row.request, str))
+        and all(isinstance(value, bytes) and len(value) == 32 for value in (row.prev, row.hash))
+    )
+
+
+def migrate(conn: sqlite3.Connection) -> None:
+    """Bring an empty file or an older log to this schema. Raises NotALog, the file unchanged, where it is neither.
+
+    `conn` must be in autocommit mode.
+    """
+    version = conn.execute("PRAGMA user_version").fetchone()[0]
+    empty = conn.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+    problem = None if version == 0 and empty else _schema_problem(conn)
+    if problem is not None:
+        raise NotALog(problem)
+    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+        for statement in ("BEGIN", *statements, f"PRAGMA user_version={number}", "COMMIT"):
+            conn.execute(statement)
+
+
+def carried(fields: Mapping[str, Any]) -> dict[str, Value]:
+    """What a finish row says of its admit again, so that a query for a principal or a model finds both."""
+    return {name: fields[name] for name in ("principal", "model") if name in fields}
+
+
+def matching(fields: Mapping[str, Value]) -> tuple[str, list[Value]]:
+    """A WHERE clause, and its arguments, for the rows in a range of `seq` that have each of `fields` that is not None.
+
+    Names are since and until (timestamps, the second one exclusive), kind, request, or those of fields in the body.
+    """
+    columns = {"since": "ts >= ?", "until": "ts < ?", "kind": "kind = ?", "request": "request = ?"}
+    used = {name: value for name, value in fields.items() if value is not None}
+    # CASE: a row that somebody damaged must not fail the whole query.
+    in_body = "CASE WHEN json_valid(body) THEN json_extract(body, '$.{}') END = ?"
+    clauses = ["seq > ? AND seq <= ?", *(columns.get(name) or in_body.format(name) for name in used)]
+    return " AND ".join(clauses), list(used.values())
+
+
+def left_open(conn: sqlite3.Connection) -> dict[str, str]:
+    """The requests that the last run admitted and did not finish, each with its admit row's body."""
+    since = conn.execute("SELECT coalesce(max(seq), 0) FROM audit WHERE kind = 'start'").fetchone()[0]
+    left: dict[str, str] = {}
+    sql = "SELECT kind, request, body FROM audit WHERE seq > ? AND kind IN ('admit', 'finish') ORDER BY seq"
+    for kind, request, body in conn.execute(sql, [since]):
+        if kind == "admit":
+            left[str(request)] = body
+        else:
+            left.pop(str(request), None)
+    return left
+
+
+def start_entries(left: Mapping[str, str], ts: str) -> list[Entry]:
+    """A run's `start` row, and a `lost` finish for each request that the run before left open."""
+    entries = [Entry("start", ts, None, body_text({"lost": len(left)}))]
+    for request, body in left.items():
+        fields = {"outcome": "lost", "reason": "daemon_restart", **carried(parsed(body))}
+        entries.append(Entry("finish", ts, request, body_text(fields)))
+    return entries
+
+
+def verify_file(path: Path) -> Report:
+    """Check a copy of an audit database (with its `-wal`, if one lies beside it), without writing to it.
+
+    Never raises for what is in the file: damage ends as `Report.error`, with the rows before it counted. A file that a running
+    daemon holds is locked: copy it first.
+    """
+    state = State()
+    if not path.is_file():
+        return state.report(error=f"{path}: no such file")
+    try:
+        with closing(_open_copy(path)) as conn:
+            problem = _schema_problem(conn)
+            if problem is not None:
+                return state.report(error=f"{path}: {problem}")
+            cursor = conn.execute(f"SELECT {COLUMNS} FROM audit ORDER BY seq")
+            while page := cursor.fetchmany(PAGE_ROWS):
+                broken = verify(map(Row._make, page), state)
+                if broken is not None:
+                    return state.report(broken=broken)
+    except (sqlite3.Error, OSError) as error:
+        where = f" after row {state.seq}" if state.rows else ""
+        return state.report(error=f"{path}: cannot be read{where}: {error}{_advice(error)}")
+    return state.report()
+
+
+def _open_copy(path: Path) -> sqlite3.Connection:
+    wal = path.with_name(path.name + "-wal")
+    # With a -wal, SQLite wants to make a -shm beside it. Without one, `immutable` reads in any folder and leaves nothing there;
+    # it would not look at a -wal, and rows would be missed.
+    immutable = not wal.exists() or wal.stat().st_size == 0
+    return _connect(path.absolute().as_uri() + ("?immutable=1&mode=ro" if immutable else "?mode=ro"))
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    conn = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=1.0)
+    try:
+        conn.text_factory = text
+        conn.execute("PRAGMA trusted_schema=OFF")
+        conn.execute("PRAGMA cell_size_check=ON")
+        conn.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.Error:
+        conn.close()
+        raise
+    return conn
+
+
+def _schema_problem(conn: sqlite3.Connection) -> str | None:
+    version = conn.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        return f"written by a newer llmd (schema {version}, this one knows {SCHEMA_VERSION}): use that version"
+    found = conn.execute("SELECT type, sql FROM sqlite_schema WHERE name = 'audit'").fetchone()
+    # A view or a virtual table of that name could run without end, or show rows that are not stored.
+    if version == 0 or found is None or found[0] != "table" or not str(found[1]).upper().startswith("CREATE TABLE"):
+        return "holds no audit log"
+    return None
+
+
+def _advice(error: Exception) -> str:
+    code = _primary(error)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return " (a running daemon holds it: copy the file and its -wal, and check the copy)"
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        return " (copy the file and its -wal to a folder that you can write to)"
+    return ""
+
+
+def _primary(error: Exception) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -1,0 +1,274 @@
+"""`state.db`: who may use this server, which models it has and which of them serve.
+
+One connection, used on the event loop's thread: the tables are small and each statement takes microseconds, a write one fsync.
+Everything here is kept across restarts; what can be derived is not stored. Times are Unix seconds.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlite_utils import Database
+
+from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
+
+# a migration is never edited once it has shipped: a change is a new one at the end
+MIGRATIONS = (
+    """
+    CREATE TABLE principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT;
+    CREATE TABLE certificates (
+        serial TEXT PRIMARY KEY, principal TEXT NOT NULL REFERENCES principals (name),
+        not_before REAL NOT NULL, not_after REAL NOT NULL, revoked_at REAL, issued REAL NOT NULL) STRICT;
+    CREATE INDEX certificates_principal ON certificates (principal);
+    CREATE TABLE models (
+        name TEXT PRIMARY KEY, digest TEXT NOT NULL, size INTEGER NOT NULL, source TEXT NOT NULL,
+        imported REAL NOT NULL, info TEXT NOT NULL) STRICT;
+    CREATE TABLE deployments (
+        model TEXT PRIMARY KEY REFERENCES models (name) ON UPDATE CASCADE,
+        ctx INTEGER, slots INTEGER, created REAL NOT NULL) STRICT;
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Someone who may connect. `role` is one of infer, operator, admin, auditor."""
+
+    name: str
+    role: str
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A client certificate that the CA issued. `serial` is lower-case hex, `revoked_at` None while it is good."""
+
+    serial: str
+    principal: str
+    not_before: float
+    not_after: float
+    revoked_at: float | None
+    issued: float
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A name for a model file. `digest` is its SHA-256 in hex, `size` is in bytes, `source` is the file it came from."""
+
+    name: str
+    digest: str
+    size: int
+    source: str
+    imported: float
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A model that serves. `ctx` is tokens a slot; None in `ctx` or `slots` means the configuration's default."""
+
+    model: str
+    ctx: int | None
+    slots: int | None
+    created: float
+
+
+Row = TypeVar("Row", Principal, Certificate, Model, Deployment)
+
+
+class Store:
+    """The tables of `path`, made when missing; None keeps them in memory. `clock` gives Unix seconds.
+
+    Every method raises NoSpace when the disk is full and Unavailable when the file is damaged or cannot be written; the
+    constructor also when a newer llmd wrote the file.
+    """
+
+    def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        with _explained():
+            if path is not None:
+                # SQLite would create it readable for all; its -wal and -shm files take over this mode
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                path.chmod(0o600)
+            connection = sqlite3.connect(path or ":memory:", timeout=5.0)
+            try:
+                self._db = Database(connection, execute_plugins=False, strict=True)
+                self._prepare()
+            except BaseException:
+                connection.close()
+                raise
+
+    def _prepare(self) -> None:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
+            self._db.execute(f"PRAGMA {pragma}").fetchall()
+        verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise Unavailable("the state database is damaged: restore it from a backup")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if not 0 <= version <= len(MIGRATIONS):
+            raise Unavailable(f"a newer llmd wrote the state database (version {version}, known {len(MIGRATIONS)}): upgrade llmd")
+        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+            with self._db.atomic():
+                for statement in filter(str.strip, statements.split(";")):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {number}")
+
+    def close(self) -> None:
+        self._db.close()
+
+    # --- principals
+
+    def add_principal(self, name: str, role: str) -> Principal:
+        """Raises Conflict when the name is taken."""
+        made = Principal(name, role, self._clock())
+        self._insert("principals", made, f"there is a client {name} already")
+        return made
+
+    def principal(self, name: str) -> Principal:
+        """Raises NotFound."""
+        found = self._rows(Principal, "SELECT * FROM principals WHERE name = ?", name)
+        if not found:
+            raise NotFound(f"there is no client {name}")
+        return found[0]
+
+    def principals(self) -> list[Principal]:
+        return self._rows(Principal, "SELECT * FROM principals ORDER BY name")
+
+    def set_role(self, name: str, role: str) -> Principal:
+        """Raises NotFound."""
+        self.principal(name)
+        self._write("UPDATE principals SET role = ? WHERE name = ?", role, name)
+        return self.principal(name)
+
+    # --- certificates
+
+    def add_certificate(self, serial: str, principal: str, not_before: float, not_after: float) -> Certificate:
+        """Raises NotFound without that principal, Conflict when the serial is there."""
+        self.principal(principal)
+        made = Certificate(serial.lower(), principal, not_before, not_after, None, self._clock())
+        self._insert("certificates", made, f"there is a certificate {serial} already")
+        return made
+
+    def certificates(self, principal: str | None = None) -> list[Certificate]:
+        """All, or one principal's, the oldest first."""
+        return self._rows(
+            Certificate, "SELECT * FROM certificates WHERE ?1 IS NULL OR principal = ?1 ORDER BY issued, serial", principal
+        )
+
+    def revoke_certificates(self, principal: str) -> list[str]:
+        """Revoke all that this principal has; the serials that were good until now. Raises NotFound."""
+        self.principal(principal)
+        good = [c.serial for c in self.certificates(principal) if c.revoked_at is None]
+        self._write("UPDATE certificates SET revoked_at = ? WHERE principal = ? AND revoked_at IS NULL", self._clock(), principal)
+        return good
+
+    def revoked_serials(self) -> frozenset[str]:
+        with _explained():
+            found = self._db.execute("SELECT serial FROM certificates WHERE revoked_at IS NOT NULL")
+            return frozenset(row[0] for row in found)
+
+    # --- models
+
+    def add_model(self, name: str, digest: str, size: int, source: str, info: dict[str, Any]) -> Model:
+        """Raises Conflict when the name is taken."""
+        made = Model(name, digest, size, source, self._clock(), info)
+        self._insert("models", made, f"there is a model {name} already")
+        return made
+
+    def model(self, name: str) -> Model:
+        """Raises ModelNotFound."""
+        found = self._rows(Model, "SELECT * FROM models WHERE name = ?", name)
+        if not found:
+            raise ModelNotFound(f"there is no model {name}", param="model")
+        return found[0]
+
+    def models(self, digest: str | None = None) -> list[Model]:
+        """All, or the names that one file has."""
+        return self._rows(Model, "SELECT * FROM models WHERE ?1 IS NULL OR digest = ?1 ORDER BY name", digest)
+
+    def rename_model(self, name: str, new: str) -> Model:
+        """Its deployment goes with it. Raises ModelNotFound, Conflict when `new` is taken."""
+        self.model(name)
+        with _explained(f"there is a model {new} already"):
+            self._write("UPDATE models SET name = ? WHERE name = ?", new, name)
+        return self.model(new)
+
+    def remove_model(self, name: str) -> Model:
+        """Raises ModelNotFound, Conflict while it is deployed."""
+        gone = self.model(name)
+        with _explained(f"the model {name} is deployed: undeploy it first"):
+            self._write("DELETE FROM models WHERE name = ?", name)
+        return gone
+
+    # --- deployments
+
+    def deployments(self) -> list[Deployment]:
+        return self._rows(Deployment, "SELECT * FROM deployments ORDER BY model")
+
+    def set_deployment(self, model: str, ctx: int | None = None, slots: int | None = None) -> Deployment:
+        """Make or replace. Raises ModelNotFound."""
+        self.model(model)
+        made = Deployment(model, ctx, slots, self._clock())
+        replaced = "ON CONFLICT (model) DO UPDATE SET ctx = excluded.ctx, slots = excluded.slots"
+        self._write(f"INSERT INTO deployments VALUES (?, ?, ?, ?) {replaced}", *astuple(made))
+        return self._rows(Deployment, "SELECT * FROM deployments WHERE model = ?", model)[0]
+
+    def remove_deployment(self, model: str) -> None:
+        """Raises ModelNotFound when it is not deployed."""
+        if not self._write("DELETE FROM deployments WHERE model = ?", model):
+            raise ModelNotFound(f"the model {model} is not deployed", param="model")
+
+    # --- rows
+
+    def _rows(self, kind: type[Row], query: str, *values: Any) -> list[Row]:
+        with _explained():
+            found = self._db.execute(query, values)
+            names = [column[0] for column in found.description]
+            rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in found]
+        for row in rows:
+            if "info" in row:
+                row["info"] = _unpacked(row["info"])
+        return [kind(**row) for row in rows]
+
+    def _insert(self, table: str, row: Any, taken: str) -> None:
+        values = {f.name: getattr(row, f.name) for f in fields(row)}
+        with _explained(taken), self._db.atomic():
+            self._db[table].insert({k: json.dumps(v) if isinstance(v, dict) else v for k, v in values.items()})
+
+    def _write(self, statement: str, *values: Any) -> int:
+        """How many rows changed."""
+        with _explained(), self._db.atomic():
+            return int(self._db.execute(statement, values).rowcount)
+
+
+def _unpacked(text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as e:
+        raise Unavailable("the state database is damaged: restore it from a backup") from e
+
+
+@contextlib.contextmanager
+def _explained(conflict: str = "") -> Iterator[None]:
+    """SQLite's errors as ours. With `conflict`, a broken constraint is a Conflict with these words."""
+    try:
+        yield
+    except sqlite3.IntegrityError as e:
+        if not conflict:
+            raise
+        raise Conflict(conflict) from e
+    except sqlite3.Error as e:
+        code = getattr(e, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            raise NoSpace("the disk with the state database is full") from e
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise Unavailable("the state database is damaged: restore it from a backup") from e
+        raise Unavailable(f"the state database cannot be used: {e}") from e
+    except OSError as e:
+        raise Unavailable(f"the state database cannot be opened: {e.strerror}") from e

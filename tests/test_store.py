@@ -1,0 +1,159 @@
+"""state.db: what is kept, what is refused, what a damaged file says."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
+from llmd.daemon.store import MIGRATIONS, Store
+
+INFO = {"architecture": "llama", "parameters": 7}
+
+
+@pytest.fixture
+def store() -> Store:
+    now = iter(range(1000, 9000))
+    return Store(None, clock=lambda: float(next(now)))
+
+
+def test_principals(store: Store) -> None:
+    made = store.add_principal("ann", "infer")
+    assert made == store.principal("ann") and (made.role, made.created) == ("infer", 1000.0)
+    with pytest.raises(Conflict, match="client ann already"):
+        store.add_principal("ann", "admin")
+    assert store.set_role("ann", "operator").role == "operator"
+    assert [p.name for p in store.principals()] == ["ann"]
+    with pytest.raises(NotFound):
+        store.principal("bob")
+    with pytest.raises(NotFound):
+        store.set_role("bob", "infer")
+
+
+def test_certificates_are_revoked_once(store: Store) -> None:
+    store.add_principal("ann", "infer")
+    store.add_principal("bob", "infer")
+    for serial, name in (("0A", "ann"), ("0b", "ann"), ("0c", "bob")):
+        store.add_certificate(serial, name, 0, 100)
+    assert [c.serial for c in store.certificates()] == ["0a", "0b", "0c"]
+    assert store.revoke_certificates("ann") == ["0a", "0b"]
+    assert store.revoke_certificates("ann") == []
+    assert store.revoked_serials() == {"0a", "0b"}
+    assert all(c.revoked_at for c in store.certificates("ann")) and store.certificates("bob")[0].revoked_at is None
+    with pytest.raises(Conflict):
+        store.add_certificate("0A", "bob", 0, 100)
+    for call in (lambda: store.add_certificate("0d", "eve", 0, 1), lambda: store.revoke_certificates("eve")):
+        with pytest.raises(NotFound):
+            call()
+
+
+def test_models_and_their_names(store: Store) -> None:
+    store.add_model("a", "d1", 1 << 40, "/mnt/a.gguf", INFO)
+    store.add_model("b", "d1", 1 << 40, "/mnt/a.gguf", INFO)
+    assert store.model("a").info == INFO and store.model("a").size == 1 << 40
+    assert [m.name for m in store.models("d1")] == ["a", "b"] and store.models("d2") == []
+    with pytest.raises(Conflict):
+        store.add_model("a", "d2", 1, "", {})
+    with pytest.raises(Conflict):
+        store.rename_model("a", "b")
+    assert store.rename_model("a", "c").name == "c"
+    assert store.remove_model("c").name == "c"
+    for call in (store.model, store.remove_model, lambda name: store.rename_model(name, "x")):
+        with pytest.raises(ModelNotFound):
+            call("c")
+
+
+def test_deployments(store: Store) -> None:
+    with pytest.raises(ModelNotFound):
+        store.set_deployment("a")
+    store.add_model("a", "d1", 1, "", {})
+    first = store.set_deployment("a", ctx=4096)
+    again = store.set_deployment("a", slots=4)
+    assert (first.ctx, first.slots, again.ctx, again.slots) == (4096, None, None, 4)
+    assert again.created == first.created
+    with pytest.raises(Conflict, match="undeploy it first"):
+        store.remove_model("a")
+    store.rename_model("a", "b")
+    assert [d.model for d in store.deployments()] == ["b"]
+    store.remove_deployment("b")
+    with pytest.raises(ModelNotFound):
+        store.remove_deployment("b")
+
+
+def test_it_is_kept_and_private(tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    store = Store(file)
+    store.add_model("a", "d1", 1, "", INFO)
+    assert {p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == {0o600}
+    store.close()
+    again = Store(file)
+    assert again.model("a").info == INFO
+    check = sqlite3.connect(file)
+    assert check.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert check.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+    assert all(row[5] for row in check.execute("PRAGMA table_list") if row[1] == "models"), "STRICT"
+    check.close()
+    again.close()
+
+
+def test_a_writer_that_was_killed_loses_nothing(tmp_path: Path) -> None:
+    first = Store(tmp_path / "state.db")
+    first.add_model("a", "d1", 1, "", INFO)
+    copy = tmp_path / "copy"  # as the files are at the moment of a kill
+    copy.mkdir()
+    for file in tmp_path.glob("state.db*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    first.close()
+    again = Store(copy / "state.db")
+    assert again.model("a").digest == "d1"
+    again.close()
+
+
+def made(file: Path) -> bytes:
+    store = Store(file)
+    for i in range(200):
+        store.add_model(f"m{i}", "d", i, "x" * 50, INFO)
+    store.close()
+    return file.read_bytes()
+
+
+def test_a_newer_version_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    made(file)
+    with sqlite3.connect(file) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(Unavailable, match="newer llmd .*99"):
+        Store(file)
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    good = made(file)
+    page = 4096
+    for damaged in (
+        b"not a database, but long enough to be read as one" * 100,
+        good[: 3 * page],
+        good[:page] + b"\xff" * page + good[2 * page :],
+        good[: 5 * page] + bytes(2 * page) + good[7 * page :],
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(Unavailable, match="damaged|cannot be used"):
+            Store(file)
+    file.write_bytes(b"")  # a new one, as SQLite sees it
+    Store(file).close()
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="No such file"):
+        Store(tmp_path / "missing" / "state.db")
+
+
+def test_a_full_disk(store: Store) -> None:
+    store._db.execute("PRAGMA max_page_count = 9")
+    with pytest.raises(NoSpace):
+        for i in range(500):
+            store.add_model(f"m{i}", "d", i, "x" * 500, {})
+    assert store.models(), "what was written stays readable"
+    store._db.execute("PRAGMA max_page_count = 1000")
+    store.add_model("later", "d", 1, "", {})
