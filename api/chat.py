@@ -13,7 +13,7 @@ from llmd.api.exchange import Exchange, Parts
 from llmd.api.identity import Principal
 from llmd.api.schema import ChatBody, CompletionBody, DetokenizeBody, Generation, TokenizeBody, params_hash, parse
 from llmd.api.stream import Shape, StreamResponse, whole
-from llmd.daemon.errors import BadRequest, LlmdError
+from llmd.daemon.errors import BadRequest
 
 
 async def chat(request: Request, parts: Parts, principal: Principal) -> Response:

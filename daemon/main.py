@@ -1,0 +1,250 @@
+"""`llmd serve`: builds every part, runs them until a signal, and takes them down in order.
+
+Signals: SIGTERM or SIGINT drains (no new requests, running ones may finish, exit 0) and a second one ends at once; SIGHUP reloads
+certificates and the revocation list.
+"""
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from llmd.api.admin import admin_app
+from llmd.api.app import client_app
+from llmd.api.exchange import Parts
+from llmd.api.identity import Identity
+from llmd.api.listener import Listener
+from llmd.api.protocol import Connections
+from llmd.api.service import Service
+from llmd.daemon import banner, config, tls
+from llmd.daemon.audit import AuditLog
+from llmd.daemon.config import Config, ConfigError
+from llmd.daemon.errors import LlmdError
+from llmd.daemon.metrics import Metrics
+from llmd.daemon.models import ModelStore
+from llmd.daemon.pki import Authority
+from llmd.daemon.pool import Pool
+from llmd.daemon.store import Store
+
+log = logging.getLogger("llmd")
+
+MAINTAIN_SECONDS = 3600.0
+DEMO_CLIENT = "demo"
+
+
+class Fatal(Exception):
+    """The daemon cannot start; the message says what to do."""
+
+
+class Daemon:
+    """Every part of one running llmd. `await run()` returns after a drain."""
+
+    def __init__(self, settings: Config) -> None:
+        self.config = settings
+        state = settings.state
+        (state / "pki").mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _lock(state)
+        self.audit = AuditLog(state / "audit.db", _key(state / "audit.key"))
+        self.audit.open()
+        self.store = Store(state / "state.db")
+        self.authority = Authority.open(state / "pki", settings.node_name, settings.server_names)
+        self.metrics = Metrics()
+        self.pool = Pool(self.metrics, queue=settings.queue)
+        self.parts = Parts(self.pool, self.audit, self.metrics, settings.audit_on_failure == "serve")
+        self.connections = Connections()
+        self.context = tls.server_context(state / "pki")
+        self.service = Service(
+            config=settings, parts=self.parts, store=self.store, models=ModelStore(state / "models", self.store),
+            authority=self.authority, connections=self.connections, reload_tls=self.reload_tls,
+            started=time.time(), version=version("llmd-appliance"),
+        )  # fmt: skip
+        self._stopping = asyncio.Event()
+        self._signals = 0
+
+    # --- life
+
+    async def run(self, default_model: tuple[str, Path] | None = None) -> None:
+        self._handle_signals()
+        if self.config.audit_on_failure == "serve":
+            self.audit.event("audit.on_failure", value="serve")
+        clients = Listener(self._client_app(), ssl=self.context, connections=self.connections, hosts=self.config.allowed_hosts)
+        admin = Listener(admin_app(self.parts, self.service))
+        upkeep = asyncio.create_task(self._maintain(), name="maintain")
+        try:
+            self._demo_client()
+            await admin.start_unix(self.config.admin_path, 0o660)
+            self.service.restore()
+            if default_model:
+                await self._default_model(*default_model)
+            await clients.start(*self.config.address)
+            log.info("clients on https://%s, admins on %s", self.config.listen, self.config.admin_path)
+            announcing = asyncio.create_task(self._announce(), name="announce")
+            await self._stopping.wait()
+            announcing.cancel()
+            log.info("stopping: running requests have %d s", self.config.drain_seconds)
+            self.pool.draining = True
+            await self._drain(clients)
+        finally:
+            upkeep.cancel()
+            await self.pool.close(0)
+            await clients.stop(0)
+            await admin.stop(0)
+            self.store.close()
+            await asyncio.to_thread(self.audit.close)
+            os.close(self._lock)
+
+    async def _drain(self, clients: Listener) -> None:
+        """Running requests finish, or a second signal or the deadline ends them."""
+        grace = self.config.drain_seconds
+        drained = asyncio.create_task(self.pool.close(grace))
+        self._stopping.clear()
+        again = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({drained, again}, return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
+        drained.cancel()
+        await asyncio.gather(again, drained, return_exceptions=True)
+        await clients.stop(1.0)
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(kind, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _client_app(self) -> object:
+        roles = {p.name: p.role for p in self.store.principals()}
+        return client_app(self.parts, Identity(self.config.node_name, lambda: self.authority.revoked, self._role))
+
+    def _role(self, name: str) -> str | None:
+        try:
+            return self.store.principal(name).role
+        except LlmdError:
+            return None
+
+    # --- certificates
+
+    def reload_tls(self) -> None:
+        """New handshakes use the certificate and revocation list on disk. Raises LlmdError, and keeps the old, when they do not work."""
+        tls.reload(self.context, self.config.state / "pki")
+
+    def _reload(self) -> None:
+        try:
+            self.reload_tls()
+            self.audit.event("reload", actor="signal")
+        except (LlmdError, OSError) as e:
+            log.error("reload failed, the old certificates stay in use: %s", e)
+
+    async def _maintain(self) -> None:
+        """The server's certificate and the revocation list are renewed long before they end."""
+        while True:
+            try:
+                if self.authority.maintain():
+                    self.reload_tls()
+                    self.audit.event("pki.renewed")
+            except (LlmdError, OSError) as e:
+                log.error("certificates could not be renewed: %s", e)
+            await asyncio.sleep(MAINTAIN_SECONDS)
+
+    def _demo_client(self) -> None:
+        """On an empty state directory: one client certificate, so that a first request needs no further step."""
+        folder = self.config.state / "pki" / "clients"
+        if folder.exists() or self.store.principals():
+            return
+        issued = self.service.issue(DEMO_CLIENT, 90, "first start")
+        folder.mkdir(mode=0o700)
+        _write(folder / f"{DEMO_CLIENT}.crt", issued.certificate_pem, 0o644)
+        _write(folder / f"{DEMO_CLIENT}.key", issued.key_pem, 0o600)
+
+    # --- the first model
+
+    async def _default_model(self, name: str, file: Path) -> None:
+        """Import and deploy the default model once; an admin who takes it away later is not overruled."""
+        if any(model.name == name for model in self.store.models()):
+            return
+        if not file.exists():
+            raise Fatal(f"{file} does not exist: --default-model takes NAME=FILE")
+        log.info("importing %s", name)
+        await self.service.models.import_file(file, name)
+        self.store.set_deployment(name)
+        self.service.restore()
+
+    async def _announce(self) -> None:
+        """Once a model answers: how to ask it."""
+        while True:
+            for deployment in self.pool.all():
+                if deployment.ready:
+                    print(banner.text(self.config, deployment.model), flush=True)
+                    return
+            await asyncio.sleep(0.05)
+
+
+def _lock(state: Path) -> int:
+    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(fd)
+        raise Fatal(f"another llmd runs on {state}; stop it or give another --state-dir") from e
+    return fd
+
+
+def _key(file: Path) -> bytes:
+    """The audit log's key, made on first use: whoever lacks it cannot guess prompts from their hashes."""
+    if not file.exists():
+        _write(file, secrets.token_bytes(32), 0o600)
+    return file.read_bytes()
+
+
+def _write(file: Path, data: bytes, mode: int) -> None:
+    part = file.with_suffix(".part")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    part.replace(file)
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    top = argparse.ArgumentParser(prog="llmd", description="A private LLM service. `llmctl` administers it.")
+    top.add_argument("--version", action="version", version=f"llmd {version('llmd-appliance')}")
+    serve = top.add_subparsers(dest="command", required=True).add_parser("serve", help="run the daemon in the foreground")
+    serve.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_FILE}, if it exists")
+    serve.add_argument("--state-dir", metavar="DIR", help="models, certificates, audit log")
+    serve.add_argument("--listen", metavar="HOST:PORT", help="where clients connect")
+    serve.add_argument("--default-model", metavar="NAME=FILE", help="import and deploy this GGUF if NAME is not there yet")
+    return top.parse_args(argv)
+
+
+async def _serve(settings: Config, default_model: tuple[str, Path] | None) -> None:
+    await Daemon(settings).run(default_model)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The `llmd` command. Exits 0 after a drain, 1 when it cannot run."""
+    given = _arguments(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s: %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    name, _, file = (given.default_model or "").partition("=")
+    if given.default_model and not (name and file):
+        sys.exit("llmd: --default-model takes NAME=FILE")
+    try:
+        settings = config.load(given.config, state_dir=given.state_dir, listen=given.listen)
+        asyncio.run(_serve(settings, (name, Path(file)) if file else None))
+    except (Fatal, ConfigError) as e:
+        sys.exit(f"llmd: {e}")
+    except LlmdError as e:
+        sys.exit(f"llmd: {e.message}")
+    except OSError as e:
+        sys.exit(f"llmd: {e.strerror}: {e.filename or given.listen or ''}")
+
+
+if __name__ == "__main__":
+    main()
