@@ -250,11 +250,13 @@ class Authority:
 
     def _sign_crl(self) -> None:
         now = self._now().replace(microsecond=0)
+        # OpenSSL takes the list with the later date, in whole seconds: two lists of one second would leave the older in force
+        made = max(now - BACKDATE, self._crl_made + timedelta(seconds=1))
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._issuer.subject)
-            .last_update(now)
-            .next_update(now + CRL_LIFE)
+            .last_update(made)
+            .next_update(made + CRL_LIFE)
             .add_extension(x509.CRLNumber(self._crl_number + 1), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._issuer_key.public_key()), critical=False)
         )
@@ -263,7 +265,7 @@ class Authority:
             builder = builder.add_revoked_certificate(entry)
         pem = builder.sign(self._issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
         self._write("crl.pem", pem, 0o644)
-        self._crl_number, self._crl_made = self._crl_number + 1, now
+        self._crl_number, self._crl_made = self._crl_number + 1, made
 
     def _write(self, name: str, data: bytes, mode: int) -> None:
         part = self._folder / f".{name}.part"
