@@ -24,20 +24,22 @@ _Bias = dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field
 _NO_LIMIT = limits.MAX_TOKENS
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A request's body: strict, nothing unknown in it."""
+
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: bool | None = None  # accepted, without effect
 
 
-class TextFormat(_Body):
+class TextFormat(Body):
     type: Literal["text"]
 
 
-class Generation(_Body, abc.ABC):
+class Generation(Body, abc.ABC):
     """What chat and plain completions share."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -86,12 +88,12 @@ class Generation(_Body, abc.ABC):
         )  # fmt: skip
 
 
-class TextPart(_Body):
+class TextPart(Body):
     type: Literal["text"]
     text: _Text
 
 
-class Message(_Body):
+class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: _Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
     name: Annotated[str, Field(max_length=256)] | None = None
@@ -141,19 +143,19 @@ class CompletionBody(Generation):
         return self.prompt
 
 
-class TokenizeBody(_Body):
+class TokenizeBody(Body):
     model: Annotated[str, Field(max_length=256)] | None = None
     prompt: _Text | None = None
     content: _Text | None = None  # llama-server's name for it
     add_special: bool = False
 
 
-class DetokenizeBody(_Body):
+class DetokenizeBody(Body):
     model: Annotated[str, Field(max_length=256)] | None = None
     tokens: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=limits.MAX_JSON_NODES)]
 
 
-_B = TypeVar("_B", bound=_Body)
+_B = TypeVar("_B", bound=Body)
 
 
 def parse(kind: type[_B], body: dict[str, Any]) -> _B:

@@ -119,19 +119,13 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _client_app(self) -> object:
-        roles = {p.name: p.role for p in self.store.principals()}
-        return client_app(self.parts, Identity(self.config.node_name, lambda: self.authority.revoked, self._role))
-
-    def _role(self, name: str) -> str | None:
-        try:
-            return self.store.principal(name).role
-        except LlmdError:
-            return None
+        identity = Identity(self.config.node_name, lambda: self.authority.revoked, self.service.roles.get)
+        return client_app(self.parts, identity)
 
     # --- certificates
 
     def reload_tls(self) -> None:
-        """New handshakes use the certificate and revocation list on disk. Raises LlmdError, and keeps the old, when they do not work."""
+        """New handshakes use what is on disk. Raises Conflict, and keeps the old, when it does not work."""
         tls.reload(self.context, self.config.state / "pki")
 
     def _reload(self) -> None:

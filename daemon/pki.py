@@ -70,7 +70,9 @@ def peer_identity(der: bytes) -> PeerIdentity:
 
 
 class Authority:
-    """The CA in `folder`. Keys are 0600 and every file is replaced whole, so that a crash leaves the old or the new one."""
+    """The CA in `folder`. Keys are 0600 and every file is replaced whole, so that a crash leaves the old or the new one.
+
+    `revoked` holds the serial numbers on the revocation list."""
 
     def __init__(self, folder: Path, node: str, server_names: Sequence[str], now: Callable[[], datetime]) -> None:
         self._folder, self._node, self._now = folder, node, now
@@ -80,6 +82,7 @@ class Authority:
         self._issuer_key = _load_key(folder / "issuer.key")
         self._issuer = _load_certificate(folder / "issuer.crt")
         self._revoked, self._crl_number, self._crl_made = self._read_crl()
+        self.revoked = frozenset(self._revoked)
         self.maintain()
 
     @classmethod
@@ -98,10 +101,6 @@ class Authority:
             raise Conflict("the certificate authority's files are damaged; put back a copy of the pki folder") from e
 
     # --- what it gives
-
-    @property
-    def revoked(self) -> frozenset[int]:
-        return frozenset(self._revoked)
 
     @property
     def ca_pem(self) -> bytes:
@@ -139,6 +138,7 @@ class Authority:
         now = self._now()
         for serial in serials:
             self._revoked.setdefault(serial, now)
+        self.revoked = frozenset(self._revoked)
         self._sign_crl()
 
     def maintain(self) -> bool:
