@@ -81,7 +81,7 @@ def load(file: Path | None, **given: Any) -> Config:
 
 _KINDS: dict[type, str] = {str: "a text", int: "a whole number", tuple: "a list of texts"}
 _RANGES = {
-    "slots": (1, 256), "context": (0, 1 << 24), "queue": (0, 100_000), "batch": (32, 16384), "chunk": (16, 16384),
+    "slots": (1, 256), "context": (0, 1 << 24), "queue": (0, 100_000), "batch": (64, 16384), "chunk": (64, 16384),
     "threads": (0, 1024), "drain_seconds": (0, 3600),
 }  # fmt: skip
 

@@ -14,8 +14,10 @@ def info(slots: int = 4, context: int = 256, can_trim: bool = True) -> ModelInfo
     return ModelInfo(1000, context, slots, frozenset({0}), can_trim, None, "", "", "", 0, 0)
 
 
-def make(slots: int = 4, *, batch: int = 64, chunk: int = 16, context: int = 256, can_trim: bool = True) -> Scheduler:
-    return Scheduler(info(slots, context, can_trim), batch=batch, chunk=chunk)
+def make(
+    slots: int = 4, *, batch: int = 64, chunk: int = 16, context: int = 256, can_trim: bool = True, block: int = 4
+) -> Scheduler:
+    return Scheduler(info(slots, context, can_trim), batch=batch, chunk=chunk, block=block)
 
 
 def ask(id_: int, prompt: list[int], *, owner: str = "a", max_tokens: int = 8, choices: int = 1, **params: Any) -> Request:
@@ -68,19 +70,19 @@ def test_it_ends_at_max_tokens_at_eos_and_at_the_context() -> None:
     assert last is not None and last.finish == "length" and len(last.sequence.tokens) == 32
 
 
-def test_the_same_owner_continues_in_place_and_computes_its_last_two_tokens() -> None:
+def test_the_same_owner_continues_in_place_and_computes_at_least_the_last_token() -> None:
     s = make()
     prompt = words(1, 50)
     s.add(ask(1, prompt, max_tokens=1))
     step(s)
     s.add(ask(2, prompt, max_tokens=1))
     plan, _ = step(s)
-    assert (plan.starts[0].slot, plan.starts[0].copy_from, plan.starts[0].keep) == (0, -1, 48)
-    assert [len(c.tokens) for c in plan.chunks] == [2]
+    assert (plan.starts[0].slot, plan.starts[0].copy_from, plan.starts[0].keep) == (0, -1, 49)
+    assert [len(c.tokens) for c in plan.chunks] == [1]
 
 
-def test_a_request_with_a_seed_shares_what_was_read_not_what_was_generated() -> None:
-    for seed, shared in ((None, 55), (3, 50)):
+def test_a_request_with_a_seed_shares_whole_blocks_of_what_was_read() -> None:
+    for seed, shared in ((None, 55), (3, 48)):
         s = make()
         s.add(ask(1, words(1, 50), max_tokens=8))
         while s.busy:
@@ -89,17 +91,21 @@ def test_a_request_with_a_seed_shares_what_was_read_not_what_was_generated() -> 
         assert step(s)[0].starts[0].keep == shared
         # what was read behind a generated part is not as if read alone
         s.add(ask(3, [*words(1, 50), *[7] * 5, 8, 9, 10, 11], max_tokens=1, seed=3))
-        assert step(s)[0].starts[0].keep == (50 if seed is None else 58 - 1)
+        assert step(s)[0].starts[0].keep == (48 if seed is None else 56)
 
 
-def test_a_prompt_is_never_read_by_single_tokens() -> None:
-    for length in range(2, 70):
-        s = make(batch=8, chunk=8)
-        s.add(ask(1, words(1, length), max_tokens=1))
-        sizes = []
-        while s.busy:
-            sizes += [len(c.tokens) for c in step(s)[0].chunks]
-        assert min(sizes) >= 2 and sum(sizes) == length
+def test_prompts_are_cut_at_blocks_whatever_runs_beside_them() -> None:
+    for length in range(1, 70):
+        s = make(batch=8, chunk=6)
+        s.add(ask(1, words(1, 3), max_tokens=60, owner="b"))
+        s.add(ask(2, words(2, length), max_tokens=1))
+        ends = []
+        while not ends or ends[-1] < length:
+            plan = s.plan()
+            slot = next(q.slot for q in s.running if q.request.id == 2)
+            ends += [c.start + len(c.tokens) for c in plan.chunks if c.slot == slot]
+            s.apply(plan, [Sample(c.slot, 7) for c in plan.chunks if c.sample])
+        assert all(end % 4 == 0 or end == length for end in ends)
 
 
 def test_another_owner_never_shares() -> None:
@@ -119,7 +125,7 @@ def test_a_busy_slots_prefix_is_copied() -> None:
     step(s)
     s.add(ask(2, [*shared, 6], max_tokens=50))
     plan, _ = step(s)
-    assert (plan.starts[0].slot, plan.starts[0].copy_from, plan.starts[0].keep) == (1, 0, 39)
+    assert (plan.starts[0].slot, plan.starts[0].copy_from, plan.starts[0].keep) == (1, 0, 40)
 
 
 def test_equal_prompts_that_come_together_are_read_once() -> None:
@@ -129,8 +135,8 @@ def test_equal_prompts_that_come_together_are_read_once() -> None:
     plan, _ = step(s)
     assert len(plan.starts) == 1
     plan, _ = step(s)
-    assert [(p.copy_from, p.keep) for p in plan.starts] == [(0, 58)] * 3
-    assert sum(len(c.tokens) for c in plan.chunks) == 1 + 3 * 2
+    assert [(p.copy_from, p.keep) for p in plan.starts] == [(0, 59)] * 3
+    assert sum(len(c.tokens) for c in plan.chunks) == 4
 
 
 def test_a_conversation_is_not_overwritten_by_one_that_only_shares_its_beginning() -> None:
@@ -223,7 +229,7 @@ class Driver:
             if not self.s.info.can_trim and start.keep:
                 assert len(self.kv[start.slot]) == start.keep
             assert tuple(self.kv[start.slot][: start.keep]) == start.prompt[: start.keep]
-            assert start.keep <= max(0, len(start.prompt) - 2)
+            assert start.keep < len(start.prompt)
             del self.kv[start.slot][start.keep :]
         for chunk in plan.chunks:
             assert len(self.kv[chunk.slot]) == chunk.start

@@ -7,6 +7,7 @@ This is the only engine file that imports llama_cpp.
 """
 
 import ctypes
+import itertools
 import os
 import secrets
 from collections import abc
@@ -16,7 +17,7 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
-from llmd.daemon.engine.types import Chunk, Logprob, ModelInfo, Plan, Sample, SamplingParams, Start
+from llmd.daemon.engine.types import BLOCK, Chunk, Logprob, ModelInfo, Plan, Sample, SamplingParams, Start
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 
 # penalties look back this far for `repeat_penalty`, as llama.cpp's own default does
@@ -82,8 +83,7 @@ class LlamaRunner:
         params.n_ubatch = min(self.batch, 512)
         params.n_threads = params.n_threads_batch = self.threads
         params.kv_unified = False
-        # on the CPU the fused kernel rounds by chunk size (measured: logits differ by 1.0 between chunkings, by 0 without it)
-        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO if self._gpu else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO
         # a sliding-window cache cut to the window cannot be trimmed back to a shared prefix
         params.swa_full = True
         params.no_perf = True
@@ -150,14 +150,14 @@ class LlamaRunner:
         return [sample for part in self._parts(plan.chunks) for sample in self._sample_all(self._decode(part))]
 
     def _parts(self, chunks: list[Chunk]) -> list[list[Chunk]]:
-        """What one call computes. A GPU takes the step at once. On the CPU every prompt chunk goes by itself: llama.cpp cuts a
-        mixed batch into pieces of equal length anyway, and pieces of one token are computed by kernels that round differently,
-        so that a text would depend on its company."""
+        """What one call computes. A GPU takes the step at once. On the CPU every block of a prompt goes by itself: llama.cpp cuts
+        a mixed batch into pieces of equal length, which would make a text depend on its company."""
         chunks = sorted(chunks, key=lambda c: c.slot)  # adjacent slots in one pass
         if self._gpu:
             return [chunks] if chunks else []
         single = [c for c in chunks if len(c.tokens) == 1]
-        return [part for part in (single, *([c] for c in chunks if len(c.tokens) > 1)) if part]
+        blocks = [[block] for c in chunks if len(c.tokens) > 1 for block in _blocks(c)]
+        return [single, *blocks] if single else blocks
 
     def _sample_all(self, rows: list[tuple[int, int]]) -> list[Sample]:
         if len(rows) * self._n_vocab < PARALLEL_FROM:
@@ -291,3 +291,13 @@ class LlamaRunner:
             lib.llama_sampler_free(chain)
         lib.llama_free(self._ctx)
         lib.llama_model_free(self._model)
+
+
+def _blocks(chunk: Chunk) -> list[Chunk]:
+    """A chunk cut at multiples of BLOCK positions."""
+    end = chunk.start + len(chunk.tokens)
+    cuts = [chunk.start, *range(chunk.start - chunk.start % BLOCK + BLOCK, end, BLOCK), end]
+    return [
+        Chunk(chunk.slot, a, chunk.tokens[a - chunk.start : b - chunk.start], chunk.sample and b == end)
+        for a, b in itertools.pairwise(cuts)
+    ]

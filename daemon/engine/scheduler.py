@@ -16,9 +16,8 @@ A waiting sequence gets a slot in this order:
 It waits when a prompt of the same owner that is being read right now shares much more than any slot holds yet: reading it
 twice would cost more than waiting for it.
 
-The same seed and parameters give the same text, whatever was computed before or beside it. Arithmetic depends a little on
-whether a token was computed alone, as generated ones are, or among others, as prompts are. So a prompt is read in chunks of
-two tokens or more, its last two are always read anew, and a request with a seed shares only what was read as a prompt.
+The same seed and parameters give the same text, whatever was computed before or beside it: prompts are cut at multiples of
+`block` (`types.BLOCK` says why), and a request with a seed shares only whole blocks that were read so.
 
 Every `add` is answered by exactly one end of each choice: a finish in `apply`, or
 `stop`, or `cancel`.
@@ -26,7 +25,7 @@ Every `add` is answered by exactly one end of each choice: a finish in `apply`, 
 
 from dataclasses import dataclass, field
 
-from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, Sequence, Start, Token
+from llmd.daemon.engine.types import BLOCK, Chunk, ModelInfo, Plan, Request, Sample, Sequence, Start, Token
 
 # a shared prefix shorter than this many tokens is read again rather than copied or waited for
 SHARE_MIN = 32
@@ -63,12 +62,13 @@ def common_prefix(a: list[int], b: list[int], limit: int) -> int:
 
 
 class Scheduler:
-    """`batch`: tokens a step when nothing generates; `chunk`: prompt tokens a step when something does."""
+    """`batch`: tokens a step when nothing generates; `chunk`: prompt tokens a step when something does. Both are raised to what
+    a block beside every slot's next token needs."""
 
-    def __init__(self, info: ModelInfo, *, batch: int, chunk: int) -> None:
-        self.info = info
-        self.batch = max(batch, info.slots)
-        self.chunk = chunk
+    def __init__(self, info: ModelInfo, *, batch: int, chunk: int, block: int = BLOCK) -> None:
+        self.info, self.block = info, block
+        self.batch = max(batch, info.slots + block)
+        self.chunk = max(chunk, block)
         self.slots = [Slot() for _ in range(info.slots)]
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in the order of arrival
@@ -123,9 +123,9 @@ class Scheduler:
             if budget <= 0:
                 break
             end = min(len(sequence.tokens), sequence.computed + budget)
-            if len(sequence.tokens) - end == 1:
-                end -= 1  # never a last chunk of one token
-            if end - sequence.computed < 2:
+            if end < len(sequence.tokens):
+                end -= end % self.block
+            if end <= sequence.computed:
                 break
             tokens = sequence.tokens[sequence.computed : end]
             plan.chunks.append(Chunk(sequence.slot, sequence.computed, tokens, end == len(sequence.tokens)))
@@ -180,7 +180,8 @@ class Scheduler:
         held = {i: self._shared(slot, sequence) for i, slot in enumerate(self.slots) if slot.owner == owner}
         donor = max(held, key=lambda i: (held[i], i in free), default=-1)
         best = held.get(donor, 0)
-        if self._will_share(owner, prompt) >= best + SHARE_MIN:
+        soon = self._will_share(owner, prompt)
+        if (soon - soon % self.block if sequence.exact else soon) >= best + SHARE_MIN:
             return None
         fits = [i for i in held if i in free and held[i] > 0 and 2 * held[i] >= len(self.slots[i].tokens)]
         here = max(fits, key=lambda i: held[i], default=-1)
@@ -194,9 +195,11 @@ class Scheduler:
         return self._start(sequence, target, -1, 0)
 
     def _shared(self, slot: Slot, sequence: Sequence) -> int:
-        """Tokens of a prompt that a slot holds and that can be reused; the last two are computed anew, for their logits."""
-        limit = min(slot.as_prompt if sequence.exact else slot.computed, len(sequence.tokens) - 2)
-        shared = common_prefix(slot.tokens, sequence.tokens, max(limit, 0))
+        """Tokens of a prompt that a slot holds and that can be reused; the last is computed anew, for its logits."""
+        limit = min(slot.as_prompt if sequence.exact else slot.computed, len(sequence.tokens) - 1)
+        shared = common_prefix(slot.tokens, sequence.tokens, limit)
+        if sequence.exact:
+            shared -= shared % self.block
         if not self.info.can_trim and shared < slot.computed:
             return 0
         return shared
@@ -205,7 +208,7 @@ class Scheduler:
         reading = [s for s in self.running if s.request.owner == owner and not s.prefilled]
         if not self.info.can_trim:
             return 0
-        return max((common_prefix(s.tokens, prompt, min(len(s.tokens), max(len(prompt) - 2, 0))) for s in reading), default=0)
+        return max((common_prefix(s.tokens, prompt, min(len(s.tokens), len(prompt) - 1)) for s in reading), default=0)
 
     def _unshared_slot(self, free: set[int]) -> int:
         busy = {i for i in range(len(self.slots)) if self.slots[i].sequence is not None}
@@ -217,8 +220,9 @@ class Scheduler:
 
     def _start(self, sequence: Sequence, index: int, copy_from: int, keep: int) -> Start:
         slot, source = self.slots[index], self.slots[copy_from if copy_from >= 0 else index]
-        # beyond a part that was generated nothing is as if read, although the rest is
-        sequence.read = len(sequence.request.prompt) if keep <= source.as_prompt else source.as_prompt
+        # behind a part that was cut elsewhere nothing is as if read anew
+        whole = keep <= source.as_prompt and keep % self.block == 0
+        sequence.read = len(sequence.request.prompt) if whole else min(keep, source.as_prompt)
         slot.tokens, slot.owner, slot.sequence = sequence.tokens, sequence.request.owner, sequence
         sequence.slot, sequence.computed, sequence.cached = index, keep, keep
         self.running.append(sequence)
