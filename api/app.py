@@ -86,8 +86,8 @@ def _card(deployment: Deployment) -> dict[str, Any]:
     worker = deployment.worker
     info = worker.info if worker else {}
     return {
-        "id": deployment.model, "object": "model", "created": 0, "owned_by": "llmd", "ready": deployment.ready,
-        "max_model_len": info.get("context"), "digest": f"sha256:{deployment.digest}",
+        "id": deployment.model, "object": "model", "created": int(deployment.since), "owned_by": "llmd",
+        "ready": deployment.ready, "max_model_len": info.get("context"), "digest": f"sha256:{deployment.digest}",
     }  # fmt: skip
 
 

@@ -131,7 +131,8 @@ def main() -> None:
     )
     text = head + table(results["llmd"], results["llama-server"]) + "\n"
     Path(a.out + ".md").write_text(text)
-    Path(a.out + ".json").write_text(json.dumps({"arguments": vars(a) | {"peer": "llama-server"}, "rows": results}, indent=1) + "\n")
+    arguments = vars(a) | {"peer": "llama-server"}
+    Path(a.out + ".json").write_text(json.dumps({"arguments": arguments, "rows": results}, indent=1) + "\n")
     print(text)
 
 

@@ -6,6 +6,7 @@ never touches another deployment.
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ class Deployment:
     worker: Worker | None = None
     task: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    since: float = field(default_factory=time.time)  # Unix time of the deployment
     seconds: float = 1.0  # a request's usual time in a slot, for Retry-After
 
     @property

@@ -19,8 +19,8 @@ MAX_STRING_BYTES = 64 * MIB
 MAX_TENSORS = 100_000
 MAX_KEYS = 65_536
 MAX_KEY_BYTES = 1024
-# walking strings is the only slow part of reading: this many take about a second
-MAX_STRINGS = 4 * MIB
+# walking strings is the only slow part of reading: this many take about a second; a vocabulary and its merges are half of it
+MAX_STRINGS = 2 * MIB
 # arrays up to this length are kept, longer ones only counted
 KEEP_VALUES = 2048
 MAX_ALIGNMENT = MIB
@@ -118,9 +118,7 @@ class _Reader:
         if len({t.name for t in raw}) != len(raw):
             raise ModelInvalid("two tensors have the same name")
         data_offset = _padded(self._at, alignment) if raw else self._at
-        header = Header(version, alignment, metadata, tuple(raw), data_offset, self._size)
-        _check_layout(header)
-        return header
+        return _laid_out(Header(version, alignment, metadata, tuple(raw), data_offset, self._size))
 
     # --- pieces
 
@@ -200,7 +198,7 @@ class _Reader:
         return Array("string", count, tuple(texts))
 
     def _skip_strings(self, what: str, count: int) -> None:
-        """`_bytes` count times, three times as fast: a vocabulary and its merges are half a million strings."""
+        """`_bytes` count times, three times as fast."""
         at, limit, read = self._at, min(self._size, MAX_HEADER_BYTES) - 8, self._file.read
         for _ in range(count):
             size = int.from_bytes(read(8), "little")
@@ -211,8 +209,7 @@ class _Reader:
         else:
             self._at = at
             return
-        self._file.seek(at)  # the slow way names what is wrong
-        self._at = at
+        self._at = self._file.seek(at)  # the slow way names what is wrong
         self._bytes(what, MAX_STRING_BYTES)
 
     def _tensor(self, index: int) -> TensorInfo:
@@ -290,7 +287,7 @@ def _alignment(metadata: dict[str, Any], kinds: dict[str, int]) -> int:
     return value
 
 
-def _check_layout(header: Header) -> None:
+def _laid_out(header: Header) -> Header:
     """Tensors follow each other without holes or overlaps, as llama.cpp wants them, and end inside the file."""
     expected = end = 0
     for t in header.tensors:
@@ -300,3 +297,4 @@ def _check_layout(header: Header) -> None:
         expected = _padded(end, header.alignment)
     if header.data_offset + end > header.file_size:
         raise ModelInvalid(f"the file is truncated: {header.data_offset + end} bytes expected, {header.file_size} there")
+    return header

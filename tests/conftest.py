@@ -1,9 +1,10 @@
-"""What the tests share: the real small model, and a runner on it."""
+"""What the tests share: the real small model, a runner on it, and a real daemon."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from serving import Llmd, start_llmd
 
 from llmd.daemon.engine.llama import LlamaRunner
 
@@ -22,3 +23,20 @@ def runner(model_file: Path) -> Iterator[LlamaRunner]:
     runner = LlamaRunner(str(model_file), slots=4, context=512, batch=256)
     yield runner
     runner.close()
+
+
+@pytest.fixture(scope="session")
+def llmd(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llmd]:
+    """One daemon for every test that leaves it as it was."""
+    daemon = start_llmd(tmp_path_factory.mktemp("llmd"), model_file, "slots = 4\ncontext = 1024\nqueue = 8\n")
+    yield daemon
+    assert daemon.stop() == 0
+
+
+@pytest.fixture
+def own_llmd(model_file: Path, tmp_path: Path) -> Iterator[Llmd]:
+    """A daemon for one test to hurt."""
+    daemon = start_llmd(tmp_path / "state", model_file, "slots = 2\ncontext = 512\nqueue = 1\n")
+    yield daemon
+    daemon.process.kill()
+    daemon.stop()

@@ -111,7 +111,7 @@ def test_a_writer_that_was_killed_loses_nothing(tmp_path: Path) -> None:
 
 def made(file: Path) -> bytes:
     store = Store(file)
-    for i in range(200):
+    for i in range(100):
         store.add_model(f"m{i}", "d", i, "x" * 50, INFO)
     store.close()
     return file.read_bytes()

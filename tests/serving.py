@@ -1,0 +1,92 @@
+"""A real daemon for tests: started, asked, administered and stopped as a person would."""
+
+import http.client
+import json
+import socket
+import ssl
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Llmd:
+    """A real daemon in a process of its own, on the real small model."""
+
+    state: Path
+    process: subprocess.Popen[str]
+    port: int
+    banner: str
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    def tls(self, name: str = "demo", folder: Path | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.state / "pki" / "ca.crt"))
+        folder = folder or self.state / "pki" / "clients"
+        context.load_cert_chain(folder / f"{name}.crt", folder / f"{name}.key")
+        return context
+
+    def llmctl(self, *arguments: str, code: int = 0) -> Any:
+        """Run llmctl --json; its output parsed."""
+        command = [str(Path(sys.executable).parent / "llmctl"), "--socket", str(self.state / "admin.sock"), *arguments, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done.stderr
+        text = done.stdout if code == 0 or done.stdout else done.stderr
+        try:
+            return json.loads(text)
+        except ValueError:
+            return [json.loads(line) for line in text.splitlines()]
+
+    def issue(self, name: str, folder: Path) -> ssl.SSLContext:
+        self.llmctl("client", "issue", name, "--out", str(folder))
+        return self.tls(name, folder)
+
+    def post(self, route: str, body: Any, tls: ssl.SSLContext | None = None) -> tuple[int, dict[str, str], Any]:
+        """Status, headers and parsed JSON of one request; `body` is bytes as they are, or a value to encode."""
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=tls or self.tls(), timeout=60)
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request("POST" if body is not None else "GET", route, data if body is not None else None,
+                           {"Content-Type": "application/json"})  # fmt: skip
+        response = connection.getresponse()
+        raw = response.read()
+        connection.close()
+        return response.status, dict(response.getheaders()), json.loads(raw) if raw else None
+
+    def get(self, route: str, tls: ssl.SSLContext | None = None) -> tuple[int, dict[str, str], Any]:
+        return self.post(route, None, tls)
+
+    def model(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.llmctl("status")["models"][0]
+        return found
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+        code = self.process.wait(60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+def start_llmd(state: Path, model: Path, config: str = "") -> Llmd:
+    """Start a daemon and wait until its model answers."""
+    state.mkdir(exist_ok=True)
+    (state / "llmd.toml").write_text(f'state_dir = "{state}"\nnode = "test"\n{config}')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "llmd"), "serve", "--config", str(state / "llmd.toml"), "--listen",
+               f"127.0.0.1:{port}", "--default-model", f"smol={model}"]  # fmt: skip
+    with (state / "log").open("a") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    banner = ""
+    for line in process.stdout:
+        banner += line
+        if line.strip() == "EOF":
+            return Llmd(state, process, port, banner)
+    raise AssertionError((state / "log").read_text())
