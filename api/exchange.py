@@ -79,7 +79,7 @@ class Exchange:
         first, *rest = await self._stream.next()
         self._note([first, *rest])
         if first[1] == frames.ERROR:
-            raise from_wire(first[2], first[3])
+            raise from_wire(*first[2:])
         self._rest = rest
 
     async def next(self) -> list[list[Any]]:

@@ -81,7 +81,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._refusal: LlmdError | None = None
         self._extensions: dict[str, Any] = {}
-        self._head_bytes = 0
+        self._heads = 0  # that have come whole
+        self._head_bytes = 0  # of one that has not
         self._in_head = True
 
     # --- the connection
@@ -97,11 +98,11 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
             return
-        fed = self._head_bytes + len(data) if self._in_head else 0
+        before = (self._in_head, self._heads)
         super().data_received(data)
-        if self._in_head and self._refusal is None and not self.transport.is_closing():
-            self._head_bytes = fed
-            if fed > limits.MAX_HEADER_BYTES + limits.MAX_URI_BYTES:
+        if before == (True, self._heads) and self._refusal is None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > limits.MAX_HEADER_BYTES + limits.MAX_URI_BYTES:
                 self._refuse(HeadTooLarge(f"the request's head is larger than {limits.MAX_HEADER_BYTES} bytes"))
 
     def send_400_response(self, msg: str) -> None:
@@ -127,7 +128,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._stop(HeadTooLarge(f"the request has more than {limits.MAX_HEADERS} headers"))
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._head_bytes = False, 0
+        self._in_head, self._head_bytes, self._heads = False, 0, self._heads + 1
         self._check_head()
         self._set_deadline(limits.BODY_SECONDS, BodyTimeout("the body did not come in time"))
         super().on_headers_complete()

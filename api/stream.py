@@ -122,7 +122,7 @@ async def _events(exchange: Exchange, encoder: EventEncoder) -> AsyncIterator[by
         out = bytearray()
         for event in events:
             if event[1] == frames.ERROR:
-                error = from_wire(event[2], event[3])
+                error = from_wire(*event[2:])
                 yield bytes(out) + b"event: error\n" + _data(error.body()) + DONE
                 return
             out += encoder.event(event)
@@ -183,7 +183,7 @@ async def whole(exchange: Exchange, shape: Shape) -> dict[str, Any]:
     while not exchange.ended:
         for event in await exchange.next():
             if event[1] == frames.ERROR:
-                raise from_wire(event[2], event[3])
+                raise from_wire(*event[2:])
             _, _, choice, text, _, _, finish, entries = event
             texts[choice] += text
             logprobs[choice] += entries or []

@@ -77,7 +77,7 @@ class Stream:
                 self.left -= 1
             if self.owed > limits.MAX_STREAM_BACKLOG:
                 self.cancel()
-                event = [self.id, frames.ERROR, "client_too_slow", "the client does not read its stream"]
+                event = [self.id, frames.ERROR, "client_too_slow", "the client does not read its stream", None]
         if self.left == 0 or event[1] == frames.ERROR:
             self.ended = True
             self._worker.forget(self)
@@ -226,7 +226,7 @@ class Worker:
             self._ready.set_exception(WorkerLost("the model's process died while it loaded"))
         message = "the model's process was lost while it answered; try again"
         for stream in list(self._streams.values()):
-            stream.feed([stream.id, frames.ERROR, WorkerLost.code, message])
+            stream.feed([stream.id, frames.ERROR, WorkerLost.code, message, None])
         for reply in self._replies.values():
             if not reply.done():
                 reply.set_exception(WorkerLost(message))
@@ -289,7 +289,7 @@ class Worker:
                 self.metrics.prompt(event[2])
             stream.feed(event)
         elif event[1] == frames.ERROR and event[0] in self._replies:
-            self._replies[event[0]].set_exception(from_wire(event[2], event[3]))
+            self._replies[event[0]].set_exception(from_wire(*event[2:]))
 
     def _reply(self, id_: int, value: Any) -> None:
         reply = self._replies.get(id_)

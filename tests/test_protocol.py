@@ -256,6 +256,17 @@ async def test_keep_alive_and_pipelining(server: Server) -> None:
     writer.close()
 
 
+async def test_a_body_that_comes_with_its_head_is_no_large_head(server: Server) -> None:
+    body = b"a" * 60_000
+    assert status(await ask(server, POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))) == 200
+    reader, writer = await server.open()
+    writer.write(POST + b"Content-Length: %d\r\n\r\n" % len(body))
+    await asyncio.sleep(0.05)
+    writer.write(body)
+    assert b"200 OK" in await reader.readline()
+    writer.close()
+
+
 async def test_only_the_named_hosts_are_answered(tmp_path: Path, server: Server) -> None:
     listener = Listener(Starlette(), ssl=server.context, hosts=["llm.example", "[::1]"])
     await listener.start("127.0.0.1", 0)

@@ -98,7 +98,7 @@ class Worker:
                 self._preparing = None
 
     def _refuse(self, id_: int, error: LlmdError) -> None:
-        event = [id_, frames.ERROR, error.code, error.message]
+        event = [id_, frames.ERROR, error.code, error.message, error.param]
         self.send({"op": "step", "events": [event], "state": None})
 
     def _prepare(self, message: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class Worker:
             tokens = self._runner.tokenize(message["text"], add_special=message["special"], parse_special=message["special"])
             return self.send({"op": "reply", "id": id_, "value": tokens})
         if op == "detokenize":
-            self._check_tokens(message["tokens"])
+            self._check_tokens(message["tokens"], "tokens")
             return self.send({"op": "reply", "id": id_, "value": self._runner.detokenize(message["tokens"])})
         tokens = self._tokens(message)
         context = self._runner.info.context
@@ -118,7 +118,7 @@ class Worker:
             )
         params = SamplingParams(**{**message["params"], "stop": tuple(message["params"]["stop"]),
                                    "logit_bias": tuple((t, b) for t, b in message["params"]["logit_bias"])})  # fmt: skip
-        self._check_tokens([t for t, _ in params.logit_bias])
+        self._check_tokens([t for t, _ in params.logit_bias], "logit_bias")
         self.send({"op": "step", "events": [[id_, frames.START, len(tokens)]], "state": None})
         self._engine.add(Request(id_, message["owner"], tuple(tokens), params, message["choices"]))
 
@@ -129,16 +129,16 @@ class Worker:
             tokens = self._prompts.from_text(message["prompt"])
         else:
             tokens = message["prompt"]
-            self._check_tokens(tokens)
+            self._check_tokens(tokens, "prompt")
         if not tokens:
             raise BadRequest("the prompt is empty; give at least one token", param="prompt")
         return tokens
 
-    def _check_tokens(self, tokens: list[int]) -> None:
+    def _check_tokens(self, tokens: list[int], param: str) -> None:
         vocab = self._runner.info.vocab
         for token in tokens:
             if not 0 <= token < vocab:
-                raise BadRequest(f"there is no token {token}; this model's tokens are 0 to {vocab - 1}")
+                raise BadRequest(f"there is no token {token}; this model's tokens are 0 to {vocab - 1}", param=param)
 
     @property
     def _runner(self) -> Runner:

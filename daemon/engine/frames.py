@@ -5,7 +5,7 @@ To the worker: `load` (first), `generate`, `cancel`, `tokenize`, `detokenize`, `
 
     [id, START, prompt_tokens]
     [id, TEXT, choice, text, tokens, cached, finish, logprobs]   tokens: generated so far; finish: None, "stop", "length"
-    [id, ERROR, code, message]
+    [id, ERROR, code, message, param]
 
 Every request ends with a finish of each choice, or with one ERROR.
 """

@@ -87,7 +87,9 @@ class Engine:
         gone = self.scheduler.cancel(request_id)
         for sequence in gone:
             del self._live[request_id, sequence.choice]
-        if not gone:
+        if gone:
+            self._report([])
+        else:
             self._cancelled_early[request_id] = None
             while len(self._cancelled_early) > 1024:
                 self._cancelled_early.popitem(last=False)
@@ -98,7 +100,9 @@ class Engine:
         tokens = self.scheduler.apply(plan, samples)
         if tokens:
             self.last_token = time.monotonic()
-        events = [event for event in map(self._event, tokens) if event]
+        self._report([event for event in map(self._event, tokens) if event])
+
+    def _report(self, events: list[list[Any]]) -> None:
         s = self.scheduler
         self._send({"op": "step", "events": events, "state": [len(s.running), len(s.waiting), s.kv_used]})
 
