@@ -229,9 +229,11 @@ async def audit_tail(request: Request, service: Service) -> Response:
     if request.query_params.get("follow") != "1":
         return JSONResponse({"rows": rows})
 
+    newest = await audit.tail(1)
+    at = after if after is not None else newest[-1]["seq"] if newest else 0
+
     async def follow() -> AsyncIterator[dict[str, Any]]:
-        last = after or 0
-        fresh = rows
+        last, fresh = at, rows
         while True:
             for row in fresh:
                 last = row["seq"]

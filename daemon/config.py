@@ -63,8 +63,12 @@ def load(file: Path | None, **given: Any) -> Config:
             values = tomllib.loads(text)
         except OSError as e:
             raise ConfigError(f"{where}: {e.strerror}") from e
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-            raise ConfigError(f"{where}: {e}") from e
+        except UnicodeDecodeError as e:
+            raise ConfigError(f"{where}: this is not UTF-8 text") from e
+        except tomllib.TOMLDecodeError as e:
+            at = re.search(r" \(at line (\d+), column \d+\)$", str(e))
+            line = at[1] if at else str(text.count("\n") + 1)
+            raise ConfigError(f"{where}:{line}: {str(e).partition(' (at ')[0]}") from e
     kinds = {f.name: type(f.default) for f in fields(Config)}
     for key, value in values.items():
         line = _line(text, key)
@@ -99,5 +103,5 @@ def _check(config: Config) -> None:
 
 
 def _line(text: str, key: str) -> int:
-    found = re.search(rf"^\s*[\"']?{re.escape(key)}[\"']?\s*[=.]|^\s*\[+{re.escape(key)}", text, re.MULTILINE)
+    found = re.search(rf"^[ \t]*[\"']?{re.escape(key)}[\"']?\s*[=.]|^[ \t]*\[+{re.escape(key)}", text, re.MULTILINE)
     return text.count("\n", 0, found.start()) + 1 if found else 1
