@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """llmd against llama-server on this machine: same model, threads, slots and client, one after the other in one run.
 
+A machine's speed drifts, so both servers stand ready and every level is measured on one right after the other, `--rounds` times;
+the table shows each server's median round.
+
 llmd answers with mutual TLS, SSE and the audit log; llama-server with plain HTTP. `make bench` builds llama-server from the
 source that the engine is built from and calls this. Results go to benchmarks/results/.
 """
@@ -9,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -72,16 +76,30 @@ def wait_for(ready: Any, server: subprocess.Popen[bytes]) -> None:
     raise SystemExit("the server did not become ready in a minute")
 
 
-def load(a: argparse.Namespace, target: list[str], work: Path) -> list[dict[str, Any]]:
-    """Run the client at every concurrency. Returns its rows."""
+def load(a: argparse.Namespace, target: list[str], level: str, seed: int, work: Path) -> dict[str, Any]:
+    """Run the client at one concurrency. Returns its row."""
     out = work / "rows.json"
     subprocess.run(
-        [sys.executable, str(HERE / "bench_openai.py"), *target, "--concurrency", a.concurrency, "--requests", str(a.requests),
+        [sys.executable, str(HERE / "bench_openai.py"), *target, "--concurrency", level, "--requests", str(a.requests),
          "--prompt-words", str(a.prompt_words), "--max-tokens", str(a.max_tokens), "--extra", '{"ignore_eos": true}',
+         "--seed", str(seed),  # other prompts every round: a prefix cache may not help
          "--json", str(out)], check=True,
     )  # fmt: skip
-    rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"]
-    return rows
+    row: dict[str, Any] = json.loads(out.read_text())["rows"][0]
+    return row
+
+
+def median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each figure's median over the rounds; failures are summed."""
+
+    def middle(pick: Any) -> float:
+        return float(statistics.median(pick(r) for r in rounds))
+
+    return {
+        "concurrency": rounds[0]["concurrency"], "failed": sum(r["failed"] for r in rounds),
+        "tok_s": middle(lambda r: r["tok_s"]), "ttft_ms": [middle(lambda r, i=i: r["ttft_ms"][i]) for i in range(3)],
+        "gap_ms": [middle(lambda r, i=i: r["gap_ms"][i]) for i in range(3)],
+    }  # fmt: skip
 
 
 def table(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
@@ -115,24 +133,35 @@ def main() -> None:
     p.add_argument("--context", type=int, default=1024, help="tokens a slot")
     p.add_argument("--concurrency", default="1,8,32")
     p.add_argument("--requests", type=int, default=64)
+    p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--prompt-words", type=int, default=64)
     p.add_argument("--max-tokens", type=int, default=64)
     p.add_argument("--out", default=str(HERE / "results" / "cpu"), help="where the table (.md) and the rows (.json) go")
     a = p.parse_args()
-    results: dict[str, list[dict[str, Any]]] = {}
-    for name, server in (("llama-server", llama_server), ("llmd", llmd)):
-        with tempfile.TemporaryDirectory() as folder, server(a, Path(folder)) as target:
-            print(f"--- {name}", flush=True)
-            results[name] = load(a, target, Path(folder))
+    rounds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        with llama_server(a, work) as theirs, llmd(a, work) as ours:
+            for number in range(a.rounds):
+                for level in a.concurrency.split(","):
+                    # who goes first changes, so that neither always meets the warmer machine
+                    for name, target in (("llama-server", theirs), ("llmd", ours))[:: 1 if number % 2 == 0 else -1]:
+                        print(f"{name:12} ", end="", flush=True)
+                        row = load(a, target, level, number + 1, work)
+                        rounds.setdefault((name, level), []).append(row)
+    levels = a.concurrency.split(",")
+    results = {name: [median(rounds[name, level]) for level in levels] for name in ("llama-server", "llmd")}
     head = (
         f"# llmd and llama-server\n\n{machine()}, {datetime.now(UTC):%Y-%m-%d}. {Path(a.model).name}, {a.threads} threads, "
-        f"{a.slots} slots of {a.context} tokens, prompts of {a.prompt_words} words, {a.max_tokens} output tokens, {a.requests} "
-        "requests a level. llmd with mutual TLS, SSE and audit; llama-server with plain HTTP.\n\nCommand: `make bench`\n\n"
+        f"{a.slots} slots of {a.context} tokens, prompts of {a.prompt_words} words, {a.max_tokens} output tokens, "
+        f"{a.requests} requests a level, medians of {a.rounds} rounds (failures: sums). llmd with mutual TLS, "
+        "SSE and audit; llama-server with plain HTTP.\n\nCommand: `make bench`\n\n"
     )
     text = head + table(results["llmd"], results["llama-server"]) + "\n"
     Path(a.out + ".md").write_text(text)
-    arguments = vars(a) | {"peer": "llama-server"}
-    Path(a.out + ".json").write_text(json.dumps({"arguments": arguments, "rows": results}, indent=1) + "\n")
+    every = [{"server": name, **row} for (name, _), rows in rounds.items() for row in rows]
+    arguments = vars(a) | {"peer": "llama-server", "model": Path(a.model).name, "out": ""}
+    Path(a.out + ".json").write_text(json.dumps({"arguments": arguments, "rounds": every, "medians": results}, indent=1) + "\n")
     print(text)
 
 

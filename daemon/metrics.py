@@ -11,7 +11,7 @@ from prometheus_client import (
 )
 
 # a time stamp beside every counter doubles the page and says nothing that uptime does not
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)

@@ -34,7 +34,7 @@ def ask(runner: LlamaRunner, id_: int, text: str, *, owner: str = "a", choices: 
 
 
 FRANCE = "The capital of France is"
-LONG = "Once upon a time there was a small house at the edge of a forest, and in it lived an old man who collected clocks. " * 3
+LONG = "Once upon a time there was a small house at the edge of a forest, and in it lived an old man who collected clocks. " * 6
 
 
 def test_greedy_text_is_the_models(runner: LlamaRunner) -> None:

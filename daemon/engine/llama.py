@@ -7,7 +7,6 @@ This is the only engine file that imports llama_cpp.
 """
 
 import ctypes
-import itertools
 import os
 import secrets
 from collections import abc
@@ -17,7 +16,7 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
-from llmd.daemon.engine.types import BLOCK, Chunk, Logprob, ModelInfo, Plan, Sample, SamplingParams, Start
+from llmd.daemon.engine.types import BLOCK, Chunk, Logprob, ModelInfo, Plan, Sample, SamplingParams, Start, next_cut
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 
 # penalties look back this far for `repeat_penalty`, as llama.cpp's own default does
@@ -54,7 +53,8 @@ class LlamaRunner:
         self._n_vocab = lib.llama_vocab_n_tokens(self._vocab)
         trained = lib.llama_model_n_ctx_train(self._model)
         wanted = min(context or 4096, trained) if trained > 0 else context or 4096
-        self.batch = max(batch, slots)
+        # a step may go over its budget by less than a piece, and every slot may add a token
+        self.batch = batch + 2 * BLOCK + slots
         self._ctx = self._context(slots, wanted)
         self._memory = lib.llama_get_memory(self._ctx)
         self.info = self._describe(slots)
@@ -294,10 +294,10 @@ class LlamaRunner:
 
 
 def _blocks(chunk: Chunk) -> list[Chunk]:
-    """A chunk cut at multiples of BLOCK positions."""
-    end = chunk.start + len(chunk.tokens)
-    cuts = [chunk.start, *range(chunk.start - chunk.start % BLOCK + BLOCK, end, BLOCK), end]
-    return [
-        Chunk(chunk.slot, a, chunk.tokens[a - chunk.start : b - chunk.start], chunk.sample and b == end)
-        for a, b in itertools.pairwise(cuts)
-    ]
+    """A chunk cut into its prompt's pieces; only a prompt's last chunk is sampled, and only its last piece is longer."""
+    at, end, pieces = chunk.start, chunk.start + len(chunk.tokens), []
+    while at < end:
+        cut = next_cut(at, end) if chunk.sample else min(end, at - at % BLOCK + BLOCK)
+        pieces.append(Chunk(chunk.slot, at, chunk.tokens[at - chunk.start : cut - chunk.start], chunk.sample and cut == end))
+        at = cut
+    return pieces

@@ -3,8 +3,9 @@
 One rule: computed tokens catch up with known tokens. A step holds
 
 1. one token of every sequence that is one token behind: a generating one, or a prompt's last token;
-2. then, in the order of arrival, chunks of the prompts that are further behind, until the step's token budget is full.
-   While anything generates, prompts get at most `chunk` tokens a step, so that a long prompt never stalls other streams.
+2. then, in the order of arrival, pieces of the prompts that are further behind, until the step's token budget is used; the
+   last piece may go over it. The budget is `batch`, but while anything generates `chunk`, so that a long prompt never stalls
+   other streams; twice that when many prompts wait, because then first tokens are what most people wait for.
 
 A waiting sequence gets a slot in this order:
 
@@ -16,8 +17,8 @@ A waiting sequence gets a slot in this order:
 It waits when a prompt of the same owner that is being read right now shares much more than any slot holds yet: reading it
 twice would cost more than waiting for it.
 
-The same seed and parameters give the same text, whatever was computed before or beside it: prompts are cut at multiples of
-`block` (`types.BLOCK` says why), and a request with a seed shares only whole blocks that were read so.
+The same seed and parameters give the same text, whatever was computed before or beside it: prompts are cut at fixed
+places (`types.BLOCK` says why), and a request with a seed shares only pieces that were read so.
 
 Every `add` is answered by exactly one end of each choice: a finish in `apply`, or
 `stop`, or `cancel`.
@@ -25,10 +26,24 @@ Every `add` is answered by exactly one end of each choice: a finish in `apply`, 
 
 from dataclasses import dataclass, field
 
-from llmd.daemon.engine.types import BLOCK, Chunk, ModelInfo, Plan, Request, Sample, Sequence, Start, Token
+from llmd.daemon.engine.types import (
+    BLOCK,
+    Chunk,
+    ModelInfo,
+    Plan,
+    Request,
+    Sample,
+    Sequence,
+    Start,
+    Token,
+    last_cut,
+    next_cut,
+)
 
 # a shared prefix shorter than this many tokens is read again rather than copied or waited for
 SHARE_MIN = 32
+# this many prompts that wait for their first token get larger chunks
+MANY_PROMPTS = 4
 
 
 @dataclass(slots=True)
@@ -62,13 +77,12 @@ def common_prefix(a: list[int], b: list[int], limit: int) -> int:
 
 
 class Scheduler:
-    """`batch`: tokens a step when nothing generates; `chunk`: prompt tokens a step when something does. Both are raised to what
-    a block beside every slot's next token needs."""
+    """`batch`: tokens a step when nothing generates; `chunk`: prompt tokens a step when something does. A step's prompt tokens
+    are less than one piece (two blocks) over that."""
 
     def __init__(self, info: ModelInfo, *, batch: int, chunk: int, block: int = BLOCK) -> None:
         self.info, self.block = info, block
-        self.batch = max(batch, info.slots + block)
-        self.chunk = max(chunk, block)
+        self.batch, self.chunk = batch, chunk
         self.slots = [Slot() for _ in range(info.slots)]
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in the order of arrival
@@ -116,21 +130,22 @@ class Scheduler:
                 plan.chunks.append(Chunk(sequence.slot, sequence.computed, sequence.tokens[-1:], True))
             else:
                 behind.append(sequence)
-        budget = self.batch - len(plan.chunks)
-        if any(s.generated for s in self.running):
-            budget = min(budget, self.chunk)
         for sequence in behind:
+            budget = self._budget(len(behind)) - sum(len(c.tokens) for c in plan.chunks if len(c.tokens) > 1)
             if budget <= 0:
                 break
-            end = min(len(sequence.tokens), sequence.computed + budget)
-            if end < len(sequence.tokens):
-                end -= end % self.block
-            if end <= sequence.computed:
-                break
+            end = sequence.computed
+            while end < len(sequence.tokens) and end - sequence.computed < budget:
+                end = next_cut(end, len(sequence.tokens), self.block)
             tokens = sequence.tokens[sequence.computed : end]
             plan.chunks.append(Chunk(sequence.slot, sequence.computed, tokens, end == len(sequence.tokens)))
-            budget -= len(tokens)
         return plan
+
+    def _budget(self, prompts: int) -> int:
+        """How many prompt tokens this step may compute."""
+        if not any(s.generated for s in self.running):
+            return self.batch
+        return min(self.batch, self.chunk * (2 if prompts + len(self.waiting) >= MANY_PROMPTS else 1))
 
     def apply(self, plan: Plan, samples: list[Sample]) -> list[Token]:
         """Take in what a step computed and sampled. Sequences that end by it leave their slots."""
@@ -181,7 +196,7 @@ class Scheduler:
         donor = max(held, key=lambda i: (held[i], i in free), default=-1)
         best = held.get(donor, 0)
         soon = self._will_share(owner, prompt)
-        if (soon - soon % self.block if sequence.exact else soon) >= best + SHARE_MIN:
+        if (self._exact(soon, sequence) if sequence.exact else soon) >= best + SHARE_MIN:
             return None
         fits = [i for i in held if i in free and held[i] > 0 and 2 * held[i] >= len(self.slots[i].tokens)]
         here = max(fits, key=lambda i: held[i], default=-1)
@@ -199,10 +214,14 @@ class Scheduler:
         limit = min(slot.as_prompt if sequence.exact else slot.computed, len(sequence.tokens) - 1)
         shared = common_prefix(slot.tokens, sequence.tokens, limit)
         if sequence.exact:
-            shared -= shared % self.block
+            shared = self._exact(shared, sequence)
         if not self.info.can_trim and shared < slot.computed:
             return 0
         return shared
+
+    def _exact(self, shared: int, sequence: Sequence) -> int:
+        """The part of a shared prefix whose pieces are those that the sequence would read itself."""
+        return min(shared - shared % self.block, last_cut(len(sequence.tokens), self.block))
 
     def _will_share(self, owner: str, prompt: list[int]) -> int:
         reading = [s for s in self.running if s.request.owner == owner and not s.prefilled]
@@ -222,7 +241,7 @@ class Scheduler:
         slot, source = self.slots[index], self.slots[copy_from if copy_from >= 0 else index]
         # behind a part that was cut elsewhere nothing is as if read anew
         whole = keep <= source.as_prompt and keep % self.block == 0
-        sequence.read = len(sequence.request.prompt) if whole else min(keep, source.as_prompt)
+        sequence.read = last_cut(len(sequence.request.prompt), self.block) if whole else min(keep, source.as_prompt)
         slot.tokens, slot.owner, slot.sequence = sequence.tokens, sequence.request.owner, sequence
         sequence.slot, sequence.computed, sequence.cached = index, keep, keep
         self.running.append(sequence)
