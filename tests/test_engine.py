@@ -1,6 +1,7 @@
 """The engine loop with a runner whose tokens the test queues."""
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from llmd.daemon.engine import frames
@@ -18,7 +19,7 @@ class Queued(FakeRunner):
         self.gate = threading.Semaphore(1_000_000)
         self.steps = 0
 
-    def run(self, plan: Plan) -> list[Sample]:
+    def run(self, plan: Plan) -> Iterator[list[Sample]]:
         self.gate.acquire()
         self.steps += 1
         out = []
@@ -28,7 +29,7 @@ class Queued(FakeRunner):
                 done = self.eos_after and at >= len(self.pieces)
                 token = 0 if done else 1 + at % len(self.pieces)
                 out.append(Sample(chunk.slot, token, Logprob(token, -0.5, ((token, -0.5),))))
-        return out
+        yield out
 
     def piece(self, token: int) -> bytes:
         return self.pieces[token - 1]
@@ -107,7 +108,7 @@ def test_cancel_takes_effect_before_the_next_step() -> None:
     while runner.steps < 0 or not run.engine.scheduler.running:
         pass
     runner.gate.release()
-    while len(run.sent) < 1:
+    while not any(m["events"] for m in list(run.sent)):
         pass
     run.engine.cancel(1)
     run.engine.cancel(2)

@@ -18,8 +18,9 @@ def texts(runner: LlamaRunner, requests: list[Request], scheduler: Scheduler | N
     out: dict[tuple[int, int], list[Token]] = {}
     while s.busy:
         plan = s.plan()
-        for token in s.apply(plan, runner.run(plan)):
-            out.setdefault((token.sequence.request.id, token.sequence.choice), []).append(token)
+        for samples in runner.run(plan):
+            for token in s.apply(plan, samples):
+                out.setdefault((token.sequence.request.id, token.sequence.choice), []).append(token)
     return out
 
 

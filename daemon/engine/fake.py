@@ -25,7 +25,7 @@ class FakeRunner:
         self._arrived = [0] * slots
         self._next = time.monotonic()
 
-    def run(self, plan: Plan) -> list[Sample]:
+    def run(self, plan: Plan) -> abc.Iterator[list[Sample]]:
         for start in plan.starts:
             prompt = start.prompt
             self._arrived[start.slot] = prompt[0] * _BASE + prompt[1]
@@ -33,7 +33,7 @@ class FakeRunner:
             self._next = max(self._next + self.step_seconds, time.monotonic())
             time.sleep(self._next - time.monotonic() if self._next > time.monotonic() else 0)
         words = len(self._words)
-        return [Sample(c.slot, 1 + (c.start % words if words else c.slot)) for c in plan.chunks if c.sample]
+        yield [Sample(c.slot, 1 + (c.start % words if words else c.slot)) for c in plan.chunks if c.sample]
 
     def piece(self, token: int) -> bytes:
         if self._words:

@@ -143,11 +143,14 @@ class LlamaRunner:
 
     # --- a step
 
-    def run(self, plan: Plan) -> list[Sample]:
-        """Carry out one step. Raises LlmdError when llama.cpp cannot: the context is then unusable."""
+    def run(self, plan: Plan) -> abc.Iterator[list[Sample]]:
+        """Carry out one step, part by part. Raises LlmdError when llama.cpp cannot: the context is then unusable."""
         for start in plan.starts:
             self._start(start)
-        return [sample for part in self._parts(plan.chunks) for sample in self._sample_all(self._decode(part))]
+        for part in self._parts(plan.chunks):
+            rows = self._decode(part)
+            if rows:
+                yield self._sample_all(rows)
 
     def _parts(self, chunks: list[Chunk]) -> list[list[Chunk]]:
         """What one call computes. A GPU takes the step at once. On the CPU every block of a prompt goes by itself: llama.cpp cuts

@@ -96,11 +96,12 @@ class Engine:
 
     def _step(self) -> None:
         plan = self.scheduler.plan()
-        samples = list(self.runner.run(plan))
-        tokens = self.scheduler.apply(plan, samples)
-        if tokens:
+        if plan.starts:
+            self._report([])  # a long prompt may not give a token in this step, and it runs all the same
+        for samples in self.runner.run(plan):
+            tokens = self.scheduler.apply(plan, samples)
             self.last_token = time.monotonic()
-        self._report([event for event in map(self._event, tokens) if event])
+            self._report([event for event in map(self._event, tokens) if event])
 
     def _report(self, events: list[list[Any]]) -> None:
         s = self.scheduler

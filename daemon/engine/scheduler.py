@@ -120,7 +120,7 @@ class Scheduler:
         return sum(slot.computed for slot in self.slots)
 
     def plan(self) -> Plan:
-        """The next step. Sequences given a slot here count as computed up to what they share."""
+        """The next step. What it computes counts as computed from here on: its samples are due before anything else changes."""
         plan = Plan()
         if self.waiting:
             self._place_waiting(plan)
@@ -139,6 +139,10 @@ class Scheduler:
                 end = next_cut(end, len(sequence.tokens), self.block)
             tokens = sequence.tokens[sequence.computed : end]
             plan.chunks.append(Chunk(sequence.slot, sequence.computed, tokens, end == len(sequence.tokens)))
+        for chunk in plan.chunks:
+            computing = self.slots[chunk.slot].sequence
+            assert computing is not None
+            computing.computed = chunk.start + len(chunk.tokens)
         return plan
 
     def _budget(self, prompts: int) -> int:
@@ -148,11 +152,7 @@ class Scheduler:
         return min(self.batch, self.chunk * (2 if prompts + len(self.waiting) >= MANY_PROMPTS else 1))
 
     def apply(self, plan: Plan, samples: list[Sample]) -> list[Token]:
-        """Take in what a step computed and sampled. Sequences that end by it leave their slots."""
-        for chunk in plan.chunks:
-            sequence = self.slots[chunk.slot].sequence
-            if sequence is not None:
-                sequence.computed = chunk.start + len(chunk.tokens)
+        """Take in what a step sampled, all at once or part by part. Sequences that end by it leave their slots."""
         out = []
         for sample in samples:
             sequence = self.slots[sample.slot].sequence

@@ -155,11 +155,15 @@ class ModelInfo:
 
 
 class Runner(Protocol):
-    """A model on its device. `run` and `close` are called by the engine thread alone; the rest by any thread."""
+    """A model on its device. `run` and `close` are called by the engine thread alone; the rest by any thread.
+
+    `run` carries out one step and yields what it samples as it comes, part by part: a first token need not wait for the other
+    prompts of its step. It must be read to its end.
+    """
 
     info: ModelInfo
 
-    def run(self, plan: Plan) -> abc.Sequence[Sample]: ...
+    def run(self, plan: Plan) -> abc.Iterator[list[Sample]]: ...
     def piece(self, token: int) -> bytes: ...
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
     def detokenize(self, tokens: abc.Sequence[int]) -> str: ...
