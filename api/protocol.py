@@ -73,7 +73,8 @@ class Connections:
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Deadlines and bounds. `hosts`: the Host names that are answered, in lower case; none: any."""
+    """Deadlines and bounds. `hosts`: the Host names that are answered; none: any. `scope["extensions"]["abort"]` cuts the
+    connection."""
 
     def __init__(self, config: Config, state: ServerState, hosts: Sequence[str] = ()) -> None:
         super().__init__(config, state, {})
@@ -89,6 +90,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._extensions["abort"] = transport.abort
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -216,7 +218,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 class ClientProtocol(GuardedProtocol):
-    """A TLS connection: `scope["extensions"]["tls"]` is {"peer": PeerIdentity, "abort": cut the connection}."""
+    """A TLS connection: `scope["extensions"]["tls"]` is {"peer": PeerIdentity}."""
 
     def __init__(self, config: Config, state: ServerState, hosts: Sequence[str], connections: Connections) -> None:
         super().__init__(config, state, hosts)
@@ -235,7 +237,7 @@ class ClientProtocol(GuardedProtocol):
             transport.abort()
             return
         self._peer = peer
-        self._extensions = {"tls": {"peer": peer, "abort": transport.abort}}
+        self._extensions["tls"] = {"peer": peer}
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._peer is not None:
@@ -251,7 +253,7 @@ class AdminProtocol(GuardedProtocol):
         super().connection_made(transport)
         sock: socket.socket = transport.get_extra_info("socket")
         pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        self._extensions = {"peer": {"pid": pid, "uid": uid, "gid": gid}}
+        self._extensions["peer"] = {"pid": pid, "uid": uid, "gid": gid}
         self._let_in = may_administer(uid, gid)
 
     def _check_head(self) -> None:

@@ -172,7 +172,7 @@ class StreamResponse(EventSourceResponse):
         while self._waits_since is None or clock() - self._waits_since < limits.STALL_SECONDS:
             await asyncio.sleep(limits.STALL_SECONDS / 4)
         log.warning("a client did not read its stream for %.0f s: cut", limits.STALL_SECONDS)
-        scope["extensions"]["tls"]["abort"]()
+        scope["extensions"]["abort"]()
 
 
 async def whole(exchange: Exchange, shape: Shape) -> dict[str, Any]:

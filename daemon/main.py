@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -226,6 +227,8 @@ async def _serve(settings: Config, default_model: tuple[str, Path] | None) -> No
 def main(argv: list[str] | None = None) -> None:
     """The `llmd` command. Exits 0 after a drain, 1 when it cannot run."""
     given = _arguments(argv)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys and prompts
+    os.umask(0o027)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     name, _, file = (given.default_model or "").partition("=")
