@@ -31,9 +31,10 @@ check: setup ## ruff and mypy --strict
 	@.venv/bin/ruff check .
 	@MYPYPATH=packaging/typing .venv/bin/mypy --strict $(addprefix -p ,$(PACKAGES))
 
-bench: setup ## llmd and llama-server under the same load, one after the other; ARGS='...'
+bench: setup ## llmd and llama-server under the same load in turn, then what the gateway costs; ARGS='...'
 	@server=$$(packaging/build_peer.sh | tail -n 1) && [ -n "$$server" ] && \
-		exec $(PYTHON) benchmarks/run.py --peer "$$server" --model "$(MODEL)" $(ARGS)
+		$(PYTHON) benchmarks/run.py --peer "$$server" --model "$(MODEL)" $(ARGS)
+	@.venv/bin/python benchmarks/gateway.py
 
 clean: ## .venv, the model and everything built; not the wheels in ~/.cache/llmd, not STATE
 	@rm -rf .venv .build build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -46,8 +46,8 @@ class Exchange:
 
     @property
     def ended(self) -> bool:
-        """Nothing more comes: every choice has finished."""
-        return self._stream is not None and self._stream.ended
+        """Everything has been read: every choice's finish, or the error."""
+        return self._stream is not None and self._stream.read_out and not self._rest
 
     # --- in order
 

@@ -167,7 +167,7 @@ class Pool:
         params = {"max_tokens": 1, "temperature": 0.0, "stop": [], "logit_bias": [], "ignore_eos": True}
         stream = worker.open("", {"messages": None, "prompt": [1, 1], "params": params}, 1)
         try:
-            while not stream.ended:
+            while not stream.read_out:
                 await stream.next()
         finally:
             stream.cancel()

@@ -59,8 +59,13 @@ class Stream:
         self.first: float | None = None  # when the first token came
         self.last = [0.0] * choices
 
+    @property
+    def read_out(self) -> bool:
+        """It has ended and no event waits: `next` would wait for ever."""
+        return self.ended and not self._events
+
     async def next(self) -> list[list[Any]]:
-        """All events that have come since the last call, at least one. After the end it must not be called again."""
+        """All events that have come since the last call, at least one. Not to be called once `read_out`."""
         if not self._events:
             self._waiter = self._loop.create_future()
             await self._waiter

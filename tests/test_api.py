@@ -136,6 +136,12 @@ def test_prefixes_are_shared_inside_one_principal_only(llmd: Llmd, tmp_path: Pat
     assert cached(alice) > 100 and cached(bob) > 100
 
 
+def test_an_answer_that_is_there_at_once_is_whole(llmd: Llmd) -> None:
+    for _ in range(30):
+        answer = llmd.post("/v1/completions", {"prompt": "1 2 3 4", "max_tokens": 1, "temperature": 0})[2]
+        assert answer["choices"][0]["text"] == " " and answer["choices"][0]["finish_reason"] == "length"
+
+
 def test_a_prompt_over_the_context_is_refused_with_the_numbers(llmd: Llmd) -> None:
     status, _, answer = llmd.post("/v1/completions", {"model": "smol", "prompt": "word " * 3000})
     assert status == 400 and answer["error"]["code"] == "context_length_exceeded"

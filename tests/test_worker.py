@@ -44,7 +44,7 @@ async def read(stream: Stream) -> list[list[Any]]:
     async with asyncio.timeout(20):
         while True:
             events += await stream.next()
-            if stream.ended:
+            if stream.read_out:
                 return events
 
 
