@@ -9,6 +9,7 @@ a token left it into each token. The client, in its own process, holds that agai
 
 import argparse
 import asyncio
+import gc
 import re
 import ssl
 import subprocess
@@ -160,6 +161,7 @@ def main() -> None:
     if a.serve:
         serve(a.serve[0], int(a.serve[1]), float(a.serve[2]))
         return
+    gc.disable()  # the client's own collections are not the gateway's
     (ttft, tokens), memory = with_server(1 / 30, 64, lambda tls: paced(tls, a.seconds))
     rate, _ = with_server(0.0, 32, lambda tls: flat_out(tls, 32, 4000))
     rows = [

@@ -1,6 +1,7 @@
 """The runner on the real small model: sampling, prefixes, copies between slots, text."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -64,6 +65,18 @@ def test_choices_share_the_prompt_and_differ(runner: LlamaRunner) -> None:
 def test_greedy_choices_after_a_copy_equal_the_original(runner: LlamaRunner) -> None:
     out = texts(runner, [ask(runner, 1, LONG, choices=4)])
     assert len({tuple(ids(tokens)) for tokens in out.values()}) == 1
+
+
+def test_sampling_in_threads_gives_what_sampling_in_turn_gives(runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def say() -> list[list[int]]:
+        out = texts(runner, [ask(runner, i, f"{i} {FRANCE}", temperature=1.0, seed=i) for i in range(4)])
+        return [ids(out[i, 0]) for i in range(4)]
+
+    in_turn = say()
+    with ThreadPoolExecutor(4) as pool:
+        monkeypatch.setattr(runner, "_pool", pool)
+        monkeypatch.setattr(runner, "_parallel_from", 0)
+        assert say() == in_turn
 
 
 def test_a_prefix_of_another_owner_is_read_anew(runner: LlamaRunner) -> None:

@@ -62,7 +62,11 @@ class LlamaRunner:
         self._samplers: dict[int, Any] = {}
         self._logprobs: dict[int, int] = {}
         self._pieces: dict[int, bytes] = {}
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="sample")
+        # on the CPU the threads of the arithmetic still spin when sampling begins: with as many of ours it is slower than without
+        # (measured on 2 cores: 32 sequences in 3.1 ms against 2.6)
+        sampling = self._sampling_threads()
+        self._pool = ThreadPoolExecutor(sampling, thread_name_prefix="sample")
+        self._parallel_from = PARALLEL_FROM if sampling > 1 else 1 << 62
         self._warm_up()
 
     # --- loading
@@ -162,8 +166,11 @@ class LlamaRunner:
         blocks = [[block] for c in chunks if len(c.tokens) > 1 for block in _blocks(c)]
         return [single, *blocks] if single else blocks
 
+    def _sampling_threads(self) -> int:
+        return min(16, self.threads) if self._gpu else max(1, self.threads // 2)
+
     def _sample_all(self, rows: list[tuple[int, int]]) -> list[Sample]:
-        if len(rows) * self._n_vocab < PARALLEL_FROM:
+        if len(rows) * self._n_vocab < self._parallel_from:
             return [self._sample(row, slot) for row, slot in rows]
         return list(self._pool.map(lambda row: self._sample(*row), rows))
 
