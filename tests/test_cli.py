@@ -133,10 +133,15 @@ def test_clients_are_issued_listed_and_revoked(llmd: Llmd, tmp_path: Path) -> No
     assert "days" in run(llmd, "client", "issue", "dave", "--days", "0", "--out", str(tmp_path), code=1)
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_audit_log_is_shown_followed_and_verified(llmd: Llmd, tmp_path: Path) -> None:
     assert "start" in run(llmd, "audit", "tail", "-n", "2000")
     command = [LLMCTL, "--socket", str(llmd.state / "admin.sock"), "audit", "tail", "-f", "-n", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+    # a test run in the background inherits an ignored SIGINT, and would hand it on
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts) as follower:
         time.sleep(0.7)
         llmd.post("/v1/completions", {"prompt": "x", "max_tokens": 1})
         assert follower.stdout is not None

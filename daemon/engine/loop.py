@@ -101,6 +101,8 @@ class Engine:
         for samples in self.runner.run(plan):
             tokens = self.scheduler.apply(plan, samples)
             self.last_token = time.monotonic()
+            # the daemon writes to one client after the other: first tokens go first, they are what people wait for
+            tokens.sort(key=lambda token: token.sequence.generated)
             self._report([event for event in map(self._event, tokens) if event])
 
     def _report(self, events: list[list[Any]]) -> None:
