@@ -30,7 +30,10 @@ LOAD_SECONDS = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a worker is started with. `runner` is `llama`, or `fake` with the fake's own arguments."""
+    """What a worker is started with. `runner` is `llama`, or `fake` with the fake's own arguments.
+
+    It sees the GPUs in `gpus` and no other, in this order; none: it computes on the CPU.
+    """
 
     path: str
     slots: int
@@ -38,6 +41,10 @@ class Settings:
     batch: int
     chunk: int
     threads: int
+    gpus: tuple[str, ...] = ()  # UUIDs, MIG instances' too
+    split: str = "none"  # over several GPUs: `layer` or `tensor`
+    kv_type: str = "f16"  # of keys and values: f16, q8_0, q4_0
+    ubatch: int = 0  # most tokens the device computes in one pass; 0: 512
     runner: str = "llama"
     fake: dict[str, Any] | None = None
 
@@ -168,16 +175,19 @@ class Worker:
     async def start(self) -> None:
         """Start the process and load the model. Raises LlmdError with the reason when it cannot; the process is gone then."""
         ours, theirs = socket.socketpair()
+        seen = {"CUDA_VISIBLE_DEVICES": ",".join(self.settings.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "llmd.daemon.engine", str(theirs.fileno()), str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True)  # fmt: skip
+                stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
+                env={**os.environ, **seen})  # fmt: skip
         self.pid = self._process.pid
         self._transport, _ = await self._loop.create_connection(lambda: _Link(self._message, self._gone), sock=ours)
         s = self.settings
         self.send({
             "op": "load", "path": s.path, "slots": s.slots, "context": s.context, "batch": s.batch, "chunk": s.chunk,
-            "threads": s.threads, "runner": s.runner, "fake": s.fake or {},
+            "threads": s.threads, "gpus": len(s.gpus), "split": s.split, "kv_type": s.kv_type, "ubatch": s.ubatch,
+            "runner": s.runner, "fake": s.fake or {},
         })  # fmt: skip
         try:
             async with asyncio.timeout(LOAD_SECONDS):

@@ -166,8 +166,9 @@ def make_runner(load: dict[str, Any]) -> Runner:
     from llmd.daemon.engine.llama import LlamaRunner
 
     return LlamaRunner(
-        load["path"], slots=load["slots"], context=load["context"], batch=load["batch"], threads=load["threads"]
-    )
+        load["path"], slots=load["slots"], context=load["context"], batch=load["batch"], threads=load["threads"],
+        gpus=load["gpus"], split=load["split"], kv_type=load["kv_type"], ubatch=load["ubatch"],
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
+from llmd.daemon.engine.sampling import Sampling, is_simple
 from llmd.daemon.engine.types import BLOCK, Chunk, Logprob, ModelInfo, Plan, Sample, SamplingParams, Start, next_cut
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 
@@ -23,6 +24,9 @@ from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 REPEAT_WINDOW = 64
 # below this many vocabulary entries a step, threads cost more than they save
 PARALLEL_FROM = 60_000
+
+SPLIT_MODES = {"none": lib.LLAMA_SPLIT_MODE_NONE, "layer": lib.LLAMA_SPLIT_MODE_LAYER, "tensor": lib.LLAMA_SPLIT_MODE_TENSOR}
+KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
 
 _log_lines: list[str] = []
 
@@ -40,14 +44,23 @@ class LlamaRunner:
     """Loads `path` and makes a context of `slots` × `context` tokens (0: the model's own, at most 4,096).
 
     `batch` is the most tokens a step computes. `threads` is for the arithmetic and for sampling (0: the cores this process
-    may use). Raises ModelInvalid when llama.cpp refuses the file, Unavailable when there is no memory for the context.
+    may use). With `gpus` more than 0 the model lies on the GPUs that this process sees, as many as that, wholly: `split` says
+    how over several. `kv_type` is the keys' and values' type (KV_TYPES), `ubatch` the most tokens of one pass (0: 512).
+    Raises ModelInvalid when llama.cpp refuses the file, Unavailable when the GPUs are not there or there is no memory for
+    the context: it never falls back to the CPU.
     """
 
-    def __init__(self, path: str, *, slots: int, context: int = 0, batch: int = 512, threads: int = 0) -> None:
+    def __init__(
+        self, path: str, *, slots: int, context: int = 0, batch: int = 512, threads: int = 0,
+        gpus: int = 0, split: str = "none", kv_type: str = "f16", ubatch: int = 0,
+    ) -> None:  # fmt: skip
         lib.llama_log_set(_log_callback, None)
         lib.llama_backend_init()
         self.threads = threads or len(os.sched_getaffinity(0))
-        self._gpu = bool(lib.llama_supports_gpu_offload())
+        self._gpu = gpus > 0
+        self._split, self._kv_type, self._ubatch = SPLIT_MODES[split], KV_TYPES[kv_type], ubatch or 512
+        if self._gpu and not lib.llama_supports_gpu_offload():
+            raise Unavailable("this engine was built without CUDA: install the package llmd-cuda, or deploy on the CPU")
         self._model = self._load(path)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._n_vocab = lib.llama_vocab_n_tokens(self._vocab)
@@ -59,7 +72,8 @@ class LlamaRunner:
         self._memory = lib.llama_get_memory(self._ctx)
         self.info = self._describe(slots)
         self._arrays(self.batch)
-        self._samplers: dict[int, Any] = {}
+        self._sampling = Sampling(slots)
+        self._samplers: dict[int, Any] = {}  # of the slots for which `_sampling` cannot choose
         self._logprobs: dict[int, int] = {}
         self._pieces: dict[int, bytes] = {}
         # on the CPU the threads of the arithmetic still spin when sampling begins: with as many of ours it is slower than without
@@ -73,6 +87,8 @@ class LlamaRunner:
 
     def _load(self, path: str) -> Any:
         params = lib.llama_model_default_params()
+        params.n_gpu_layers = -1 if self._gpu else 0
+        params.split_mode = self._split
         model = lib.llama_model_load_from_file(path.encode(), params)
         if not model:
             reason = _log_lines[-1] if _log_lines else "no reason given"
@@ -84,7 +100,8 @@ class LlamaRunner:
         params.n_ctx = context * slots
         params.n_seq_max = slots
         params.n_batch = self.batch
-        params.n_ubatch = min(self.batch, 512)
+        params.n_ubatch = min(self.batch, self._ubatch)
+        params.type_k = params.type_v = self._kv_type
         params.n_threads = params.n_threads_batch = self.threads
         params.kv_unified = False
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO
@@ -170,9 +187,24 @@ class LlamaRunner:
         return min(16, self.threads) if self._gpu else max(1, self.threads // 2)
 
     def _sample_all(self, rows: list[tuple[int, int]]) -> list[Sample]:
-        if len(rows) * self._n_vocab < self._parallel_from:
-            return [self._sample(row, slot) for row, slot in rows]
-        return list(self._pool.map(lambda row: self._sample(*row), rows))
+        """One a row, in their order. `rows` are all the outputs of the last call, so the n-th is the n-th row of its logits."""
+        parts = 1 if len(rows) * self._n_vocab < self._parallel_from else self._pool._max_workers
+        size = -(-len(rows) // parts)
+        logits = np.ctypeslib.as_array(lib.llama_get_logits(self._ctx), (len(rows), self._n_vocab))
+        parted = [(rows[at : at + size], logits[at : at + size]) for at in range(0, len(rows), size)]
+        if len(parted) == 1:
+            return self._sample_some(*parted[0])
+        return [sample for some in self._pool.map(lambda part: self._sample_some(*part), parted) for sample in some]
+
+    def _sample_some(self, rows: list[tuple[int, int]], logits: np.ndarray[Any, Any]) -> list[Sample]:
+        simple = [i for i, (_, slot) in enumerate(rows) if slot not in self._samplers]
+        tokens = {slot: lib.llama_sampler_sample(self._samplers[slot], self._ctx, row)
+                  for row, slot in rows if slot in self._samplers}  # fmt: skip
+        if simple:
+            slots = [rows[i][1] for i in simple]
+            given = logits if len(simple) == len(rows) else logits[simple]
+            tokens |= zip(slots, self._sampling.sample(given, slots), strict=True)
+        return [self._as_sample(slot, tokens[slot], logits[i]) for i, (_, slot) in enumerate(rows)]
 
     def _start(self, start: Start) -> None:
         if start.copy_from >= 0:
@@ -181,8 +213,12 @@ class LlamaRunner:
         if self.info.can_trim or start.keep == 0:
             lib.llama_memory_seq_rm(self._memory, start.slot, start.keep, -1)
         if start.slot in self._samplers:
-            lib.llama_sampler_free(self._samplers[start.slot])
-        self._samplers[start.slot] = self._chain(start.params, start.prompt, start.choice)
+            lib.llama_sampler_free(self._samplers.pop(start.slot))
+        seed = secrets.randbits(64) if start.params.seed is None else start.params.seed + start.choice
+        if is_simple(start.params):
+            self._sampling.start(start.slot, start.params, seed)
+        else:
+            self._samplers[start.slot] = self._chain(start.params, start.prompt, seed)
         self._logprobs.pop(start.slot, None)
         if start.params.logprobs is not None:
             self._logprobs[start.slot] = start.params.logprobs
@@ -211,8 +247,8 @@ class LlamaRunner:
 
     # --- sampling
 
-    def _chain(self, params: SamplingParams, prompt: abc.Sequence[int], choice: int) -> Any:
-        """Logit bias, penalties, then greedy or top-k, top-p, min-p, temperature: llama.cpp's own order."""
+    def _chain(self, params: SamplingParams, prompt: abc.Sequence[int], seed: int) -> Any:
+        """llama.cpp's samplers, in its own order: logit bias, penalties, then greedy or top-k, top-p, min-p, temperature."""
         config = lib.llama_sampler_chain_default_params()
         config.no_perf = True
         chain = lib.llama_sampler_chain_init(config)
@@ -238,26 +274,13 @@ class LlamaRunner:
         if params.min_p > 0.0:
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_min_p(params.min_p, 1))
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(params.temperature))
-        seed = secrets.randbits(32) if params.seed is None else params.seed + choice
         # 2^32 - 1 means "draw one" to llama.cpp
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed % 0xFFFFFFFF))
         return chain
 
-    def _sample(self, row: int, slot: int) -> Sample:
-        token = lib.llama_sampler_sample(self._samplers[slot], self._ctx, row)
+    def _as_sample(self, slot: int, token: int, logits: np.ndarray[Any, Any]) -> Sample:
         wanted = self._logprobs.get(slot)
-        return Sample(slot, token, None if wanted is None else self._logprob(row, token, wanted))
-
-    def _logprob(self, row: int, token: int, wanted: int) -> Logprob:
-        pointer = lib.llama_get_logits_ith(self._ctx, row)
-        logits = np.ctypeslib.as_array(pointer, (self._n_vocab,)).astype(np.float64)
-        logs = logits - logits.max()
-        logs -= np.log(np.exp(logs).sum())
-        top: list[int] = []
-        if wanted:
-            likeliest = np.argpartition(-logs, wanted)[:wanted]
-            top = [int(t) for t in likeliest[np.argsort(-logs[likeliest])]]
-        return Logprob(token, float(logs[token]), tuple((t, float(logs[t])) for t in top))
+        return Sample(slot, token, None if wanted is None else _logprob(logits.astype(np.float64), token, wanted))
 
     # --- text
 
@@ -311,3 +334,13 @@ def _blocks(chunk: Chunk) -> list[Chunk]:
         pieces.append(Chunk(chunk.slot, at, chunk.tokens[at - chunk.start : cut - chunk.start], chunk.sample and cut == end))
         at = cut
     return pieces
+
+
+def _logprob(logits: np.ndarray[Any, Any], token: int, wanted: int) -> Logprob:
+    logs = logits - logits.max()
+    logs -= np.log(np.exp(logs).sum())
+    top: list[int] = []
+    if wanted:
+        likeliest = np.argpartition(-logs, wanted)[:wanted]
+        top = [int(t) for t in likeliest[np.argsort(-logs[likeliest])]]
+    return Logprob(token, float(logs[token]), tuple((t, float(logs[t])) for t in top))

@@ -22,7 +22,6 @@ def last_cut(length: int, block: int = BLOCK) -> int:
     return max(0, (length // block - 1) * block)
 
 
-
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How a sequence's tokens are chosen and when it ends. Set by the API, validated there, never changed."""

@@ -1,0 +1,101 @@
+"""The batched sampler: it finds the likeliest, filters as llama.cpp does, and each sequence's luck is its own."""
+
+import ctypes
+import math
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+import pytest
+
+from llmd.daemon.engine.sampling import Sampling, is_simple, likeliest
+from llmd.daemon.engine.types import SamplingParams
+
+
+def rows(count: int, size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, size)).astype(np.float32) * 3
+
+
+@pytest.mark.parametrize("size", [40, 300, 5000, 49152, 128_256])
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_the_likeliest_are_those_of_a_full_sort(size: int, count: int) -> None:
+    logits = rows(5, size)
+    ids, values = likeliest(logits, count)
+    for row in range(5):
+        expected = np.argsort(-logits[row], kind="stable")[:count]
+        assert ids[row].tolist() == expected.tolist()
+        assert values[row].tolist() == logits[row][expected].tolist()
+
+
+def test_the_likeliest_of_the_odd_end_are_found() -> None:
+    logits = np.zeros((1, 64 * 100 + 63), np.float32)
+    logits[0, -1], logits[0, -63], logits[0, 0] = 3, 2, 1
+    assert likeliest(logits, 3)[0][0].tolist() == [logits.shape[1] - 1, logits.shape[1] - 63, 0]
+
+
+def llama_candidates(logits: np.ndarray, params: SamplingParams) -> dict[int, float]:
+    """The chances that llama.cpp's own samplers leave."""
+    data = (lib.llama_token_data * len(logits))(*[lib.llama_token_data(i, float(v), 0.0) for i, v in enumerate(logits)])
+    array = lib.llama_token_data_array(data, len(logits), -1, False)
+    for sampler in (
+        lib.llama_sampler_init_top_k(params.top_k), lib.llama_sampler_init_top_p(params.top_p, 1),
+        lib.llama_sampler_init_min_p(params.min_p, 1), lib.llama_sampler_init_temp(params.temperature),
+    ):  # fmt: skip
+        lib.llama_sampler_apply(sampler, ctypes.byref(array))
+        lib.llama_sampler_free(sampler)
+    left = {array.data[i].id: array.data[i].logit for i in range(array.size)}
+    top = max(left.values())
+    weights = {token: math.exp(value - top) for token, value in left.items()}
+    return {token: weight / sum(weights.values()) for token, weight in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(1),
+        SamplingParams(1, temperature=1.5, top_k=5, top_p=1.0, min_p=0.0),
+        SamplingParams(1, temperature=0.6, top_k=100, top_p=0.7, min_p=0.0),
+        SamplingParams(1, temperature=1.0, top_k=64, top_p=1.0, min_p=0.2),
+        SamplingParams(1, temperature=1.0, top_k=200, top_p=0.0, min_p=0.0),
+    ],
+)
+def test_it_chooses_as_often_as_llama_cpp_says(params: SamplingParams) -> None:
+    draws, logits = 4000, rows(1, 3000, seed=7)
+    chances = llama_candidates(logits[0], params)
+    sampling = Sampling(draws)
+    for slot in range(draws):
+        sampling.start(slot, params, seed=slot)
+    chosen = sampling.sample(np.broadcast_to(logits, (draws, 3000)), list(range(draws)))
+    assert set(chosen) <= set(chances)
+    for token, chance in chances.items():
+        # five standard deviations
+        assert abs(chosen.count(token) / draws - chance) <= 5 * math.sqrt(chance * (1 - chance) / draws) + 1e-9
+
+
+def test_the_same_seed_gives_the_same_tokens_whatever_the_company() -> None:
+    alone, together = Sampling(8), Sampling(8)
+    alone.start(3, SamplingParams(1, top_k=20), seed=99)
+    for slot in range(8):
+        together.start(slot, SamplingParams(1, top_k=20 if slot == 3 else 7 * slot + 1), seed=99 if slot == 3 else slot)
+    steps = [rows(8, 10_000, seed=step) for step in range(20)]
+    first = [alone.sample(logits[3:4], [3])[0] for logits in steps]
+    assert first == [together.sample(logits, list(range(8)))[3] for logits in steps]
+    assert len(set(first)) > 10
+
+
+def test_temperature_zero_takes_the_likeliest_among_others_that_do_not() -> None:
+    sampling = Sampling(2)
+    sampling.start(0, SamplingParams(1, temperature=0), seed=1)
+    sampling.start(1, SamplingParams(1, temperature=2.0, top_k=50), seed=1)
+    logits = rows(2, 9000)
+    logits[0, 17] = logits[0, 4000] = 50
+    assert all(sampling.sample(logits, [0, 1])[0] == 17 for _ in range(20))
+
+
+def test_what_changes_logits_or_keeps_too_many_is_left_to_llama_cpp() -> None:
+    assert is_simple(SamplingParams(1)) and is_simple(SamplingParams(1, temperature=0, top_k=0))
+    for other in (
+        SamplingParams(1, top_k=0), SamplingParams(1, top_k=100_000), SamplingParams(1, presence_penalty=0.1),
+        SamplingParams(1, frequency_penalty=-0.1), SamplingParams(1, repeat_penalty=1.1),
+        SamplingParams(1, logit_bias=((1, 2.0),)),
+    ):  # fmt: skip
+        assert not is_simple(other)
