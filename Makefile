@@ -29,7 +29,10 @@ test-slow: setup ## the tests that take longer than ten seconds each
 
 check: setup ## ruff and mypy --strict
 	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check --quiet .
 	@MYPYPATH=packaging/typing .venv/bin/mypy --strict $(addprefix -p ,$(PACKAGES))
+	@MYPYPATH=packaging/typing:benchmarks .venv/bin/mypy --strict benchmarks
+	@MYPYPATH=packaging/typing:tests .venv/bin/mypy --strict tests
 
 bench: setup ## llmd and llama-server under the same load in turn, then what the gateway costs; ARGS='...'
 	@server=$$(packaging/build_peer.sh | tail -n 1) && [ -n "$$server" ] && \

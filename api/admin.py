@@ -140,7 +140,9 @@ async def remove(request: Request, service: Service) -> Response:
 
 
 async def verify_model(request: Request, service: Service) -> Response:
-    return JSONResponse({"model": request.path_params["name"], "ok": await service.models.verify(request.path_params["name"])})
+    return JSONResponse(
+        {"model": request.path_params["name"], "ok": await service.models.verify(request.path_params["name"])}
+    )
 
 
 async def import_model(request: Request, service: Service) -> Response:
@@ -208,7 +210,8 @@ async def issue(request: Request, service: Service) -> Response:
     body = parse(IssueBody, await read_json(request))
     issued = service.issue(body.name, body.days, actor(request))
     return JSONResponse({
-        "name": issued.name, "uri": issued.uri, "serial": f"{issued.serial:x}", "not_after": issued.not_after.timestamp(),
+        "name": issued.name, "uri": issued.uri, "serial": f"{issued.serial:x}",
+        "not_after": issued.not_after.timestamp(),
         "certificate_pem": issued.certificate_pem.decode(), "key_pem": issued.key_pem.decode(),
         "ca_pem": service.authority.ca_pem.decode(), "listen": service.config.listen,
     })  # fmt: skip
@@ -247,7 +250,10 @@ async def audit_tail(request: Request, service: Service) -> Response:
 async def audit_query(request: Request, service: Service) -> Response:
     given = {key: request.query_params.get(key) for key in ("principal", "model", "outcome", "kind", "request")}
     rows = await service.parts.audit.query(
-        **given, since=_moment(request, "since"), until=_moment(request, "until"), limit=_number(request, "limit", 100) or 100
+        **given,
+        since=_moment(request, "since"),
+        until=_moment(request, "until"),
+        limit=_number(request, "limit", 100) or 100,
     )
     return JSONResponse({"rows": rows})
 

@@ -46,7 +46,9 @@ def bare_app() -> FastAPI:
         return error_response(BadRequest("the path or query is not valid"))
 
     async def unknown(request: Request, error: Exception) -> Response:
-        log.error("an unexpected error on %s", request.scope.get("path", "")[:100].encode("unicode_escape"), exc_info=error)
+        log.error(
+            "an unexpected error on %s", request.scope.get("path", "")[:100].encode("unicode_escape"), exc_info=error
+        )
         return error_response(LlmdError("an internal error; the server's log holds the cause"))
 
     async def left(_: Request, __: Exception) -> Response:
@@ -107,7 +109,8 @@ async def livez(_: Request, __: Parts, ___: Principal) -> Response:
 
 
 async def readyz(_: Request, parts: Parts, __: Principal) -> Response:
-    """GET /readyz: 200 when every deployed model answers and the audit log can be written, else 503 with the reasons."""
+    """GET /readyz: 200 when every deployed model answers and the audit log can be written, else 503 with the
+    reasons."""
     health = [await parts.pool.health(d.model) for d in parts.pool.all()]
     reasons = [f"{h['model']}: {h.get('reason') or h.get('state')}" for h in health if not h["ready"]]
     if not health:
@@ -116,7 +119,9 @@ async def readyz(_: Request, parts: Parts, __: Principal) -> Response:
         reasons.append("the server is stopping")
     if not parts.audit.writable and not parts.serve_unaudited:
         reasons.append("the audit log cannot be written")
-    return JSONResponse({"ready": not reasons, "reasons": reasons, "models": health}, status_code=503 if reasons else 200)
+    return JSONResponse(
+        {"ready": not reasons, "reasons": reasons, "models": health}, status_code=503 if reasons else 200
+    )
 
 
 async def metrics(_: Request, parts: Parts, __: Principal) -> Response:

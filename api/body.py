@@ -1,7 +1,7 @@
 """The one entry for JSON from outside: sizes, types and shapes are checked before anything looks at a field.
 
-Strict UTF-8, no duplicate keys, no NaN or Infinity, no number a field could not hold, no lone surrogates, no NUL, bounded depth
-and size. Everything that is wrong is a BadRequest (413 and 415 for size and type).
+Strict UTF-8, no duplicate keys, no NaN or Infinity, no number a field could not hold, no lone surrogates, no NUL,
+bounded depth and size. Everything that is wrong is a BadRequest (413 and 415 for size and type).
 """
 
 import json
@@ -49,7 +49,9 @@ def parse(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as e:
         raise BadRequest(f"the body is not valid UTF-8 (byte {e.start})") from e
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int)
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
+        )
     except json.JSONDecodeError as e:
         raise BadRequest(f"the body is not valid JSON: {e.msg} (line {e.lineno}, column {e.colno})") from e
     except RecursionError as e:

@@ -82,7 +82,9 @@ async def tokenize(request: Request, parts: Parts, principal: Principal) -> Resp
     if text is None:
         raise BadRequest("prompt is missing", param="prompt")
     model = _model(parts, body.model)
-    tokens = await _call(request, parts, principal, model, text.encode(), op="tokenize", text=text, special=body.add_special)
+    tokens = await _call(
+        request, parts, principal, model, text.encode(), op="tokenize", text=text, special=body.add_special
+    )
     context = parts.pool.context(model)
     return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": context})
 

@@ -53,7 +53,9 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 @click.group(cls=Llmctl)
 @click.option("--socket", "path", metavar="PATH", help=f"The daemon's admin socket. Default: {', else '.join(SOCKETS)}")
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
 @click.pass_context
 def main(ctx: click.Context, path: str | None) -> None:
     """Administer the llmd daemon on this machine."""
@@ -72,10 +74,18 @@ def status(client: Client, json_: bool) -> None:
     if json_:
         return show_json(s)
     audit = "written" if s["audit"]["writable"] else "CANNOT BE WRITTEN"
-    click.echo(f"llmd {s['version']} on {s['listen']}, node {s['node']}, up {span(s['uptime'])}, {s['connections']} connections")
-    click.echo(f"audit log: {audit}, {s['audit']['seq']} rows; server certificate until {moment(s['server_certificate_until'])}")
+    click.echo(
+        f"llmd {s['version']} on {s['listen']}, node {s['node']}, up {span(s['uptime'])}, {s['connections']} "
+        "connections"
+    )
+    click.echo(
+        f"audit log: {audit}, {s['audit']['seq']} rows; server certificate until "
+        f"{moment(s['server_certificate_until'])}"
+    )
     for c in s["certificates_ending_soon"]:
-        click.echo(f"certificate of {safe(c['client'])} ends {moment(c['not_after'])}: llmctl client issue {safe(c['client'])}")
+        click.echo(
+            f"certificate of {safe(c['client'])} ends {moment(c['not_after'])}: llmctl client issue {safe(c['client'])}"
+        )
     table(
         ("model", "state", "context", "slots", "running", "waiting", "kv used", "restarts", "reason"),
         [
@@ -100,7 +110,10 @@ def doctor(client: Client, json_: bool) -> None:
     else:
         for c in checks:
             mark = {True: "ok  ", False: "FAIL", None: "info"}[c["ok"]]
-            click.echo(f"{mark}  {safe(c['name'])}: {safe(c['message'])}" + (f"\n      do: {safe(c['fix'])}" if c["fix"] else ""))
+            click.echo(
+                f"{mark}  {safe(c['name'])}: {safe(c['message'])}"
+                + (f"\n      do: {safe(c['fix'])}" if c["fix"] else "")
+            )
     if any(c["ok"] is False for c in checks):
         sys.exit(3 if checks[0]["name"] == "daemon" else 1)
 

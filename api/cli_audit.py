@@ -22,7 +22,9 @@ def _print(row: dict[str, Any], json_: bool) -> None:
     if json_:
         return click.echo(json.dumps(row))
     body = {k: v for k, v in row["body"].items() if v not in (None, "", 0)}
-    details = " ".join(f"{k}={safe(v)[:40]}" for k, v in body.items() if k not in ("digest", "params", "prompt_mac", "serial"))
+    details = " ".join(
+        f"{k}={safe(v)[:40]}" for k, v in body.items() if k not in ("digest", "params", "prompt_mac", "serial")
+    )
     click.echo(f"{row['seq']:>8} {safe(row['ts'])[:19]} {safe(row['kind']):<8} {safe(row['request'] or '')} {details}")
 
 

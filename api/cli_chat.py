@@ -15,10 +15,13 @@ from llmd.api.terminal import safe, show_json
 @click.option("--system", help="The system message.")
 @click.option("--temperature", type=float)
 @click.option("--max-tokens", type=int)
-@click.option("--json", "json_", is_flag=True, help="Print the whole answer as JSON; needs a MESSAGE or standard input.")
+@click.option(
+    "--json", "json_", is_flag=True, help="Print the whole answer as JSON; needs a MESSAGE or standard input."
+)
 @click.pass_obj
 def chat(
-    client: Client, model: str, message: str | None, system: str | None, temperature: float | None, max_tokens: int | None,
+    client: Client, model: str, message: str | None, system: str | None, temperature: float | None,
+    max_tokens: int | None,
     json_: bool,
 ) -> None:  # fmt: skip
     """Chat with a deployed model. With a MESSAGE (- is standard input) it answers once.

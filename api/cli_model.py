@@ -51,7 +51,8 @@ def list_(client: Client, json_: bool) -> None:
     table(
         ("name", "size", "architecture", "context", "imported", "deployed", "sha256"),
         [
-            (m["name"], size(m["size"]), m["info"].get("architecture"), m["info"].get("context_length"), moment(m["imported"]),
+            (m["name"], size(m["size"]), m["info"].get("architecture"), m["info"].get("context_length"),
+             moment(m["imported"]),
              "yes" if m["deployed"] else "", m["digest"][:16])
             for m in models
         ],
@@ -93,7 +94,9 @@ def verify(client: Client, name: str, json_: bool) -> None:
     if json_:
         show_json(done)
     else:
-        click.echo(f"{safe(name)} is as it was imported" if done["ok"] else f"{safe(name)} HAS CHANGED; import it again")
+        click.echo(
+            f"{safe(name)} is as it was imported" if done["ok"] else f"{safe(name)} HAS CHANGED; import it again"
+        )
     if not done["ok"]:
         sys.exit(1)
 

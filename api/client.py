@@ -1,4 +1,5 @@
-"""HTTP over the daemon's admin socket, with the standard library alone: `llmctl` starts quickly and needs nothing else."""
+"""HTTP over the daemon's admin socket, with the standard library alone: `llmctl` starts quickly and needs nothing
+else."""
 
 import http.client
 import json
@@ -74,7 +75,9 @@ class Client:
                 {"Content-Type": "application/json"})  # fmt: skip
             response = connection.getresponse()
         except FileNotFoundError as e:
-            raise NoDaemon(f"no daemon here: {self.path} does not exist; start llmd, or name its socket with --socket") from e
+            raise NoDaemon(
+                f"no daemon here: {self.path} does not exist; start llmd, or name its socket with --socket"
+            ) from e
         except PermissionError as e:
             raise NoDaemon(f"{self.path} may not be used by you; ask to be added to the group llmd-admin") from e
         except ConnectionRefusedError as e:

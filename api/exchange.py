@@ -61,7 +61,8 @@ class Exchange:
             digest, missing = "", e
         try:
             await audit.admit(
-                self.request_id, principal=self._principal.name, serial=self._principal.serial, address=self._principal.address,
+                self.request_id, principal=self._principal.name, serial=self._principal.serial,
+                address=self._principal.address,
                 route=self._route, model=self.model, digest=digest, params=params,
                 prompt_mac=audit.prompt_mac(prompt), prompt_bytes=len(prompt),
             )  # fmt: skip
@@ -106,7 +107,8 @@ class Exchange:
             self._finish("error", error.code if isinstance(error, LlmdError) else LlmdError.code)
 
     def close(self) -> None:
-        """Exactly one `finish` row is written, by the first of `fail` and `close`. Work that still runs is cancelled."""
+        """Exactly one `finish` row is written, by the first of `fail` and `close`. Work that still runs is
+        cancelled."""
         running = self._stream is not None and not self._stream.ended
         if self._stream is not None:
             self._stream.cancel()
@@ -149,7 +151,8 @@ class Exchange:
             self._parts.pool.took(self.model, now - first)
         if self._admitted:
             self._parts.audit.finish(
-                self.request_id, outcome, error=error, prompt_tokens=self.prompt_tokens, cached_tokens=self.cached_tokens,
+                self.request_id, outcome, error=error, prompt_tokens=self.prompt_tokens,
+                cached_tokens=self.cached_tokens,
                 completion_tokens=sum(stream.tokens) if stream else 0,
                 queue_ms=round(1000 * ((first or now) - self._began), 3),
                 generate_ms=round(1000 * (now - first), 3) if first is not None else 0.0,

@@ -29,14 +29,16 @@ class Principal:
 
 
 class Identity:
-    """`revoked` gives the revoked serial numbers, `role` a client name's role or None; both are asked at every request."""
+    """`revoked` gives the revoked serial numbers, `role` a client name's role or None; both are asked at every
+    request."""
 
     def __init__(self, node: str, revoked: Callable[[], frozenset[int]], role: Callable[[str], str | None]) -> None:
         self._prefix = f"llmd://{node}/client/"
         self._revoked, self._role = revoked, role
 
     def principal(self, request: Request) -> Principal:
-        """Raises Forbidden, in this order: 1. no certificate; 2. revoked; 3. expired; 4. of another node; 5. unknown here;
+        """Raises Forbidden, in this order: 1. no certificate; 2. revoked; 3. expired; 4. of another node; 5. unknown
+        here;
         6. the role does not grant the route."""
         peer: PeerIdentity | None = request.scope.get("extensions", {}).get("tls", {}).get("peer")
         if peer is None:

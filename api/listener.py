@@ -1,4 +1,5 @@
-"""Serves one ASGI application on a TCP or Unix socket, in the daemon's own event loop and without signal handlers of its own."""
+"""Serves one ASGI application on a TCP or Unix socket, in the daemon's own event loop and without signal handlers of
+its own."""
 
 import asyncio
 import functools
@@ -54,7 +55,8 @@ class Listener:
         self._begin()
 
     async def start_unix(self, path: Path, mode: int) -> None:
-        """Listen on a Unix socket. A socket that nobody serves any more is replaced; raises Conflict when somebody does."""
+        """Listen on a Unix socket. A socket that nobody serves any more is replaced; raises Conflict when somebody
+        does."""
         _clear(path)
         make = functools.partial(AdminProtocol, self._config, self._state)
         server = await asyncio.get_running_loop().create_unix_server(make, str(path), backlog=64)

@@ -1,8 +1,8 @@
 """HTTP/1.1 on one connection: uvicorn's httptools protocol with what it lacks for a hostile network.
 
-Deadlines for a request's head and body, bounds on the head, one valid Host, no upgrades, and the peer's identity handed on in
-`scope["extensions"]`. A request that breaks a rule is answered here, before the application sees it. The send path is uvicorn's
-own, untouched: a streamed event costs nothing here.
+Deadlines for a request's head and body, bounds on the head, one valid Host, no upgrades, and the peer's identity handed
+on in `scope["extensions"]`. A request that breaks a rule is answered here, before the application sees it. The send
+path is uvicorn's own, untouched: a streamed event costs nothing here.
 """
 
 import asyncio
@@ -73,8 +73,8 @@ class Connections:
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Deadlines and bounds. `hosts`: the Host names that are answered; none: any. `scope["extensions"]["abort"]` cuts the
-    connection."""
+    """Deadlines and bounds. `hosts`: the Host names that are answered; none: any. `scope["extensions"]["abort"]` cuts
+    the connection."""
 
     def __init__(self, config: Config, state: ServerState, hosts: Sequence[str] = ()) -> None:
         super().__init__(config, state, {})
@@ -246,8 +246,8 @@ class ClientProtocol(GuardedProtocol):
 
 
 class AdminProtocol(GuardedProtocol):
-    """The admin socket: `scope["extensions"]["peer"]` is {"pid", "uid", "gid"} of the process at the other end, as the kernel
-    says. Only root, the daemon's own user and the members of the group llmd-admin are answered."""
+    """The admin socket: `scope["extensions"]["peer"]` is {"pid", "uid", "gid"} of the process at the other end, as the
+    kernel says. Only root, the daemon's own user and the members of the group llmd-admin are answered."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -258,7 +258,11 @@ class AdminProtocol(GuardedProtocol):
 
     def _check_head(self) -> None:
         if not self._let_in:
-            self._stop(Forbidden(f"only root and members of the group {ADMIN_GROUP} may use this socket; ask to be added to it"))
+            self._stop(
+                Forbidden(
+                    f"only root and members of the group {ADMIN_GROUP} may use this socket; ask to be added to it"
+                )
+            )
         super()._check_head()
 
 

@@ -17,7 +17,9 @@ from llmd.daemon.errors import BadRequest
 
 _Text = Annotated[str, Field(max_length=limits.MAX_BODY_BYTES)]
 _Stop = Annotated[str, Field(min_length=1, max_length=limits.MAX_STOP_CHARS)]
-_Tokens = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=limits.MAX_JSON_NODES)]
+_Tokens = Annotated[
+    list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=limits.MAX_JSON_NODES)
+]
 _Positive = Annotated[int, Field(ge=1, le=limits.MAX_TOKENS)]
 _Bias = dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]]
 # a sequence without max_tokens ends with the context at the latest

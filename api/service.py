@@ -35,7 +35,9 @@ class Service:
     reload_tls: Callable[[], None]
     started: float
     version: str
-    roles: dict[str, str] = field(default_factory=dict)  # client name to role: a copy of the store's, asked at every request
+    roles: dict[str, str] = field(
+        default_factory=dict
+    )  # client name to role: a copy of the store's, asked at every request
 
     def __post_init__(self) -> None:
         self.roles |= {p.name: p.role for p in self.store.principals()}
@@ -43,7 +45,8 @@ class Service:
     # --- models
 
     def settings(self, model: Model, ctx: int | None, slots: int | None) -> Settings:
-        """What a worker of this model is started with. Raises BadRequest for more context than the model was trained for."""
+        """What a worker of this model is started with. Raises BadRequest for more context than the model was trained
+        for."""
         c = self.config
         trained = int(model.info.get("context_length") or 0)
         if ctx is not None and trained and not MIN_CONTEXT <= ctx <= trained:
@@ -72,9 +75,13 @@ class Service:
         self.parts.audit.event("admin.undeploy", actor=actor, model=name)
         await self.parts.pool.undeploy(name, float(self.config.drain_seconds))
 
-    async def import_model(self, path: str, name: str | None, actor: str, progress: Callable[[int, int], None]) -> Model:
+    async def import_model(
+        self, path: str, name: str | None, actor: str, progress: Callable[[int, int], None]
+    ) -> Model:
         model = await self.models.import_file(path, name, progress)
-        self.parts.audit.event("admin.model_import", actor=actor, model=model.name, digest=model.digest, size=model.size)
+        self.parts.audit.event(
+            "admin.model_import", actor=actor, model=model.name, digest=model.digest, size=model.size
+        )
         return model
 
     async def remove_model(self, name: str, actor: str) -> None:
@@ -118,7 +125,9 @@ class Service:
         self.authority.revoke(numbers)
         self.reload_tls()
         cut = sum(self.connections.abort(number) for number in numbers)
-        self.parts.audit.event("admin.client_revoke", actor=actor, client=name, certificates=len(serials), connections=cut)
+        self.parts.audit.event(
+            "admin.client_revoke", actor=actor, client=name, certificates=len(serials), connections=cut
+        )
         return {"client": name, "revoked": serials, "connections": cut}
 
     def clients(self) -> list[dict[str, Any]]:
@@ -156,7 +165,9 @@ class Service:
     def _check_models(self) -> list[dict[str, Any]]:
         deployed = self.parts.pool.all()
         if not deployed:
-            return [_check("models", False, "no model is deployed", "llmctl model import FILE, then llmctl deploy NAME")]
+            return [
+                _check("models", False, "no model is deployed", "llmctl model import FILE, then llmctl deploy NAME")
+            ]
         return [
             _check(f"model {d.model}", d.ready, d.state + (f": {d.reason}" if d.reason else ""),
                    "" if d.ready else "wait for it to load, or see the daemon's log")
@@ -168,7 +179,9 @@ class Service:
             return _check("audit", False, "the audit log cannot be written", "free disk space where the state is")
         report = await self.parts.audit.verify()
         if not report.ok:
-            return _check("audit", False, "the audit log's chain is broken", "run `llmctl audit verify` and keep a copy")
+            return _check(
+                "audit", False, "the audit log's chain is broken", "run `llmctl audit verify` and keep a copy"
+            )
         return _check("audit", True, f"{report.rows} rows, the chain holds")
 
     def _check_disk(self) -> dict[str, Any]:
@@ -192,7 +205,13 @@ def _check(name: str, ok: bool | None, message: str, fix: str = "") -> dict[str,
 
 def _deployed(d: Deployment) -> dict[str, Any]:
     worker = d.worker
-    found: dict[str, Any] = {"model": d.model, "state": d.state, "reason": d.reason, "restarts": d.restarts, "digest": d.digest}
+    found: dict[str, Any] = {
+        "model": d.model,
+        "state": d.state,
+        "reason": d.reason,
+        "restarts": d.restarts,
+        "digest": d.digest,
+    }
     if worker is None or not d.ready:
         return found
     running, waiting, kv = worker.state
@@ -201,4 +220,3 @@ def _deployed(d: Deployment) -> dict[str, Any]:
         **found, "pid": worker.pid, "context": context, "slots": slots, "running": running, "waiting": waiting,
         "kv_used": round(kv / (context * slots), 4), "token_age": round(worker.token_age + worker.beat_age, 1),
     }  # fmt: skip
-

@@ -38,7 +38,9 @@ class Shape:
     model: str
     logprobs: bool
     created: int = field(default_factory=lambda: int(time.time()))
-    offsets: dict[int, int] = field(default_factory=dict)  # plain completions: where a choice's next token begins, in characters
+    offsets: dict[int, int] = field(
+        default_factory=dict
+    )  # plain completions: where a choice's next token begins, in characters
 
     def head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -48,7 +50,9 @@ class Shape:
         if not self.logprobs or entries is None:
             return None
         if self.chat:
-            return {"content": [{**_token(t, p), "top_logprobs": [_token(*top) for top in tops]} for t, p, tops in entries]}
+            return {
+                "content": [{**_token(t, p), "top_logprobs": [_token(*top) for top in tops]} for t, p, tops in entries]
+            }
         texts = [t.decode(errors="replace") for t, _, _ in entries]
         at = self.offsets.get(choice, 0)
         starts = []
@@ -86,7 +90,9 @@ class EventEncoder:
         """Chat: each choice begins with its role."""
         if not self._shape.chat:
             return b""
-        return b"".join(self._event(c, {"delta": {"role": "assistant", "content": ""}}, None, None) for c in range(choices))
+        return b"".join(
+            self._event(c, {"delta": {"role": "assistant", "content": ""}}, None, None) for c in range(choices)
+        )
 
     def event(self, event: list[Any]) -> bytes:
         """A TEXT event of the worker."""
@@ -106,7 +112,9 @@ class EventEncoder:
             return DONE
         return _data({**self._shape.head(self._kind), "choices": [], "usage": usage}) + DONE
 
-    def _event(self, choice: int, content: dict[str, Any], logprobs: dict[str, Any] | None, finish: str | None) -> bytes:
+    def _event(
+        self, choice: int, content: dict[str, Any], logprobs: dict[str, Any] | None, finish: str | None
+    ) -> bytes:
         value = {
             **self._shape.head(self._kind),
             "choices": [{"index": choice, **content, "logprobs": logprobs, "finish_reason": finish}],
@@ -115,7 +123,8 @@ class EventEncoder:
 
 
 async def _events(exchange: Exchange, encoder: EventEncoder) -> AsyncIterator[bytes]:
-    """Everything that waits goes out in one write: when tokens come faster than the client reads, writes grow, not queues."""
+    """Everything that waits goes out in one write: when tokens come faster than the client reads, writes grow, not
+    queues."""
     yield encoder.first(exchange.choices)
     while True:
         events = await exchange.next()
@@ -154,8 +163,9 @@ class StreamResponse(EventSourceResponse):
             self._exchange.close()
 
     async def _stream_response(self, send: Send) -> None:
-        """sse-starlette's loop without its work for each event: a cancel scope, a log call and a type check took two thirds of
-        the time (benchmarks/gateway.py). What comes from `_events` is encoded already, and `_watch` holds the time limit."""
+        """sse-starlette's loop without its work for each event: a cancel scope, a log call and a type check took two
+        thirds of the time (benchmarks/gateway.py). What comes from `_events` is encoded already, and `_watch` holds the
+        time limit."""
         clock = asyncio.get_running_loop().time
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for data in self.body_iterator:
@@ -192,7 +202,9 @@ async def whole(exchange: Exchange, shape: Shape) -> dict[str, Any]:
     for i, text in enumerate(texts):
         message = {"role": "assistant", "content": text, "refusal": None}
         content: dict[str, Any] = {"message": message} if shape.chat else {"text": text}
-        choices.append({"index": i, **content, "logprobs": shape.show_logprobs(logprobs[i], i), "finish_reason": finishes[i]})
+        choices.append(
+            {"index": i, **content, "logprobs": shape.show_logprobs(logprobs[i], i), "finish_reason": finishes[i]}
+        )
     kind = "chat.completion" if shape.chat else "text_completion"
     return {**shape.head(kind), "choices": choices, "usage": exchange.usage()}
 

@@ -59,7 +59,9 @@ class Progress:
         share = done / total
         left = (time.monotonic() - self._began) * (1 - share) / share if share else 0
         bar = ("#" * int(30 * share)).ljust(30, ".")
-        sys.stderr.write(f"\r{self._label} [{bar}] {100 * share:3.0f} %  {size(done)} of {size(total)}  {left:.0f} s left ")
+        sys.stderr.write(
+            f"\r{self._label} [{bar}] {100 * share:3.0f} %  {size(done)} of {size(total)}  {left:.0f} s left "
+        )
         sys.stderr.flush()
 
     def end(self) -> None:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """llmd against llama-server on this machine: same model, threads, slots and client, one after the other in one run.
 
-A machine's speed drifts, so both servers stand ready and every level is measured on one right after the other, `--rounds` times;
-the table shows each server's median round.
+A machine's speed drifts, so both servers stand ready and every level is measured on one right after the other,
+`--rounds` times; the table shows each server's median round (lowest – highest), and what its failed requests failed of.
 
-llmd answers with mutual TLS, SSE and the audit log; llama-server with plain HTTP. `make bench` builds llama-server from the
-source that the engine is built from and calls this. Results go to benchmarks/results/.
+llmd answers with mutual TLS, SSE and the audit log; llama-server with plain HTTP. `make bench` builds llama-server from
+the source that the engine is built from and calls this. Results go to benchmarks/results/.
 """
 
 import argparse
@@ -48,7 +48,8 @@ def llmd(a: argparse.Namespace, work: Path) -> Iterator[list[str]]:
     """llmd with mutual TLS and audit; yields the client's arguments for it."""
     config = work / "llmd.toml"
     config.write_text(f'slots = {a.slots}\ncontext = {a.context}\nthreads = {a.threads}\nstate_dir = "{work}/state"\n')
-    command = [str(Path(sys.executable).parent / "llmd"), "serve", "--config", str(config), "--listen", "127.0.0.1:18443",
+    command = [str(Path(sys.executable).parent / "llmd"), "serve", "--config", str(config), "--listen",
+               "127.0.0.1:18443",
                "--default-model", f"{NAME}={a.model}"]  # fmt: skip
     out = work / "llmd.out"
     with out.open("w") as stdout, (work / "llmd.log").open("w") as log:
@@ -66,7 +67,7 @@ def llmd(a: argparse.Namespace, work: Path) -> Iterator[list[str]]:
 def wait_for(ready: Any, server: subprocess.Popen[bytes]) -> None:
     for _ in range(600):
         if server.poll() is not None:
-            raise SystemExit(f"{server.args[0]} ended with {server.returncode}")  # type: ignore[index]
+            raise SystemExit(f"{server.args!r} ended with {server.returncode}")
         try:
             if ready():
                 return
@@ -89,38 +90,54 @@ def load(a: argparse.Namespace, target: list[str], level: str, seed: int, work: 
     return row
 
 
-def median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Each figure's median over the rounds; failures are summed."""
-
-    def middle(pick: Any) -> float:
-        return float(statistics.median(pick(r) for r in rounds))
-
-    return {
-        "concurrency": rounds[0]["concurrency"], "failed": sum(r["failed"] for r in rounds),
-        "tok_s": middle(lambda r: r["tok_s"]), "ttft_ms": [middle(lambda r, i=i: r["ttft_ms"][i]) for i in range(3)],
-        "gap_ms": [middle(lambda r, i=i: r["gap_ms"][i]) for i in range(3)],
-    }  # fmt: skip
+Rows = list[dict[str, Any]]  # of one server at one level, a round each
 
 
-def table(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
+def spread(rows: Rows, key: str, at: int | None = None) -> tuple[float, float, float]:
+    """A figure's median, lowest and highest over the rounds."""
+    values = [float(r[key] if at is None else r[key][at]) for r in rows]
+    return statistics.median(values), min(values), max(values)
+
+
+def table(rounds: dict[str, dict[str, Rows]]) -> str:
+    """`rounds`: server to level to its rows."""
     lines = ["| streams | | llmd | llama-server | llmd ÷ llama-server |", "|---|---|---|---|---|"]
-    for mine, other in zip(ours, theirs, strict=True):
-        n = mine["concurrency"]
-        lines += [
-            f"| {n} | output tokens/s | {mine['tok_s']:.1f} | {other['tok_s']:.1f} | {mine['tok_s'] / other['tok_s']:.2f} |",
-            *(
-                f"| {n} | TTFT p{q} | {mine['ttft_ms'][i]:.0f} ms | {other['ttft_ms'][i]:.0f} ms "
-                f"| {mine['ttft_ms'][i] / other['ttft_ms'][i]:.2f} |"
-                for i, q in ((0, 50), (1, 95))
-            ),
-            f"| {n} | between tokens p95 | {mine['gap_ms'][1]:.0f} ms | {other['gap_ms'][1]:.0f} ms | |",
-            f"| {n} | failed requests | {mine['failed']} | {other['failed']} | |",
-        ]
+    for level, mine in rounds["llmd"].items():
+        theirs = rounds["llama-server"][level]
+        for title, unit, form, key, at in (
+            ("output tokens/s", "", "{:.1f}", "tok_s", None),
+            ("the same with failed requests' tokens", "", "{:.1f}", "tok_s_all", None),
+            ("TTFT p50", " ms", "{:.0f}", "ttft_ms", 0),
+            ("TTFT p95", " ms", "{:.0f}", "ttft_ms", 1),
+            ("between tokens p95", " ms", "{:.0f}", "gap_ms", 1),
+        ):
+            figures = [spread(rows, key, at) for rows in (mine, theirs)]
+            cells = [f"{form.format(m)}{unit} ({form.format(low)} – {form.format(high)})" for m, low, high in figures]
+            lines.append(f"| {level} | {title} | {' | '.join(cells)} | {figures[0][0] / figures[1][0]:.2f} |")
+        failed = [sum(r["failed"] for r in rows) for rows in (mine, theirs)]
+        lines.append(f"| {level} | failed requests | {failed[0]} | {failed[1]} | |")
     return "\n".join(lines)
 
 
+def failures(rounds: dict[str, dict[str, Rows]]) -> str:
+    """Each reason with how often it came and how many tokens were lost with it; "" where nothing failed."""
+    lines = []
+    for name, levels in rounds.items():
+        for level, rows in levels.items():
+            reasons: dict[str, list[int]] = {}
+            for failure in (f for r in rows for f in r["failures"]):
+                reasons.setdefault(failure["reason"], []).append(failure["tokens"])
+            lines += [
+                f"- {name}, {level} streams: {len(tokens)} × `{reason}`, after {sum(tokens)} tokens in all"
+                for reason, tokens in reasons.items()
+            ]
+    return "\nWhy requests failed:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
 def machine() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
 
 
@@ -133,35 +150,34 @@ def main() -> None:
     p.add_argument("--context", type=int, default=1024, help="tokens a slot")
     p.add_argument("--concurrency", default="1,8,32")
     p.add_argument("--requests", type=int, default=64)
-    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--prompt-words", type=int, default=64)
     p.add_argument("--max-tokens", type=int, default=64)
     p.add_argument("--out", default=str(HERE / "results" / "cpu"), help="where the table (.md) and the rows (.json) go")
     a = p.parse_args()
-    rounds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    levels = a.concurrency.split(",")
+    rounds: dict[str, dict[str, Rows]] = {name: {n: [] for n in levels} for name in ("llama-server", "llmd")}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         with llama_server(a, work) as theirs, llmd(a, work) as ours:
             for number in range(a.rounds):
-                for level in a.concurrency.split(","):
+                for level in levels:
                     # who goes first changes, so that neither always meets the warmer machine
                     for name, target in (("llama-server", theirs), ("llmd", ours))[:: 1 if number % 2 == 0 else -1]:
                         print(f"{name:12} ", end="", flush=True)
-                        row = load(a, target, level, number + 1, work)
-                        rounds.setdefault((name, level), []).append(row)
-    levels = a.concurrency.split(",")
-    results = {name: [median(rounds[name, level]) for level in levels] for name in ("llama-server", "llmd")}
+                        rounds[name][level].append(load(a, target, level, number + 1, work))
     head = (
-        f"# llmd and llama-server\n\n{machine()}, {datetime.now(UTC):%Y-%m-%d}. {Path(a.model).name}, {a.threads} threads, "
+        f"# llmd and llama-server\n\n{machine()}, {datetime.now(UTC):%Y-%m-%d}. {Path(a.model).name}, {a.threads} "
+        "threads, "
         f"{a.slots} slots of {a.context} tokens, prompts of {a.prompt_words} words, {a.max_tokens} output tokens, "
-        f"{a.requests} requests a level, medians of {a.rounds} rounds (failures: sums). llmd with mutual TLS, "
-        "SSE and audit; llama-server with plain HTTP.\n\nCommand: `make bench`\n\n"
+        f"{a.requests} requests a level, medians of {a.rounds} rounds (lowest – highest; failures: sums). llmd with "
+        "mutual "
+        "TLS, SSE and audit; llama-server with plain HTTP.\n\nCommand: `make bench`\n\n"
     )
-    text = head + table(results["llmd"], results["llama-server"]) + "\n"
+    text = head + table(rounds) + "\n" + failures(rounds)
     Path(a.out + ".md").write_text(text)
-    every = [{"server": name, **row} for (name, _), rows in rounds.items() for row in rows]
     arguments = vars(a) | {"peer": "llama-server", "model": Path(a.model).name, "out": ""}
-    Path(a.out + ".json").write_text(json.dumps({"arguments": arguments, "rounds": every, "medians": results}, indent=1) + "\n")
+    Path(a.out + ".json").write_text(json.dumps({"arguments": arguments, "rounds": rounds}, indent=1) + "\n")
     print(text)
 
 

@@ -1,10 +1,11 @@
 """The tamper-evident audit log: an `admit` row before a request's work starts, one `finish` row whatever happens to it.
 
-`AuditLog` is what the daemon calls, from its event loop or from any thread. Behind it one writer thread owns the only connection
-to the file: it takes everything that waits, writes it in one transaction, and wakes the waiters when that is on disk. `chain.py`
-says what a row's hash covers and what a hash chain cannot show.
+`AuditLog` is what the daemon calls, from its event loop or from any thread. Behind it one writer thread owns the only
+connection to the file: it takes everything that waits, writes it in one transaction, and wakes the waiters when that is
+on disk. `chain.py` says what a row's hash covers and what a hash chain cannot show.
 
-Kinds: `admit`, `finish`, `start`, `stop`, `interrupted` (the disk failed: refused requests, dropped rows), and events' names.
+Kinds: `admit`, `finish`, `start`, `stop`, `interrupted` (the disk failed: refused requests, dropped rows), and events'
+names.
 """
 
 import asyncio
@@ -44,10 +45,11 @@ class AuditLog:
         self._finished: OrderedDict[str, None] = OrderedDict()
 
     def open(self) -> None:
-        """Start the writer; returns when an earlier run's open requests are closed as `lost` and the `start` row is on disk.
+        """Start the writer; returns when an earlier run's open requests are closed as `lost` and the `start` row is on
+        disk.
 
-        Raises Conflict where the file is from a newer llmd, is not an audit log, is damaged or is in use, and AuditUnavailable
-        where it cannot be written. The daemon must not start then.
+        Raises Conflict where the file is from a newer llmd, is not an audit log, is damaged or is in use, and
+        AuditUnavailable where it cannot be written. The daemon must not start then.
         """
         self._writer.open()
 
@@ -58,8 +60,9 @@ class AuditLog:
     async def admit(self, request_id: str, **fields: Value) -> None:
         """Returns once the `admit` row is on disk; call it before the `try` whose `finally` calls `finish`.
 
-        Raises AuditUnavailable when it cannot be written (the request then counts as never admitted), ValueError for an id in
-        use. A caller cancelled in here need not call `finish`: the row, if it was written, gets a `cancelled` one.
+        Raises AuditUnavailable when it cannot be written (the request then counts as never admitted), ValueError for an
+        id in use. A caller cancelled in here need not call `finish`: the row, if it was written, gets a `cancelled`
+        one.
         """
         entry = self._entry("admit", chain.checked_request(request_id), fields)
         with self._lock:
@@ -79,8 +82,8 @@ class AuditLog:
     def finish(self, request_id: str, outcome: str, **fields: Value) -> None:
         """Queue the request's one `finish` row; never waits, and a second call does nothing. From any thread.
 
-        The row also says the admit's `principal` and `model`. Raises ValueError for an outcome not in chain.OUTCOMES, and for a
-        request that was not admitted.
+        The row also says the admit's `principal` and `model`. Raises ValueError for an outcome not in chain.OUTCOMES,
+        and for a request that was not admitted.
         """
         if outcome not in chain.OUTCOMES:
             raise ValueError(f"unknown outcome {outcome!r}")
@@ -126,12 +129,14 @@ class AuditLog:
         return [row.to_dict() for row in sorted(rows)]
 
     async def query(
-        self, *, principal: str | None = None, model: str | None = None, outcome: str | None = None, kind: str | None = None,
+        self, *, principal: str | None = None, model: str | None = None, outcome: str | None = None,
+        kind: str | None = None,
         since: datetime | None = None, until: datetime | None = None, request: str | None = None, limit: int = 100,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """The newest `limit` rows that match everything given, oldest first; `since <= ts < until`.
 
-        It reads the log in pages from its end, so that writes go on in between. Raises ValueError for a time without a zone.
+        It reads the log in pages from its end, so that writes go on in between. Raises ValueError for a time without a
+        zone.
         """
         times = {"since": chain.timestamp(since) if since else None, "until": chain.timestamp(until) if until else None}
         names = {"principal": principal, "model": model, "outcome": outcome, "kind": kind, "request": request}

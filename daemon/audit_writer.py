@@ -1,7 +1,7 @@
 """The audit log's one writer: a thread that owns the only connection to the file, the chain's head, and what waits.
 
-It takes everything that waits, writes it in one transaction, and wakes the waiters when that is on disk. A failed write refuses
-the rows that somebody waits for and keeps the others, in order, until the disk can be written again.
+It takes everything that waits, writes it in one transaction, and wakes the waiters when that is on disk. A failed write
+refuses the rows that somebody waits for and keeps the others, in order, until the disk can be written again.
 """
 
 import asyncio
@@ -120,7 +120,8 @@ class Writer:
         return not closing
 
     def _flush(self, db: Database) -> bool:
-        """Write the oldest MAX_BATCH of what waits. A failure fails every waiter and keeps every other row, in order."""
+        """Write the oldest MAX_BATCH of what waits. A failure fails every waiter and keeps every other row, in
+        order."""
         batch = list(self._todo)[:MAX_BATCH]
         if not batch and self.writable:
             return True
@@ -166,7 +167,9 @@ class Writer:
             pass
         self._todo.append(Entry("stop", self._stamp(), None, chain.body_text({"open": len(self._live)})))
         if not self._flush(db):
-            log.error("the audit log could not be written at the end: %d rows are lost", len(self._todo) + self._dropped)
+            log.error(
+                "the audit log could not be written at the end: %d rows are lost", len(self._todo) + self._dropped
+            )
         self._todo.clear()
 
     def _connect(self) -> Database:

@@ -1,5 +1,6 @@
 """What `llmd serve` prints once it can answer: a first request, ready to paste."""
 
+import json
 import shlex
 import sys
 
@@ -12,7 +13,8 @@ tls = ssl.create_default_context(cafile={ca!r})
 tls.load_cert_chain({cert!r}, {key!r})
 client = openai.OpenAI(base_url="{url}/v1", api_key="none", http_client=openai.DefaultHttpxClient(verify=tls))
 for part in client.chat.completions.create(
-        model={model!r}, messages=[{{"role": "user", "content": "Name three primary colours."}}], max_tokens=64, stream=True):
+        model={model!r}, messages=[{{"role": "user", "content": "Name three primary colours."}}], max_tokens=64,
+        stream=True):
     print(part.choices[0].delta.content or "", end="", flush=True)
 print()
 EOF"""
@@ -25,7 +27,8 @@ def text(config: Config, model: str) -> str:
     host, port = config.address
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     url = f"https://{host}:{port}"
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}], "max_tokens": 64, "stream": true}}'
+    messages = [{"role": "user", "content": "Hello!"}]
+    body = json.dumps({"model": model, "messages": messages, "max_tokens": 64, "stream": True})
     curl = [
         "curl", "-sN", "--cacert", ca, "--cert", cert, "--key", key, f"{url}/v1/chat/completions",
         "-H", "Content-Type: application/json", "-d", body,

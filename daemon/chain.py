@@ -1,10 +1,11 @@
-"""What an audit database holds: its schema, its rows, and the hash chain over them; how a chain is checked, offline too.
+"""What an audit database holds: its schema, its rows, and the hash chain over them; how a chain is checked, offline
+too.
 
     hash = SHA-256(0x00 || seq, 8 bytes big-endian || prev || canonical JSON of {"body", "kind", "request", "ts"})
 
-`prev` is the hash of the row before, and 32 zero bytes for row 1. `body` enters as the stored text, not as parsed JSON, so that
-a change of one space is a change. What a chain alone cannot show: rows cut off its end, or a whole log written anew by somebody
-who can write the file. Only a head kept outside the machine shows that.
+`prev` is the hash of the row before, and 32 zero bytes for row 1. `body` enters as the stored text, not as parsed JSON,
+so that a change of one space is a change. What a chain alone cannot show: rows cut off its end, or a whole log written
+anew by somebody who can write the file. Only a head kept outside the machine shows that.
 
 Standard library only, no threads and no clock: `audit.py` has those.
 """
@@ -63,7 +64,8 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row to be: all but its place in the chain. `waiter`, if any, is told of None once it is on disk, or of the error."""
+    """A row to be: all but its place in the chain. `waiter`, if any, is told of None once it is on disk, or of the
+    error."""
 
     kind: str
     ts: str
@@ -85,8 +87,8 @@ class Break:
 class Report:
     """What a check found. `rows` counts the good rows, up to `last`; `head` is the last good row's hash in hex.
 
-    `open` counts requests admitted and not finished: normal in a copy of a running daemon's log. `error` says, in words for a
-    person, why the file could not be read (further); `broken` where the chain breaks.
+    `open` counts requests admitted and not finished: normal in a copy of a running daemon's log. `error` says, in words
+    for a person, why the file could not be read (further); `broken` where the chain breaks.
     """
 
     rows: int
@@ -156,7 +158,8 @@ def checked_event(kind: str) -> str:
 
 
 def timestamp(moment: datetime) -> str:
-    """UTC, ISO 8601 with microseconds and a Z: one width, so that text sorts as time. Raises ValueError without a zone."""
+    """UTC, ISO 8601 with microseconds and a Z: one width, so that text sorts as time. Raises ValueError without a
+    zone."""
     if moment.tzinfo is None:
         raise ValueError("a time needs a zone")
     return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
@@ -169,7 +172,8 @@ def row_hash(seq: int, prev: bytes, kind: str, ts: str, request: str | None, bod
 
 
 def link(entries: Iterable[Entry], head: tuple[int, bytes], live: set[str]) -> list[Row]:
-    """The rows that follow `head`, (seq, hash), in order. `live`, the requests admitted and not finished, is brought up to date.
+    """The rows that follow `head`, (seq, hash), in order. `live`, the requests admitted and not finished, is brought up
+    to date.
 
     A finish of a request that is not live makes no row: its admit was given up because it could not be written.
     """
@@ -190,7 +194,8 @@ def link(entries: Iterable[Entry], head: tuple[int, bytes], live: set[str]) -> l
 
 
 def text(stored: bytes) -> str:
-    """The `text_factory` of every connection that checks: bytes that are not UTF-8 become a wrong hash, not an exception."""
+    """The `text_factory` of every connection that checks: bytes that are not UTF-8 become a wrong hash, not an
+    exception."""
     return stored.decode("utf-8", "surrogateescape")
 
 
@@ -215,7 +220,9 @@ def _check(row: Row, state: State) -> Break | None:
     """1. types  2. seq  3. link to the row before  4. own hash  5. one admit, then one finish, a request."""
     expected = state.seq + 1
     if not _well_formed(row):
-        return Break(row.seq if isinstance(row.seq, int) else expected, "malformed", "a column has the wrong type or size")
+        return Break(
+            row.seq if isinstance(row.seq, int) else expected, "malformed", "a column has the wrong type or size"
+        )
     if row.seq > expected:
         return Break(row.seq, "gap", f"row {row.seq} follows row {state.seq}: {row.seq - expected} rows are missing")
     if row.seq < expected:
@@ -298,8 +305,8 @@ def start_entries(left: Mapping[str, str], ts: str) -> list[Entry]:
 def verify_file(path: Path) -> Report:
     """Check a copy of an audit database (with its `-wal`, if one lies beside it), without writing to it.
 
-    Never raises for what is in the file: damage ends as `Report.error`, with the rows before it counted. A file that a running
-    daemon holds is locked: copy it first.
+    Never raises for what is in the file: damage ends as `Report.error`, with the rows before it counted. A file that a
+    running daemon holds is locked: copy it first.
     """
     state = State()
     if not path.is_file():
@@ -322,8 +329,8 @@ def verify_file(path: Path) -> Report:
 
 def _open_copy(path: Path) -> sqlite3.Connection:
     wal = path.with_name(path.name + "-wal")
-    # With a -wal, SQLite wants to make a -shm beside it. Without one, `immutable` reads in any folder and leaves nothing there;
-    # it would not look at a -wal, and rows would be missed.
+    # With a -wal, SQLite wants to make a -shm beside it. Without one, `immutable` reads in any folder and leaves
+    # nothing there; it would not look at a -wal, and rows would be missed.
     immutable = not wal.exists() or wal.stat().st_size == 0
     return _connect(path.absolute().as_uri() + ("?immutable=1&mode=ro" if immutable else "?mode=ro"))
 

@@ -53,7 +53,8 @@ class Config:
 
 
 def load(file: Path | None, **given: Any) -> Config:
-    """The file's values (the default file need not exist), over them `given` ones that are not None. Raises ConfigError."""
+    """The file's values (the default file need not exist), over them `given` ones that are not None. Raises
+    ConfigError."""
     values: dict[str, Any] = {}
     where = file or DEFAULT_FILE
     text = ""

@@ -20,15 +20,16 @@ LlmdError                   500 internal_error
     ├── AuditUnavailable    503 audit_unavailable
     └── NoSpace             503 no_space
 
-The message is written for the person who reads it: what is wrong and what to change. It never holds a secret, one of our
-paths or prompt text. Causes for the log travel as `__cause__`.
+The message is written for the person who reads it: what is wrong and what to change. It never holds a secret, one of
+our paths or prompt text. Causes for the log travel as `__cause__`.
 """
 
 from typing import Any
 
 
 class LlmdError(Exception):
-    """The root: an error whose message may be shown. `param` names the request field at fault, `retry_after` is in seconds."""
+    """The root: an error whose message may be shown. `param` names the request field at fault, `retry_after` is in
+    seconds."""
 
     status = 500
     code = "internal_error"

@@ -1,7 +1,7 @@
 """`llmd serve`: builds every part, runs them until a signal, and takes them down in order.
 
-Signals: SIGTERM or SIGINT drains (no new requests, running ones may finish, exit 0) and a second one ends at once; SIGHUP reloads
-certificates and the revocation list.
+Signals: SIGTERM or SIGINT drains (no new requests, running ones may finish, exit 0) and a second one ends at once;
+SIGHUP reloads certificates and the revocation list.
 """
 
 import argparse
@@ -78,7 +78,9 @@ class Daemon:
         self._handle_signals()
         if self.config.audit_on_failure == "serve":
             self.audit.event("audit.on_failure", value="serve")
-        clients = Listener(self._client_app(), ssl=self.context, connections=self.connections, hosts=self.config.allowed_hosts)
+        clients = Listener(
+            self._client_app(), ssl=self.context, connections=self.connections, hosts=self.config.allowed_hosts
+        )
         admin = Listener(admin_app(self.parts, self.service))
         upkeep = asyncio.create_task(self._maintain(), name="maintain")
         try:
@@ -89,7 +91,8 @@ class Daemon:
                 await self._default_model(*default_model)
             await clients.start(*self.config.address)
             log.info("clients on https://%s, admins on %s", self.config.listen, self.config.admin_path)
-            # what start-up made stays: a collection that walks it all would hold up every stream for tens of milliseconds
+            # what start-up made stays: a collection that walks it all would hold up every stream for tens of
+            # milliseconds
             gc.collect()
             gc.freeze()
             announcing = asyncio.create_task(self._announce(), name="announce")
@@ -216,11 +219,15 @@ def _write(file: Path, data: bytes, mode: int) -> None:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     top = argparse.ArgumentParser(prog="llmd", description="A private LLM service. `llmctl` administers it.")
     top.add_argument("--version", action="version", version=f"llmd {version('llmd-appliance')}")
-    serve = top.add_subparsers(dest="command", required=True).add_parser("serve", help="run the daemon in the foreground")
+    serve = top.add_subparsers(dest="command", required=True).add_parser(
+        "serve", help="run the daemon in the foreground"
+    )
     serve.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_FILE}, if it exists")
     serve.add_argument("--state-dir", metavar="DIR", help="models, certificates, audit log")
     serve.add_argument("--listen", metavar="HOST:PORT", help="where clients connect")
-    serve.add_argument("--default-model", metavar="NAME=FILE", help="import and deploy this GGUF if NAME is not there yet")
+    serve.add_argument(
+        "--default-model", metavar="NAME=FILE", help="import and deploy this GGUF if NAME is not there yet"
+    )
     return top.parse_args(argv)
 
 

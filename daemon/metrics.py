@@ -32,7 +32,9 @@ class Metrics:
         self._running = Gauge("llmd_running", "Sequences in a slot", model, registry=registry)
         self._kv = Gauge("llmd_kv_used_ratio", "Share of the KV cache's positions in use", model, registry=registry)
         self._up = Gauge("llmd_model_ready", "1: the model serves", model, registry=registry)
-        self._restarts = Counter("llmd_worker_restarts", "Times a worker had to be started again", model, registry=registry)
+        self._restarts = Counter(
+            "llmd_worker_restarts", "Times a worker had to be started again", model, registry=registry
+        )
         self._ttft = Histogram("llmd_time_to_first_token_seconds", "From admission to the first token", model,
                                buckets=_TTFT, registry=registry)  # fmt: skip
         self._gap = Histogram("llmd_inter_token_seconds", "Between two tokens of a sequence", model,

@@ -3,9 +3,9 @@
     models/<sha256>/model.gguf    0440; a name in `state.db` points at the digest
     models/staging/<random>/      an import or a removal under way; emptied at start-up
 
-An import, in order: 1. the file can be read, and looks like GGUF; 2. the name is valid; 3. the name is free, or the file has its
-digest; 4. the disk has room; 5. copied and hashed; 6. the copy is checked in a child process (never the original, which could
-change between check and use); 7. on disk; 8. in its place, with its row.
+An import, in order: 1. the file can be read, and looks like GGUF; 2. the name is valid; 3. the name is free, or the
+file has its digest; 4. the disk has room; 5. copied and hashed; 6. the copy is checked in a child process (never the
+original, which could change between check and use); 7. on disk; 8. in its place, with its row.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 CHUNK_BYTES = 8 << 20
 SPARE_BYTES = 64 << 20  # what an import leaves free, for the databases beside it
 FILE = "model.gguf"
-# in a digest's folder while its row may not be there: the folder goes at start-up if it is not. Without this mark a folder
-# stays although no row names it: a lost or restored state.db must not delete the models
+# in a digest's folder while its row may not be there: the folder goes at start-up if it is not. Without this mark a
+# folder stays although no row names it: a lost or restored state.db must not delete the models
 UNSETTLED = ".unsettled"
 
 Progress = Callable[[int, int], None]
@@ -99,11 +99,12 @@ class ModelStore:
     # --- changing
 
     async def import_file(self, path: str | Path, name: str | None = None, progress: Progress | None = None) -> Model:
-        """Copy a GGUF file in and give it a name (default: from its file name). `progress(done, total)`, in bytes, is called on
-        the loop. Importing the same file under the same name again changes nothing.
+        """Copy a GGUF file in and give it a name (default: from its file name). `progress(done, total)`, in bytes, is
+        called on the loop. Importing the same file under the same name again changes nothing.
 
-        Raises NotFound, BadRequest (not a readable file, a bad name), ModelInvalid (damaged or not supported), Conflict (the
-        name belongs to another file), NoSpace, Unavailable. Whatever happens, cancelling too, nothing half done stays.
+        Raises NotFound, BadRequest (not a readable file, a bad name), ModelInvalid (damaged or not supported), Conflict
+        (the name belongs to another file), NoSpace, Unavailable. Whatever happens, cancelling too, nothing half done
+        stays.
         """
         report = _on_loop(progress)
         stop = threading.Event()
@@ -118,7 +119,8 @@ class ModelStore:
             os.close(fd)
 
     async def remove(self, name: str) -> Model:
-        """Remove a name, and its file when no other name has it. Raises ModelNotFound, Conflict while it is deployed."""
+        """Remove a name, and its file when no other name has it. Raises ModelNotFound, Conflict while it is
+        deployed."""
         model = self._store.model(name)
         folder = self._path(model.digest).parent
         last = len(self._store.models(model.digest)) == 1 and folder.exists()
@@ -139,7 +141,8 @@ class ModelStore:
     # --- an import's steps
 
     async def _same(self, name: str, fd: int, size: int, report: Progress, stop: threading.Event) -> Model | None:
-        """The model that has this name already, when it is this file; None when there is work to do. Raises Conflict."""
+        """The model that has this name already, when it is this file; None when there is work to do. Raises
+        Conflict."""
         held = self._held(name)
         if held is None:
             return None
@@ -164,7 +167,9 @@ class ModelStore:
             digest = _copy(fd, stage, size, stop, count)
             after = os.fstat(fd)
             if (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
-                raise BadRequest("the file changed while it was copied: import it again when it is complete", param="path")
+                raise BadRequest(
+                    "the file changed while it was copied: import it again when it is complete", param="path"
+                )
             return digest
 
         try:
@@ -180,7 +185,8 @@ class ModelStore:
         free = shutil.disk_usage(self._folder).free - sum(self._owed.values())
         if size + SPARE_BYTES > free:
             raise NoSpace(
-                f"the file needs {_size(size)} and {_size(SPARE_BYTES)} to spare, the disk has {_size(max(free, 0))} free: "
+                f"the file needs {_size(size)} and {_size(SPARE_BYTES)} to spare, the disk has {_size(max(free, 0))} "
+                "free: "
                 "remove a model or enlarge the disk"
             )
 
@@ -225,7 +231,9 @@ def _open(path: Path) -> tuple[Path, int]:
     except (FileNotFoundError, NotADirectoryError) as e:
         raise NotFound(f"there is no file {shown}, or llmd may not look into its folder", param="path") from e
     except PermissionError as e:
-        raise BadRequest(f"llmd may not read {shown}: let its user read the file and enter its folders", param="path") from e
+        raise BadRequest(
+            f"llmd may not read {shown}: let its user read the file and enter its folders", param="path"
+        ) from e
     except (OSError, RuntimeError, ValueError) as e:  # a loop of links, a NUL in the path, a socket, an I/O error
         raise BadRequest(f"{shown!r} cannot be opened: {getattr(e, 'strerror', None) or e}", param="path") from e
     try:
@@ -247,7 +255,9 @@ class _Stopped(Exception):
     """The import was cancelled; its thread ends."""
 
 
-def _chunks(fd: int, size: int, stop: threading.Event, report: Progress | None, use: Callable[[memoryview], None]) -> None:
+def _chunks(
+    fd: int, size: int, stop: threading.Event, report: Progress | None, use: Callable[[memoryview], None]
+) -> None:
     """Hand `size` bytes of a file to `use`, a chunk at a time. A file that grows meanwhile is read no further."""
     buffer = memoryview(bytearray(min(CHUNK_BYTES, max(size, 1))))
     done = 0
@@ -259,7 +269,9 @@ def _chunks(fd: int, size: int, stop: threading.Event, report: Progress | None, 
         except OSError as e:
             raise BadRequest(f"reading the file failed at byte {done}: {e.strerror}", param="path") from e
         if not count:
-            raise BadRequest("the file became shorter while it was read: import it again when it is complete", param="path")
+            raise BadRequest(
+                "the file became shorter while it was read: import it again when it is complete", param="path"
+            )
         use(buffer[:count])
         done += count
         if report:
@@ -315,8 +327,11 @@ def _writing() -> Iterator[None]:
         raise Unavailable(f"the model folder cannot be written: {e.strerror}") from e
 
 
-async def _in_thread(work: Callable[[], T], stop: threading.Event | None = None, undo: Callable[[T], None] | None = None) -> T:
-    """Run `work` in a thread. A cancelled call sets `stop`, waits for the thread's end, and hands its result to `undo`."""
+async def _in_thread(
+    work: Callable[[], T], stop: threading.Event | None = None, undo: Callable[[T], None] | None = None
+) -> T:
+    """Run `work` in a thread. A cancelled call sets `stop`, waits for the thread's end, and hands its result to
+    `undo`."""
     future = asyncio.get_running_loop().run_in_executor(None, work)
     try:
         return await asyncio.shield(future)
@@ -349,7 +364,8 @@ def _checked_name(name: str | None, source: Path) -> str:
         name = re.sub(r"[^a-z0-9._-]+", "-", source.stem.lower()).lstrip("._-")[:64]
     if not NAME.fullmatch(name):
         raise BadRequest(
-            "a model's name has 1 to 64 lower-case letters, digits, dots, hyphens and underscores, a letter or digit first",
+            "a model's name has 1 to 64 lower-case letters, digits, dots, hyphens and underscores, a letter or digit "
+            "first",
             param="name",
         )
     return name

@@ -1,10 +1,11 @@
 """The built-in certificate authority: it works for years without internet.
 
-Root (10 years) → issuer (2 years) → the server's certificate (30 days, renewed at two thirds) and clients' certificates. The
-issuer's revocation list is valid for 7 days and signed anew every day: one that ran out would lock every client out.
+Root (10 years) → issuer (2 years) → the server's certificate (30 days, renewed at two thirds) and clients'
+certificates. The issuer's revocation list is valid for 7 days and signed anew every day: one that ran out would lock
+every client out.
 
-Identity is one URI in a certificate's subject alternative names, `llmd://NODE/client/NAME`; the common name means nothing. Roles
-live in the state database, never in a certificate. This is the only file that imports cryptography.
+Identity is one URI in a certificate's subject alternative names, `llmd://NODE/client/NAME`; the common name means
+nothing. Roles live in the state database, never in a certificate. This is the only file that imports cryptography.
 """
 
 import ipaddress
@@ -70,7 +71,8 @@ def peer_identity(der: bytes) -> PeerIdentity:
 
 
 class Authority:
-    """The CA in `folder`. Keys are 0600 and every file is replaced whole, so that a crash leaves the old or the new one.
+    """The CA in `folder`. Keys are 0600 and every file is replaced whole, so that a crash leaves the old or the new
+    one.
 
     `revoked` holds the serial numbers on the revocation list."""
 
@@ -87,9 +89,14 @@ class Authority:
 
     @classmethod
     def open(
-        cls, folder: Path, node: str, server_names: Sequence[str] = (), now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        cls,
+        folder: Path,
+        node: str,
+        server_names: Sequence[str] = (),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> "Authority":
-        """The CA in `folder`, made on first use. `server_names`: DNS names and addresses of the server besides localhost's.
+        """The CA in `folder`, made on first use. `server_names`: DNS names and addresses of the server besides
+        localhost's.
 
         Raises Conflict when its files are damaged or not a CA's.
         """
@@ -116,18 +123,19 @@ class Authority:
         return self._crl_made + CRL_LIFE
 
     def issue_client(self, name: str, days: int = 90) -> IssuedClient:
-        """A certificate for `name`. Raises BadRequest for a name or days it does not take, Unavailable for a wrong clock."""
+        """A certificate for `name`. Raises BadRequest for a name or days it does not take, Unavailable for a wrong
+        clock."""
         if not _NAME.fullmatch(name):
-            raise BadRequest("a client's name is 1 to 64 lower-case letters, digits, dots, hyphens and underscores", param="name")
+            raise BadRequest(
+                "a client's name is 1 to 64 lower-case letters, digits, dots, hyphens and underscores", param="name"
+            )
         if not 1 <= days <= MAX_CLIENT_DAYS:
             raise BadRequest(f"days takes 1 to {MAX_CLIENT_DAYS}", param="days")
         self._check_clock()
         uri = f"llmd://{self._node}/client/{name}"
         key = ec.generate_private_key(ec.SECP256R1())
         end = min(self._now() + timedelta(days=days), self._issuer.not_valid_after_utc)
-        certificate = self._leaf(
-            key, name, [x509.UniformResourceIdentifier(uri)], ExtendedKeyUsageOID.CLIENT_AUTH, end
-        )
+        certificate = self._leaf(key, name, [x509.UniformResourceIdentifier(uri)], ExtendedKeyUsageOID.CLIENT_AUTH, end)
         return IssuedClient(
             name, uri, certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc,
             _pem(certificate) + _pem(self._issuer), _key_pem(key),
@@ -142,8 +150,8 @@ class Authority:
         self._sign_crl()
 
     def maintain(self) -> bool:
-        """Renew what is due: the revocation list daily, the server's certificate at two thirds of its life or when its names
-        change. True: files changed, and the caller reloads TLS."""
+        """Renew what is due: the revocation list daily, the server's certificate at two thirds of its life or when its
+        names change. True: files changed, and the caller reloads TLS."""
         changed = False
         if self._now() - self._crl_made >= CRL_RENEW or not (self._folder / "crl.pem").exists():
             self._sign_crl()
@@ -185,7 +193,9 @@ class Authority:
         self, key: ec.EllipticCurvePrivateKey, name: str, names: Sequence[x509.GeneralName],
         purpose: x509.ObjectIdentifier, end: datetime,
     ) -> x509.Certificate:  # fmt: skip
-        builder = self._builder(key.public_key(), _named(name), self._issuer.subject, end, self._issuer_key.public_key())
+        builder = self._builder(
+            key.public_key(), _named(name), self._issuer.subject, end, self._issuer_key.public_key()
+        )
         return (
             builder.add_extension(x509.BasicConstraints(False, None), critical=True)
             .add_extension(_usage(digital_signature=True), critical=True)
@@ -250,7 +260,8 @@ class Authority:
 
     def _sign_crl(self) -> None:
         now = self._now().replace(microsecond=0)
-        # OpenSSL takes the list with the later date, in whole seconds: two lists of one second would leave the older in force
+        # OpenSSL takes the list with the later date, in whole seconds: two lists of one second would leave the older in
+        # force
         made = max(now - BACKDATE, self._crl_made + timedelta(seconds=1))
         builder = (
             x509.CertificateRevocationListBuilder()
@@ -258,7 +269,9 @@ class Authority:
             .last_update(made)
             .next_update(made + CRL_LIFE)
             .add_extension(x509.CRLNumber(self._crl_number + 1), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._issuer_key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._issuer_key.public_key()), critical=False
+            )
         )
         for serial, when in self._revoked.items():
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(when).build()

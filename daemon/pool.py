@@ -1,7 +1,7 @@
 """The deployed models and their workers. The event loop owns it all, so there are no locks.
 
-A deployment is `loading`, then `ready`; when its worker dies it is `restarting` for 1, 2, 4 … 60 seconds and loads again. It
-never touches another deployment.
+A deployment is `loading`, then `ready`; when its worker dies it is `restarting` for 1, 2, 4 … 60 seconds and loads
+again. It never touches another deployment.
 """
 
 import asyncio

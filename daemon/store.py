@@ -1,7 +1,7 @@
 """`state.db`: who may use this server, which models it has and which of them serve.
 
-One connection, used on the event loop's thread: the tables are small and each statement takes microseconds, a write one fsync.
-Everything here is kept across restarts; what can be derived is not stored. Times are Unix seconds.
+One connection, used on the event loop's thread: the tables are small and each statement takes microseconds, a write one
+fsync. Everything here is kept across restarts; what can be derived is not stored. Times are Unix seconds.
 """
 
 import contextlib
@@ -59,7 +59,8 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A name for a model file. `digest` is its SHA-256 in hex, `size` is in bytes, `source` is the file it came from."""
+    """A name for a model file. `digest` is its SHA-256 in hex, `size` is in bytes, `source` is the file it came
+    from."""
 
     name: str
     digest: str
@@ -112,7 +113,9 @@ class Store:
             raise Unavailable("the state database is damaged: restore it from a backup")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if not 0 <= version <= len(MIGRATIONS):
-            raise Unavailable(f"a newer llmd wrote the state database (version {version}, known {len(MIGRATIONS)}): upgrade llmd")
+            raise Unavailable(
+                f"a newer llmd wrote the state database (version {version}, known {len(MIGRATIONS)}): upgrade llmd"
+            )
         for number, statements in enumerate(MIGRATIONS[version:], version + 1):
             with self._db.atomic():
                 for statement in filter(str.strip, statements.split(";")):
@@ -158,14 +161,20 @@ class Store:
     def certificates(self, principal: str | None = None) -> list[Certificate]:
         """All, or one principal's, the oldest first."""
         return self._rows(
-            Certificate, "SELECT * FROM certificates WHERE ?1 IS NULL OR principal = ?1 ORDER BY issued, serial", principal
+            Certificate,
+            "SELECT * FROM certificates WHERE ?1 IS NULL OR principal = ?1 ORDER BY issued, serial",
+            principal,
         )
 
     def revoke_certificates(self, principal: str) -> list[str]:
         """Revoke all that this principal has; the serials that were good until now. Raises NotFound."""
         self.principal(principal)
         good = [c.serial for c in self.certificates(principal) if c.revoked_at is None]
-        self._write("UPDATE certificates SET revoked_at = ? WHERE principal = ? AND revoked_at IS NULL", self._clock(), principal)
+        self._write(
+            "UPDATE certificates SET revoked_at = ? WHERE principal = ? AND revoked_at IS NULL",
+            self._clock(),
+            principal,
+        )
         return good
 
     def revoked_serials(self) -> frozenset[str]:

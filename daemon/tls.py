@@ -1,4 +1,5 @@
-"""The server's side of mutual TLS: TLS 1.3, a client certificate always, the revocation list checked at every handshake."""
+"""The server's side of mutual TLS: TLS 1.3, a client certificate always, the revocation list checked at every
+handshake."""
 
 import ssl
 from pathlib import Path
@@ -35,4 +36,6 @@ def reload(context: ssl.SSLContext, folder: Path) -> None:
         # of several lists the newest counts
         context.load_verify_locations(cafile=folder / "crl.pem")
     except (ssl.SSLError, OSError) as e:
-        raise Conflict("the server's certificate or the revocation list cannot be read; the old ones stay in use") from e
+        raise Conflict(
+            "the server's certificate or the revocation list cannot be read; the old ones stay in use"
+        ) from e

@@ -52,7 +52,20 @@ class Settings:
 class Stream:
     """One request's events. One consumer calls `next`; the worker's side calls `feed`."""
 
-    __slots__ = ("_events", "_loop", "_waiter", "_worker", "began", "ended", "first", "id", "last", "left", "owed", "tokens")
+    __slots__ = (
+        "_events",
+        "_loop",
+        "_waiter",
+        "_worker",
+        "began",
+        "ended",
+        "first",
+        "id",
+        "last",
+        "left",
+        "owed",
+        "tokens",
+    )
 
     def __init__(self, worker: "Worker", id_: int, choices: int, loop: asyncio.AbstractEventLoop) -> None:
         self._worker, self.id, self._loop = worker, id_, loop
@@ -173,7 +186,8 @@ class Worker:
     # --- life
 
     async def start(self) -> None:
-        """Start the process and load the model. Raises LlmdError with the reason when it cannot; the process is gone then."""
+        """Start the process and load the model. Raises LlmdError with the reason when it cannot; the process is gone
+        then."""
         ours, theirs = socket.socketpair()
         seen = {"CUDA_VISIBLE_DEVICES": ",".join(self.settings.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         with theirs:

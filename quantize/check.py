@@ -1,7 +1,8 @@
 """Reads and checks the header of a GGUF file. Pure Python, no size in the file is believed, no tensor data is read.
 
-Every count and size is held against what the file can still hold before anything is done with it, so that the time and memory
-of a verdict are bounded by the caps below, whatever the bytes are. The format: github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+Every count and size is held against what the file can still hold before anything is done with it, so that the time and
+memory of a verdict are bounded by the caps below, whatever the bytes are. The format:
+github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 import math
@@ -19,7 +20,8 @@ MAX_STRING_BYTES = 64 * MIB
 MAX_TENSORS = 100_000
 MAX_KEYS = 65_536
 MAX_KEY_BYTES = 1024
-# walking strings is the only slow part of reading: this many take about a second; a vocabulary and its merges are half of it
+# walking strings is the only slow part of reading: this many take about a second; a vocabulary and its merges are half
+# of it
 MAX_STRINGS = 2 * MIB
 # arrays up to this length are kept, longer ones only counted
 KEEP_VALUES = 2048
@@ -36,11 +38,15 @@ _STRING, _ARRAY, _UINT32 = 8, 9, 4
 
 # ggml tensor types: number to (name, elements a block, bytes a block); a test holds them against the library
 TENSOR_TYPES = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
     8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
@@ -59,7 +65,8 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor. `shape` is in ggml's order, the row length first; `offset` is in bytes from the header's `data_offset`."""
+    """One tensor. `shape` is in ggml's order, the row length first; `offset` is in bytes from the header's
+    `data_offset`."""
 
     name: str
     shape: tuple[int, ...]
@@ -81,7 +88,8 @@ class Header:
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """The header of a GGUF file, every size in it checked. Raises ModelInvalid with what is wrong, OSError when unreadable."""
+    """The header of a GGUF file, every size in it checked. Raises ModelInvalid with what is wrong, OSError when
+    unreadable."""
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         refuse_foreign(str(path), file.read(16))
@@ -97,7 +105,9 @@ def refuse_foreign(name: str, head: bytes) -> None:
     suffix = Path(name).suffix.lower()
     pickle = len(head) > 1 and head[0] == 0x80 and head[1] in range(2, 6)
     if suffix in _PICKLE_NAMES or pickle or head[:4] == b"PK\x03\x04":
-        raise ModelInvalid("this is a PyTorch checkpoint or an archive, which could run code: convert it to GGUF or safetensors")
+        raise ModelInvalid(
+            "this is a PyTorch checkpoint or an archive, which could run code: convert it to GGUF or safetensors"
+        )
     if head[:4] != b"GGUF" and (suffix == ".safetensors" or head[8:9] == b"{"):
         raise ModelInvalid("this is a safetensors file: convert its model folder to GGUF first")
 
@@ -224,12 +234,16 @@ class _Reader:
             raise ModelInvalid(f"the tensor {name!r} has the shape {shape}: every dimension must be 1 or more")
         kind = self._number("i")
         if kind in _REMOVED_TYPES:
-            raise ModelInvalid(f"the tensor {name!r} has type {kind}, which is no longer supported: convert the model again")
+            raise ModelInvalid(
+                f"the tensor {name!r} has type {kind}, which is no longer supported: convert the model again"
+            )
         if kind not in TENSOR_TYPES:
             raise ModelInvalid(f"the tensor {name!r} has the unknown type {kind}")
         type_name, block, width = TENSOR_TYPES[kind]
         if shape[0] % block:
-            raise ModelInvalid(f"the tensor {name!r} has rows of {shape[0]} elements, not a multiple of {type_name}'s {block}")
+            raise ModelInvalid(
+                f"the tensor {name!r} has rows of {shape[0]} elements, not a multiple of {type_name}'s {block}"
+            )
         nbytes = math.prod(shape) // block * width
         if math.prod(shape) > MAX_TENSOR_BYTES or nbytes > MAX_TENSOR_BYTES:
             raise ModelInvalid(f"the tensor {name!r} has a shape whose size overflows: {shape}")
@@ -292,9 +306,13 @@ def _laid_out(header: Header) -> Header:
     expected = end = 0
     for t in header.tensors:
         if t.offset != expected:
-            raise ModelInvalid(f"the tensor {t.name!r} starts at byte {t.offset} of the data: {expected} is where it has to")
+            raise ModelInvalid(
+                f"the tensor {t.name!r} starts at byte {t.offset} of the data: {expected} is where it has to"
+            )
         end = t.offset + t.nbytes
         expected = _padded(end, header.alignment)
     if header.data_offset + end > header.file_size:
-        raise ModelInvalid(f"the file is truncated: {header.data_offset + end} bytes expected, {header.file_size} there")
+        raise ModelInvalid(
+            f"the file is truncated: {header.data_offset + end} bytes expected, {header.file_size} there"
+        )
     return header

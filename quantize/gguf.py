@@ -1,7 +1,7 @@
 """Is this GGUF file a model that can be served? Asked in a child process, because the file may be hostile.
 
-`python -P -m llmd.quantize.gguf FILE` reads the header with our own reader, holds the model's keys against each other, and lets
-llama.cpp load everything but the weights. It prints one JSON line and exits with 0, whatever the verdict:
+`python -P -m llmd.quantize.gguf FILE` reads the header with our own reader, holds the model's keys against each other,
+and lets llama.cpp load everything but the weights. It prints one JSON line and exits with 0, whatever the verdict:
 `{"ok": true, "info": {...}}` or `{"ok": false, "code": "model_invalid", "message": "..."}`. `check_in_child` runs it.
 """
 
@@ -20,7 +20,16 @@ from typing import Any
 from llmd.daemon.errors import ModelInvalid
 from llmd.quantize.check import Array, Header, TensorInfo, read_header, refuse_foreign
 
-__all__ = ["Array", "Header", "TensorInfo", "check_in_child", "check_model", "describe", "read_header", "refuse_foreign"]
+__all__ = [
+    "Array",
+    "Header",
+    "TensorInfo",
+    "check_in_child",
+    "check_model",
+    "describe",
+    "read_header",
+    "refuse_foreign",
+]
 
 MAX_BLOCKS = 1024
 MAX_CONTEXT = 1 << 27
@@ -33,7 +42,8 @@ PR_SET_PDEATHSIG = 1
 
 # what `info` holds; the daemon takes nothing else from a child that may have been taken over by the file
 INFO_FIELDS = {
-    "architecture": str, "name": str, "parameters": int, "file_type": str, "context_length": int, "embedding_length": int,
+    "architecture": str, "name": str, "parameters": int, "file_type": str, "context_length": int,
+    "embedding_length": int,
     "block_count": int, "vocab": int, "chat_template": bool, "size": int,
 }  # fmt: skip
 
@@ -41,7 +51,8 @@ INFO_FIELDS = {
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
-    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M",
+    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M",
     30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 
@@ -130,7 +141,8 @@ def _check_tokenizer(keys: dict[str, Any]) -> None:
 
 
 def describe(header: Header) -> dict[str, Any]:
-    """What is worth knowing of a checked model, INFO_FIELDS: `size` in bytes, `parameters` are the tensors' elements."""
+    """What is worth knowing of a checked model, INFO_FIELDS: `size` in bytes, `parameters` are the tensors'
+    elements."""
     keys = header.metadata
     arch = keys["general.architecture"]
     bytes_by_type = Counter[str]()
@@ -183,7 +195,8 @@ def _verdict(path: str) -> dict[str, Any]:
 
 
 def _let_llama_try(path: str) -> None:
-    """Load all but the weights: architecture, hyperparameters, vocabulary and the shape of each tensor that it needs."""
+    """Load all but the weights: architecture, hyperparameters, vocabulary and the shape of each tensor that it
+    needs."""
     import llama_cpp.llama_cpp as lib  # here only: the daemon imports this file, and must not load llama.cpp
 
     lines: list[str] = []
@@ -216,8 +229,8 @@ def _reason(lines: list[str], path: str) -> str:
 async def check_in_child(path: str | os.PathLike[str], timeout: float = 60.0) -> dict[str, Any]:
     """Check a file in a child process and return its `info` (INFO_FIELDS). `timeout` is in seconds.
 
-    Raises ModelInvalid with the child's reason, or when the child crashed, hung or did not answer properly. A cancelled call
-    leaves no child behind.
+    Raises ModelInvalid with the child's reason, or when the child crashed, hung or did not answer properly. A cancelled
+    call leaves no child behind.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "llmd.quantize.gguf", os.fspath(path),

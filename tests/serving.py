@@ -32,7 +32,13 @@ class Llmd:
 
     def llmctl(self, *arguments: str, code: int = 0) -> Any:
         """Run llmctl --json; its output parsed."""
-        command = [str(Path(sys.executable).parent / "llmctl"), "--socket", str(self.state / "admin.sock"), *arguments, "--json"]
+        command = [
+            str(Path(sys.executable).parent / "llmctl"),
+            "--socket",
+            str(self.state / "admin.sock"),
+            *arguments,
+            "--json",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == code, done.stderr
         text = done.stdout if code == 0 or done.stdout else done.stderr

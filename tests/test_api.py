@@ -9,15 +9,19 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 from serving import Llmd
 
-CHAT = [{"role": "user", "content": "Say hello."}]
+CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Say hello."}]
 
 
 @pytest.fixture(scope="module")
 def client(llmd: Llmd) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(
-        base_url=f"{llmd.url}/v1", api_key="none", max_retries=0, http_client=openai.DefaultHttpxClient(verify=llmd.tls())
+        base_url=f"{llmd.url}/v1",
+        api_key="none",
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(verify=llmd.tls()),
     ) as client:
         yield client
 
@@ -50,7 +54,9 @@ def test_the_same_seed_gives_the_same_text(client: openai.OpenAI) -> None:
 
 
 def test_completions_stop_strings_and_logprobs(client: openai.OpenAI) -> None:
-    answer = client.completions.create(model="smol", prompt="1 2 3 4 5", max_tokens=40, temperature=0, stop=["9"], logprobs=2)
+    answer = client.completions.create(
+        model="smol", prompt="1 2 3 4 5", max_tokens=40, temperature=0, stop=["9"], logprobs=2
+    )
     choice = answer.choices[0]
     assert "9" not in choice.text and choice.text.startswith(" 6") and choice.finish_reason == "stop"
     assert choice.logprobs is not None and choice.logprobs.top_logprobs and len(choice.logprobs.top_logprobs[0]) == 2
@@ -127,7 +133,11 @@ def test_nothing_is_answered_without_a_certificate(llmd: Llmd) -> None:
 
 def test_prefixes_are_shared_inside_one_principal_only(llmd: Llmd, tmp_path: Path) -> None:
     alice, bob = llmd.issue("alice", tmp_path), llmd.issue("bob", tmp_path)
-    prompt = {"model": "smol", "prompt": "A long story about clocks and the people who collect them. " * 12, "max_tokens": 2}
+    prompt = {
+        "model": "smol",
+        "prompt": "A long story about clocks and the people who collect them. " * 12,
+        "max_tokens": 2,
+    }
 
     def cached(who: Any) -> int:
         return int(llmd.post("/v1/completions", prompt, who)[2]["usage"]["prompt_tokens_details"]["cached_tokens"])
@@ -154,25 +164,41 @@ def chat(**fields: Any) -> dict[str, Any]:
     return {"model": "smol", "messages": CHAT, "max_tokens": 1, **fields}
 
 
-BAD_FIELDS: list[dict[str, Any]] = [
-    {"temperature": v} for v in (-1, 1e30, "1", True, [], {})
-] + [{"top_p": v} for v in (0, -1, 2, "x")] + [{"top_k": v} for v in (-5, 10**9, 1.5)] + [{"min_p": v} for v in (-1, 2)] + [
-    {"max_tokens": v} for v in (0, -1, 2**31, 2**63, 2**64, 1.0, "1", True)
-] + [{"n": v} for v in (0, 5, 1_000_000, "1")] + [{"best_of": 2}, {"echo": True}, {"suffix": "x"}] + [
-    {"stop": v} for v in ("", ["a"] * 100_000, [""], "x" * 1_000_000, 1, [1])
-] + [{"logprobs": v} for v in (1, "x")] + [{"top_logprobs": 5}, {"logprobs": True, "top_logprobs": 10**6}] + [
-    {"seed": v} for v in (2**63, 1.5, "x")
-] + [{"presence_penalty": 3}, {"frequency_penalty": -3}, {"repeat_penalty": 0}] + [
-    {"logit_bias": v} for v in ({"x": 1}, {"1": 1000}, {"999999999": 1}, [1], {"-1": 1}, {str(i): 1 for i in range(2000)})
-] + [{k: 1} for k in ("n_discard", "cache_prompt", "id_slot", "grammar", "grammar_file", "lora", "mirostat", "foo")] + [
-    {"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}}, {"stream": "yes"}, {"user": "u" * 1_000_000},
-    {"stream_options": {"x": 1}},
-    {"messages": []}, {"messages": [{"role": "x", "content": "a"}]}, {"messages": [{"role": "user"}]}, {"messages": "x"},
-    {"messages": [{"role": "user", "content": None}]}, {"messages": [CHAT[0]] * 100_000},
-    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}]},
-    {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 5000}]},
-    {"model": "../../etc/passwd"}, {"model": "m" * 10_000}, {"model": "smоl"}, {"model": ""}, {"model": 1},
-]  # fmt: skip
+URL = "http://169.254.169.254/"
+BAD_VALUES: dict[str, list[Any]] = {
+    "temperature": [-1, 1e30, "1", True, [], {}],
+    "top_p": [0, -1, 2, "x"],
+    "top_k": [-5, 10**9, 1.5],
+    "min_p": [-1, 2],
+    "max_tokens": [0, -1, 2**31, 2**63, 2**64, 1.0, "1", True],
+    "n": [0, 5, 1_000_000, "1"],
+    "best_of": [2],
+    "echo": [True],
+    "suffix": ["x"],
+    "stop": ["", ["a"] * 100_000, [""], "x" * 1_000_000, 1, [1]],
+    "logprobs": [1, "x"],
+    "top_logprobs": [5],
+    "seed": [2**63, 1.5, "x"],
+    "presence_penalty": [3],
+    "frequency_penalty": [-3],
+    "repeat_penalty": [0],
+    "logit_bias": [{"x": 1}, {"1": 1000}, {"999999999": 1}, [1], {"-1": 1}, {str(i): 1 for i in range(2000)}],
+    "tools": [[{"type": "function"}]],
+    "response_format": [{"type": "json_object"}],
+    "stream": ["yes"],
+    "user": ["u" * 1_000_000],
+    "stream_options": [{"x": 1}],
+    "model": ["../../etc/passwd", "m" * 10_000, "smоl", "", 1],
+    "messages": [
+        [], "x", [{"role": "x", "content": "a"}], [{"role": "user"}], [{"role": "user", "content": None}],
+        [CHAT[0]] * 100_000,
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}}]}],
+        [{"role": "user", "content": [{"type": "text", "text": "x"}] * 5000}],
+    ],
+    **{k: [1] for k in ("n_discard", "cache_prompt", "id_slot", "grammar", "grammar_file", "lora", "mirostat", "foo")},
+}  # fmt: skip
+BAD_FIELDS: list[dict[str, Any]] = [{key: value} for key, values in BAD_VALUES.items() for value in values]
+BAD_FIELDS.append({"logprobs": True, "top_logprobs": 10**6})
 
 
 @pytest.mark.parametrize("fields", BAD_FIELDS, ids=lambda f: str(f)[:40])
@@ -189,7 +215,8 @@ BAD_BODIES = [
     b"", b"null", b"[]", b'"x"', b"{}", b"{} x", b"[" * 100_000, b'{"a":' * 33 + b"1" + b"}" * 33, b"\xff\xfe{",
     '{"model": "smol"}'.encode("utf-16"), b'{"model": "smol", "model": "smol"}', b'{"temperature": NaN}',
     b'{"temperature": -Infinity}', b'{"temperature": 1e999}', b'{"seed": ' + b"1" * 10_000 + b"}",
-    b'{"messages": [{"role": "user", "content": "\\ud800"}]}', b'{"messages": [{"role": "user", "content": "\\u0000"}]}',
+    b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+    b'{"messages": [{"role": "user", "content": "\\u0000"}]}',
     b'{"logit_bias": {' + b",".join(b'"%d":1' % i for i in range(200_000)) + b"}}", b"[" + b"1," * 1_000_000 + b"1]",
     b"x" * 5_000_000, b'{"\\ud800": 1}',
 ]  # fmt: skip
@@ -203,13 +230,16 @@ def test_a_bad_body_is_a_client_error(llmd: Llmd, route: str, body: bytes) -> No
     assert headers["content-type"] == "application/json"
 
 
-@pytest.mark.parametrize("header", ["text/plain", "multipart/form-data; boundary=x", "application/json; charset=utf-16"])
+@pytest.mark.parametrize(
+    "header", ["text/plain", "multipart/form-data; boundary=x", "application/json; charset=utf-16"]
+)
 def test_other_content_types_are_refused(llmd: Llmd, header: str) -> None:
     command = [*_curl(llmd, "/v1/completions"), "-H", f"Content-Type: {header}", "-d", "{}"]
     done = subprocess.run(command, capture_output=True, timeout=20)
     assert json.loads(done.stdout)["error"]["code"] == "unsupported_media_type"
     done = subprocess.run(
-        [*_curl(llmd, "/v1/completions"), "-H", "Content-Type: application/json", "-H", "Content-Encoding: gzip", "-d", "{}"],
+        [*_curl(llmd, "/v1/completions"), "-H", "Content-Type: application/json", "-H", "Content-Encoding: gzip",
+         "-d", "{}"],
         capture_output=True, timeout=20)  # fmt: skip
     assert json.loads(done.stdout)["error"]["code"] == "unsupported_media_type"
 
@@ -241,7 +271,9 @@ def test_penalties_in_pairs_at_their_ends(llmd: Llmd) -> None:
 
 def test_every_request_is_in_the_audit_log_without_its_text(llmd: Llmd) -> None:
     secret = "canary-7f3a2b"
-    status, headers, _ = llmd.post("/v1/completions", {"model": "smol", "prompt": f"{secret} {secret}", "max_tokens": 3})
+    status, headers, _ = llmd.post(
+        "/v1/completions", {"model": "smol", "prompt": f"{secret} {secret}", "max_tokens": 3}
+    )
     assert status == 200
     for _ in range(50):
         rows = llmd.llmctl("audit", "query", "--request", headers["x-request-id"])
@@ -250,7 +282,11 @@ def test_every_request_is_in_the_audit_log_without_its_text(llmd: Llmd) -> None:
         time.sleep(0.05)
     admit, finish = rows
     assert admit["kind"] == "admit" and finish["kind"] == "finish" and finish["body"]["outcome"] in ("length", "stop")
-    assert admit["body"]["principal"] == "demo" and admit["body"]["address"] == "127.0.0.1" and len(admit["body"]["serial"]) > 8
+    assert (
+        admit["body"]["principal"] == "demo"
+        and admit["body"]["address"] == "127.0.0.1"
+        and len(admit["body"]["serial"]) > 8
+    )
     assert admit["body"]["route"] == "/v1/completions" and len(admit["body"]["prompt_mac"]) == 64
     assert finish["body"]["completion_tokens"] == 3 and finish["body"]["prompt_tokens"] > 3
     for file in llmd.state.rglob("*"):
@@ -278,7 +314,9 @@ def test_a_client_that_leaves_before_its_answer_cancels_too(llmd: Llmd) -> None:
     command = [*_curl(llmd, "/v1/chat/completions"), "-m", "1", "-H", "Content-Type: application/json", "-d", body]
     subprocess.run(command, timeout=20)
     rows = llmd.llmctl("audit", "query", "--kind", "admit", "--limit", "2000")
-    _wait_for_outcome(llmd, rows[-1]["request"] if rows[-1]["seq"] > rows[0]["seq"] else rows[0]["request"], "cancelled")
+    _wait_for_outcome(
+        llmd, rows[-1]["request"] if rows[-1]["seq"] > rows[0]["seq"] else rows[0]["request"], "cancelled"
+    )
 
 
 def _wait_for_outcome(llmd: Llmd, request: str, outcome: str) -> None:

@@ -1,5 +1,5 @@
-"""The audit log: what is promised to a caller, what a change of the file looks like, and what happens when the disk or the
-process dies."""
+"""The audit log: what is promised to a caller, what a change of the file looks like, and what happens when the disk or
+the process dies."""
 
 import asyncio
 import os
@@ -192,7 +192,10 @@ async def test_query_filters(path: Path) -> None:
     assert await found(principal="alice", outcome="error") == [("finish", "c")]
     assert await found(model="m", limit=1) == [("finish", "c")]
     assert await found(kind="client.issue") == [("client.issue", None)]
-    assert await found(since=NOON + timedelta(seconds=1), until=NOON + timedelta(seconds=3)) == [("admit", "a"), ("finish", "a")]
+    assert await found(since=NOON + timedelta(seconds=1), until=NOON + timedelta(seconds=3)) == [
+        ("admit", "a"),
+        ("finish", "a"),
+    ]
     assert await found(request="nobody") == []
     with pytest.raises(ValueError):
         await log.query(since=datetime(2026, 1, 1))
@@ -243,7 +246,10 @@ async def test_a_closed_log_refuses(path: Path) -> None:
 
 
 def test_the_file_is_private_and_held(path: Path, log: AuditLog) -> None:
-    assert {p.name: p.stat().st_mode & 0o777 for p in path.parent.iterdir()} == {"audit.db": 0o600, "audit.db-wal": 0o600}
+    assert {p.name: p.stat().st_mode & 0o777 for p in path.parent.iterdir()} == {
+        "audit.db": 0o600,
+        "audit.db-wal": 0o600,
+    }
     report = verify_file(path)
     assert report.error is not None and "copy the file" in report.error
     copy = path.parent / "copy.db"
@@ -434,7 +440,9 @@ async def _replay(path: Path, operations: list[tuple[str, int]]) -> Report:
 
 @settings(max_examples=25, deadline=None)
 @given(OPERATIONS, st.data())
-def test_every_sequence_verifies_and_every_flipped_bit_is_found(operations: list[tuple[str, int]], data: st.DataObject) -> None:
+def test_every_sequence_verifies_and_every_flipped_bit_is_found(
+    operations: list[tuple[str, int]], data: st.DataObject
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         assert asyncio.run(_replay(Path(folder) / "audit.db", operations)).ok
         assert verify_file(Path(folder) / "audit.db").ok

@@ -60,7 +60,9 @@ def test_without_a_daemon_it_says_so(tmp_path: Path) -> None:
         command = [LLMCTL, "--socket", str(tmp_path / "none.sock"), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
         assert done.returncode == 3 and "does not exist" in done.stderr + done.stdout
-    done = subprocess.run([LLMCTL, "--socket", str(tmp_path / "none.sock"), "status", "--json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [LLMCTL, "--socket", str(tmp_path / "none.sock"), "status", "--json"], capture_output=True, text=True
+    )
     assert '"code": "no_daemon"' in done.stderr and done.stdout == ""
 
 
@@ -107,7 +109,16 @@ def _other(model_file: Path, tmp_path: Path) -> Path:
 
 
 def test_an_import_whose_llmctl_is_killed_leaves_nothing(llmd: Llmd, model_file: Path) -> None:
-    command = [LLMCTL, "--socket", str(llmd.state / "admin.sock"), "model", "import", str(model_file), "--name", "killed"]
+    command = [
+        LLMCTL,
+        "--socket",
+        str(llmd.state / "admin.sock"),
+        "model",
+        "import",
+        str(model_file),
+        "--name",
+        "killed",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(0.35)
     process.send_signal(signal.SIGKILL)
@@ -157,7 +168,9 @@ def test_the_audit_log_is_shown_followed_and_verified(llmd: Llmd, tmp_path: Path
         (tmp_path / file.replace("audit", "copy")).write_bytes((llmd.state / file).read_bytes())
     assert "the chain holds" in run(llmd, "audit", "verify", str(copy))
     (tmp_path / "bad.db").write_bytes(b"no database")
-    assert subprocess.run([LLMCTL, "audit", "verify", str(tmp_path / "bad.db")], timeout=20, check=False).returncode == 1
+    assert (
+        subprocess.run([LLMCTL, "audit", "verify", str(tmp_path / "bad.db")], timeout=20, check=False).returncode == 1
+    )
 
 
 def test_reload(llmd: Llmd) -> None:

@@ -127,8 +127,11 @@ def test_a_cancel_that_comes_before_its_request_counts() -> None:
 
 
 def test_frames_survive_any_cut() -> None:
-    messages = [{"op": "step", "events": [[1, 2, "é", b"\xff", None]]}, {"op": "beat", "step": 0.5}]
-    data = b"".join(map(frames.encode, messages))
+    messages: list[dict[str, Any]] = [
+        {"op": "step", "events": [[1, 2, "é", b"\xff", None]]},
+        {"op": "beat", "step": 0.5},
+    ]
+    data = b"".join(frames.encode(m) for m in messages)
     for cut in range(len(data)):
         decoder = frames.Decoder()
         assert [*decoder.feed(data[:cut]), *decoder.feed(data[cut:])] == messages

@@ -199,7 +199,11 @@ def keys(**changes: Any) -> Callable[[File], None]:
 
 
 def without(*names: str) -> Callable[[File], None]:
-    return lambda f: [f.keys.pop(n) for n in names] and None
+    def change(f: File) -> None:
+        for name in names:
+            f.keys.pop(name)
+
+    return change
 
 
 def tensor(shape: tuple[int, ...], kind: int = 0, **offset: int) -> Callable[[File], None]:
@@ -211,7 +215,11 @@ def tensor(shape: tuple[int, ...], kind: int = 0, **offset: int) -> Callable[[Fi
 
 
 def having(**attributes: Any) -> Callable[[File], None]:
-    return lambda f: [setattr(f, k, v) for k, v in attributes.items()] and None
+    def change(f: File) -> None:
+        for name, value in attributes.items():
+            setattr(f, name, value)
+
+    return change
 
 
 def extra_key(raw: bytes) -> Callable[[File], None]:
@@ -247,10 +255,13 @@ BROKEN: list[tuple[str, Callable[[File], None], str]] = [
     ("array of arrays", extra_key(text("x") + struct.pack("<iiQ", ARR, ARR, 1) + bytes(32)), "array of arrays"),
     ("array length", extra_key(text("x") + struct.pack("<iiQ", ARR, U64, 1 << 61)), "more than the file can hold"),
     ("string array length", extra_key(text("x") + struct.pack("<iiQ", ARR, STR, 1 << 60)), "at most"),
-    ("string array too long", extra_key(text("x") + struct.pack("<iiQ", ARR, STR, 1 << 20)), "more than the file can hold"),
-    ("string in an array", extra_key(text("x") + struct.pack("<iiQQ", ARR, STR, 1, 1 << 62)), "claims 4611686018427387904"),
+    ("string array too long", extra_key(text("x") + struct.pack("<iiQ", ARR, STR, 1 << 20)),
+     "more than the file can hold"),
+    ("string in an array", extra_key(text("x") + struct.pack("<iiQQ", ARR, STR, 1, 1 << 62)),
+     "claims 4611686018427387904"),
     ("string in a long array",
-     extra_key(text("x") + struct.pack("<iiQ", ARR, STR, 3000) + bytes(8 * 2999) + b"\xff" * 8), "claims 18446744073709551615"),
+     extra_key(text("x") + struct.pack("<iiQ", ARR, STR, 3000) + bytes(8 * 2999) + b"\xff" * 8),
+     "claims 18446744073709551615"),
     ("string past the end", extra_key(text("x") + struct.pack("<iQ", STR, 1 << 25)), "truncated: its header needs"),
     ("alignment 0", keys(general__alignment=(U32, 0)), "power of two"),
     ("alignment 13", keys(general__alignment=(U32, 13)), "power of two"),
@@ -263,7 +274,8 @@ BROKEN: list[tuple[str, Callable[[File], None], str]] = [
     ("duplicate tensor", extra_tensor(text("output_norm.weight") + ONE), "same name"),
     ("no dimensions", extra_tensor(text("t") + struct.pack("<IiQ", 0, 0, 0)), "0 dimensions"),
     ("five dimensions", tensor((1, 1, 1, 1, 1)), "5 dimensions"),
-    ("2^32-1 dimensions", extra_tensor(text("t") + struct.pack("<I", (1 << 32) - 1) + bytes(64)), "4294967295 dimensions"),
+    ("2^32-1 dimensions", extra_tensor(text("t") + struct.pack("<I", (1 << 32) - 1) + bytes(64)),
+     "4294967295 dimensions"),
     ("zero shape", tensor((32, 0)), "every dimension must be 1"),
     ("negative shape", tensor((-32,)), "every dimension must be 1"),
     ("shape overflow", tensor((1 << 32, 1 << 32)), "overflows"),
@@ -421,14 +433,20 @@ async def test_the_tiny_model(tmp_path: Path) -> None:
 
 
 async def test_what_only_llama_cpp_finds(tmp_path: Path) -> None:
-    """Good headers of models that it cannot load: an unknown architecture, a tensor missing, of another shape, a key missing."""
+    """Good headers of models that it cannot load: an unknown architecture, a tensor missing, of another shape, a key
+    missing."""
     unknown, missing, reshaped, keyless = tiny(), tiny(), tiny(), tiny()
     unknown.keys["general.architecture"] = (STR, "nonesuch")
     unknown.keys |= {k.replace("llama.", "nonesuch."): v for k, v in unknown.keys.items() if k.startswith("llama.")}
     del missing.tensors["blk.0.attn_q.weight"]
     reshaped.tensors["blk.0.attn_q.weight"] = ((32, 16), 0)
     del keyless.keys["llama.attention.layer_norm_rms_epsilon"]
-    says = ["unknown model architecture: 'nonesuch'", "attn_q.weight' not found", "wrong shape", "layer_norm_rms_epsilon"]
+    says = [
+        "unknown model architecture: 'nonesuch'",
+        "attn_q.weight' not found",
+        "wrong shape",
+        "layer_norm_rms_epsilon",
+    ]
     for i, file in enumerate((unknown, missing, reshaped, keyless)):
         (tmp_path / f"{i}.gguf").write_bytes(file.bytes())
     verdicts = await asyncio.gather(*(check_in_child(tmp_path / f"{i}.gguf") for i in range(4)), return_exceptions=True)
@@ -438,8 +456,10 @@ async def test_what_only_llama_cpp_finds(tmp_path: Path) -> None:
 
 
 async def test_mutated_files_in_the_child(tmp_path: Path) -> None:
-    """Keys and tensors with values that our reader lets pass: llama.cpp refuses, takes them or crashes, and we have a verdict."""
-    rng, files = random.Random(3), []
+    """Keys and tensors with values that our reader lets pass: llama.cpp refuses, takes them or crashes, and we have a
+    verdict."""
+    rng = random.Random(3)
+    files: list[Path] = []
     while len(files) < 6:
         file = tiny()
         key = rng.choice([k for k, v in file.keys.items() if v[0] in (U32, F32)])
@@ -482,7 +502,9 @@ async def test_a_child_that_misbehaves(tmp_path: Path, monkeypatch: pytest.Monke
 async def test_a_cancelled_check_leaves_no_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package, pid = tmp_path / "llmd" / "quantize", tmp_path / "pid"
     package.mkdir(parents=True)
-    (package / "gguf.py").write_text(f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    (package / "gguf.py").write_text(
+        f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     task = asyncio.create_task(check_in_child(tmp_path / "x.gguf"))
     while not (pid.exists() and pid.read_text()):

@@ -12,7 +12,9 @@ from llmd.daemon.engine.types import Request, SamplingParams, Token
 from llmd.daemon.errors import ModelInvalid
 
 
-def texts(runner: LlamaRunner, requests: list[Request], scheduler: Scheduler | None = None) -> dict[tuple[int, int], list[Token]]:
+def texts(
+    runner: LlamaRunner, requests: list[Request], scheduler: Scheduler | None = None
+) -> dict[tuple[int, int], list[Token]]:
     s = scheduler or Scheduler(runner.info, batch=256, chunk=64)
     for request in requests:
         s.add(request)
@@ -36,7 +38,10 @@ def ask(runner: LlamaRunner, id_: int, text: str, *, owner: str = "a", choices: 
 
 
 FRANCE = "The capital of France is"
-LONG = "Once upon a time there was a small house at the edge of a forest, and in it lived an old man who collected clocks. " * 6
+LONG = (
+    "Once upon a time there was a small house at the edge of a forest, and in it lived an old man who collected "
+    "clocks. " * 6
+)
 
 
 def test_greedy_text_is_the_models(runner: LlamaRunner) -> None:
@@ -67,7 +72,9 @@ def test_greedy_choices_after_a_copy_equal_the_original(runner: LlamaRunner) -> 
     assert len({tuple(ids(tokens)) for tokens in out.values()}) == 1
 
 
-def test_sampling_in_threads_gives_what_sampling_in_turn_gives(runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_in_threads_gives_what_sampling_in_turn_gives(
+    runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def say() -> list[list[int]]:
         out = texts(runner, [ask(runner, i, f"{i} {FRANCE}", temperature=1.0, seed=i) for i in range(4)])
         return [ids(out[i, 0]) for i in range(4)]
@@ -96,7 +103,7 @@ def test_logit_bias_forces_and_forbids(runner: LlamaRunner) -> None:
 
 
 @pytest.mark.parametrize("penalty", [{"repeat_penalty": 1.5}, {"frequency_penalty": 2.0}, {"presence_penalty": 2.0}])
-def test_penalties_stop_repetition(runner: LlamaRunner, penalty: dict[str, float]) -> None:
+def test_penalties_stop_repetition(runner: LlamaRunner, penalty: dict[str, Any]) -> None:
     prompt = FRANCE  # which it continues by saying one sentence over and over
     plain = texts(runner, [ask(runner, 1, prompt, max_tokens=64)])[1, 0]
     less = texts(runner, [ask(runner, 1, prompt, max_tokens=64, **penalty)])[1, 0]

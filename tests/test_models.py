@@ -1,4 +1,5 @@
-"""The model files: imports that succeed, are refused, cancelled, killed, or meet a full disk; nothing half done stays."""
+"""The model files: imports that succeed, are refused, cancelled, killed, or meet a full disk; nothing half done
+stays."""
 
 import asyncio
 import hashlib
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,16 @@ from typing import NamedTuple
 import pytest
 
 from llmd.daemon import models
-from llmd.daemon.errors import BadRequest, Conflict, LlmdError, ModelInvalid, ModelNotFound, NoSpace, NotFound, Unavailable
+from llmd.daemon.errors import (
+    BadRequest,
+    Conflict,
+    LlmdError,
+    ModelInvalid,
+    ModelNotFound,
+    NoSpace,
+    NotFound,
+    Unavailable,
+)
 from llmd.daemon.models import ModelStore
 from llmd.daemon.store import Store
 
@@ -164,7 +175,8 @@ async def test_bad_names(place: Place, file: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stem", "name"), [("Llama-3 (8B)", "llama-3-8b-"), ("..x", "x"), ("n" * 99, "n" * 64), ("Ünï1", "n-1"), ("öö", None)]
+    ("stem", "name"),
+    [("Llama-3 (8B)", "llama-3-8b-"), ("..x", "x"), ("n" * 99, "n" * 64), ("Ünï1", "n-1"), ("öö", None)],
 )
 async def test_names_from_file_names(place: Place, tmp_path: Path, stem: str, name: str | None) -> None:
     file = tmp_path / f"{stem}.gguf"
@@ -262,7 +274,7 @@ async def test_a_file_that_changes_meanwhile(place: Place, file: Path, monkeypat
 
 
 async def test_no_space_is_said_before_copying(place: Place, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
     monkeypatch.setattr(models, "_copy", lambda *_: pytest.fail("it copied"))
     with pytest.raises(NoSpace, match="67 MB to spare, the disk has 1 MB free"):
         await place.models.import_file(file, "a")
@@ -272,8 +284,8 @@ async def test_no_space_is_said_before_copying(place: Place, file: Path, monkeyp
 async def test_running_imports_count(place: Place, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for one of two."""
     free = file.stat().st_size * 3 // 2 + models.SPARE_BYTES
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))  # type: ignore[attr-defined]
-    monkeypatch.setattr(models, "_copy", lambda *a, real=models._copy: (models.threading.Event().wait(0.3), real(*a))[1])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
+    monkeypatch.setattr(models, "_copy", lambda *a, real=models._copy: (threading.Event().wait(0.3), real(*a))[1])
     done = await asyncio.gather(*(place.models.import_file(file, n) for n in ("a", "b")), return_exceptions=True)
     assert sorted(type(d).__name__ for d in done) == ["Model", "NoSpace"]
     assert (await place.models.import_file(file, "c")).name == "c", "what a finished import owed is forgotten"
@@ -283,7 +295,9 @@ async def test_running_imports_count(place: Place, file: Path, monkeypatch: pyte
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     where = tmp_path / "small"
     where.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(where)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(where)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("needs the right to mount")
     yield where
@@ -293,7 +307,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 async def test_a_disk_that_becomes_full(
     small_disk: Path, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 10**12))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 10**12))
     store = Store(None)
     place = Place(small_disk / "models", store, ModelStore(small_disk / "models", store))
     with pytest.raises(NoSpace, match="became full"):
@@ -322,7 +336,7 @@ async def test_cancelled(place: Place, file: Path, monkeypatch: pytest.MonkeyPat
     def slowly(real: Callable[..., object]) -> Callable[..., object]:
         def step(*args: object) -> object:
             loop.call_soon_threadsafe(reached.set)
-            models.threading.Event().wait(0.2)
+            threading.Event().wait(0.2)
             return real(*args)
 
         return step
@@ -346,7 +360,9 @@ async def test_cancelled(place: Place, file: Path, monkeypatch: pytest.MonkeyPat
     await place.models.import_file(file, "a")
 
 
-async def test_cancelled_in_the_middle_of_a_copy(place: Place, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_in_the_middle_of_a_copy(
+    place: Place, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "CHUNK_BYTES", 1 << 18)
     seen: list[int] = []
 

@@ -38,7 +38,11 @@ def test_the_earliest_of_several_ends_the_text() -> None:
     assert "".join(shown([b"a b c d"], ("c", "b"))) == "a "
 
 
-@given(st.text(alphabet="ab🙂", max_size=30), st.lists(st.text(alphabet="ab🙂", min_size=1, max_size=4), max_size=3), st.data())
+@given(
+    st.text(alphabet="ab🙂", max_size=30),
+    st.lists(st.text(alphabet="ab🙂", min_size=1, max_size=4), max_size=3),
+    st.data(),
+)
 def test_any_split_gives_the_text_up_to_the_first_stop(text: str, stop: list[str], data: st.DataObject) -> None:
     raw = text.encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=10)))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
-from llmd.daemon import pki, tls
+from llmd.daemon import tls
 from llmd.daemon.errors import BadRequest, Conflict, Forbidden, Unavailable
 from llmd.daemon.pki import Authority, peer_identity
 
@@ -34,7 +35,7 @@ def test_it_makes_everything_once_and_keeps_keys_to_itself(tmp_path: Path) -> No
 def test_a_clients_certificate_names_it_once(tmp_path: Path) -> None:
     issued = Authority.open(tmp_path, "node").issue_client("alice", 10)
     certificate = x509.load_pem_x509_certificate(issued.certificate_pem)
-    peer = peer_identity(certificate.public_bytes(pki.serialization.Encoding.DER))
+    peer = peer_identity(certificate.public_bytes(serialization.Encoding.DER))
     assert (peer.uri, peer.serial) == ("llmd://node/client/alice", issued.serial)
     assert timedelta(days=9) < peer.not_after - datetime.now(UTC) <= timedelta(days=10)
 
@@ -54,7 +55,7 @@ def test_lives_are_bounded(tmp_path: Path, days: int) -> None:
 def test_what_is_no_identity_is_refused(tmp_path: Path) -> None:
     Authority.open(tmp_path, "node")
     server = x509.load_pem_x509_certificate((tmp_path / "server.crt").read_bytes())
-    for der in (b"", b"garbage", server.public_bytes(pki.serialization.Encoding.DER)):
+    for der in (b"", b"garbage", server.public_bytes(serialization.Encoding.DER)):
         with pytest.raises(Forbidden):
             peer_identity(der)
 

@@ -5,6 +5,7 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def status(answer: bytes) -> int:
 
 
 async def refused(server: Server, context: ssl.SSLContext) -> None:
-    """With TLS 1.3 a client's handshake ends before the server has looked at its certificate: the refusal comes when it reads."""
+    """With TLS 1.3 a client's handshake ends before the server has looked at its certificate: the refusal comes when it
+    reads."""
     with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
         answer = await ask(server, GET, context)
         if not answer:
@@ -120,9 +122,13 @@ async def test_who_has_no_certificate_of_ours_is_refused(server: Server, tmp_pat
     assert status(await ask(server, GET)) == 200
 
 
+def _moved(shift: timedelta) -> datetime:
+    return datetime.now(UTC) + shift
+
+
 async def test_expired_and_not_yet_valid_certificates_are_refused(server: Server) -> None:
     for shift, days in ((-timedelta(days=20), 10), (timedelta(minutes=6), 10)):
-        authority = Authority.open(server.folder, "node", now=lambda shift=shift: datetime.now(UTC) + shift)
+        authority = Authority.open(server.folder, "node", now=partial(_moved, shift))
         authority._issuer = server.authority._issuer
         authority._check_clock = lambda: None  # type: ignore[method-assign]
         await refused(server, server.client(authority.issue_client("alice", days)))
@@ -282,7 +288,9 @@ async def test_only_the_named_hosts_are_answered(tmp_path: Path, server: Server)
 
 
 @pytest.mark.parametrize("start", [b"", b"GET /ec", HEAD + b"A: ", b"drip"])
-async def test_a_head_that_does_not_come_is_not_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
+async def test_a_head_that_does_not_come_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
     monkeypatch.setattr(limits, "HEADER_SECONDS", 0.3)
     reader, writer = await server.open()
     if start == b"drip":
@@ -299,7 +307,9 @@ async def test_a_head_that_does_not_come_is_not_waited_for(server: Server, monke
     writer.close()
 
 
-async def test_a_second_head_on_a_kept_connection_has_the_same_deadline(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_second_head_on_a_kept_connection_has_the_same_deadline(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "HEADER_SECONDS", 0.3)
     reader, writer = await server.open()
     writer.write(GET)
@@ -336,7 +346,9 @@ async def test_a_long_stream_outlives_every_deadline(server: Server, monkeypatch
     writer.close()
 
 
-async def test_many_silent_connections_do_not_hold_up_a_good_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_silent_connections_do_not_hold_up_a_good_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     silent = [await asyncio.open_connection("127.0.0.1", server.listener.port) for _ in range(100)]
     assert status(await ask(server, GET)) == 200
     for _, writer in silent:

@@ -20,7 +20,9 @@ def make(
     return Scheduler(info(slots, context, can_trim), batch=batch, chunk=chunk, block=block)
 
 
-def ask(id_: int, prompt: list[int], *, owner: str = "a", max_tokens: int = 8, choices: int = 1, **params: Any) -> Request:
+def ask(
+    id_: int, prompt: list[int], *, owner: str = "a", max_tokens: int = 8, choices: int = 1, **params: Any
+) -> Request:
     return Request(id_, owner, tuple(prompt), SamplingParams(max_tokens=max_tokens, **params), choices)
 
 
@@ -30,7 +32,9 @@ def step(s: Scheduler, token: int = 7) -> tuple[Plan, list[Token]]:
 
 
 def words(seed: int, count: int) -> list[int]:
-    return [random.Random(seed).randrange(1, 1000) for _ in range(1)] + [1 + (seed * 31 + i) % 997 for i in range(count - 1)]
+    return [random.Random(seed).randrange(1, 1000) for _ in range(1)] + [
+        1 + (seed * 31 + i) % 997 for i in range(count - 1)
+    ]
 
 
 def test_a_prompt_is_read_in_chunks_and_sampled_at_its_end() -> None:
@@ -108,7 +112,7 @@ def test_prompts_are_cut_at_blocks_whatever_runs_beside_them() -> None:
         s = make(batch=8, chunk=6)
         s.add(ask(1, words(1, 3), max_tokens=60, owner="b"))
         s.add(ask(2, words(2, length), max_tokens=1))
-        ends = []
+        ends: list[int] = []
         while not ends or ends[-1] < length:
             plan = s.plan()
             slot = next(q.slot for q in s.running if q.request.id == 2)
@@ -203,10 +207,14 @@ def test_common_prefix_is_what_a_plain_loop_finds(a: list[int], b: list[int], li
 
 
 class Driver:
-    """Random adds, cancels and ends. It also holds what each slot's keys and values would be, and checks starts against it."""
+    """Random adds, cancels and ends. It also holds what each slot's keys and values would be, and checks starts against
+    it."""
 
     def __init__(self, rng: random.Random, can_trim: bool) -> None:
-        self.rng, self.s = rng, make(rng.choice([1, 2, 5]), batch=rng.choice([8, 64]), chunk=8, context=64, can_trim=can_trim)
+        self.rng, self.s = (
+            rng,
+            make(rng.choice([1, 2, 5]), batch=rng.choice([8, 64]), chunk=8, context=64, can_trim=can_trim),
+        )
         self.kv: list[list[int]] = [[] for _ in self.s.slots]
         self.owner_of: list[list[str]] = [[] for _ in self.s.slots]
         self.ends: dict[tuple[int, int], int] = {}

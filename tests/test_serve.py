@@ -1,6 +1,8 @@
-"""The daemon under what happens to it: kills, hangs, signals, revocations, a full queue, a second daemon, bad settings."""
+"""The daemon under what happens to it: kills, hangs, signals, revocations, a full queue, a second daemon, bad
+settings."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -169,7 +171,9 @@ def test_a_long_prompt_does_not_stall_another_stream(own_llmd: Llmd) -> None:
     with client(own_llmd) as c:
         parts = stream(c, 120)
         next(parts)
-        reader = threading.Thread(target=own_llmd.post, args=("/v1/completions", {"prompt": "word " * 480, "max_tokens": 1}))
+        reader = threading.Thread(
+            target=own_llmd.post, args=("/v1/completions", {"prompt": "word " * 480, "max_tokens": 1})
+        )
         reader.start()
         came = 0
         for part in parts:
@@ -181,7 +185,14 @@ def test_a_long_prompt_does_not_stall_another_stream(own_llmd: Llmd) -> None:
 
 
 def test_a_second_daemon_on_the_same_state_is_refused(llmd: Llmd) -> None:
-    command = [str(Path(sys.executable).parent / "llmd"), "serve", "--state-dir", str(llmd.state), "--listen", "127.0.0.1:1"]
+    command = [
+        str(Path(sys.executable).parent / "llmd"),
+        "serve",
+        "--state-dir",
+        str(llmd.state),
+        "--listen",
+        "127.0.0.1:1",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1 and "another llmd runs" in done.stderr and "Traceback" not in done.stderr
 
@@ -189,7 +200,8 @@ def test_a_second_daemon_on_the_same_state_is_refused(llmd: Llmd) -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("slots = ", ":1"), ("\nslotz = 4", ":2: there is no setting 'slotz'"), ('slots = "4"', ":1: slots takes a whole number"),
+        ("slots = ", ":1"), ("\nslotz = 4", ":2: there is no setting 'slotz'"),
+        ('slots = "4"', ":1: slots takes a whole number"),
         ("slots = 0", "slots is 0"), ('listen = "nowhere"', "listen"), ('listen = "127.0.0.1:-1"', "listen"),
         ('audit_on_failure = "ignore"', "refuse"), ("slots = true", "whole number"), ('node = "A B"', "node"),
     ],
@@ -206,7 +218,7 @@ def test_bad_settings_are_one_line_with_file_and_line(tmp_path: Path, text: str,
 
 def test_every_setting_stands_in_the_docs() -> None:
     page = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
-    names = [f.name for f in config_module.fields(config_module.Config)]
+    names = [f.name for f in dataclasses.fields(config_module.Config)]
     assert len(names) <= 30
     for name in names:
         assert f"`{name}`" in page

@@ -61,7 +61,9 @@ async def test_every_event_is_json_and_the_stream_ends_with_done() -> None:
     events = [e for e in b"".join(parts).decode().split("\n\n") if e]
     assert events[-1] == "data: [DONE]" and exchange.closed
     values = [json.loads(e.removeprefix("data: ")) for e in events[:-1]]
-    assert "".join(v["choices"][0]["delta"].get("content", "") for v in values if v["choices"]) == 'a "quoted"\n\u2028 🙂b'
+    assert (
+        "".join(v["choices"][0]["delta"].get("content", "") for v in values if v["choices"]) == 'a "quoted"\n\u2028 🙂b'
+    )
     assert values[-1]["usage"] == {"total_tokens": 1} and values[-2]["choices"][0]["finish_reason"] == "stop"
 
 

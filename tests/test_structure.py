@@ -79,7 +79,9 @@ def wrong_imports(file: str, module: ast.Module) -> list[str]:
 def wrong_dependencies(file: str, module: ast.Module) -> list[str]:
     """The dependencies that `file` imports and another file is there for."""
     used = {name.split(".")[0] for name in imports(module)}
-    return sorted(name for name in used if not any(fnmatch.fnmatch(file, pattern) for pattern in MAY_USE.get(name, {"*"})))
+    return sorted(
+        name for name in used if not any(fnmatch.fnmatch(file, pattern) for pattern in MAY_USE.get(name, {"*"}))
+    )
 
 
 def dangers(module: ast.Module) -> Iterator[str]:
@@ -129,7 +131,9 @@ def test_files_and_functions_are_short(file: Path) -> None:
     long = [
         f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
         for node in ast.walk(tree(file))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno and node.end_lineno - node.lineno >= 80
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno
+        and node.end_lineno - node.lineno >= 80
     ]
     assert long == []
     assert len(file.read_text().splitlines()) <= 400
@@ -175,7 +179,9 @@ def test_the_map_is_true() -> None:
     patterns = {pattern for row in rows for pattern in re.findall(r"`([^`]+)`", row)}
     modules = {name_of(file) for file in FILES if file.name != "__init__.py"}
     assert {p for p in patterns if not any(ROOT.glob(p))} == set(), "in the table, not on disk"
-    assert {m for m in modules if not any(fnmatch.fnmatch(m, p) for p in patterns)} == set(), "on disk, not in the table"
+    assert {m for m in modules if not any(fnmatch.fnmatch(m, p) for p in patterns)} == set(), (
+        "on disk, not in the table"
+    )
     assert len(text.splitlines()) <= 60
 
 
@@ -185,7 +191,12 @@ def test_versions_agree() -> None:
 
 
 def pins(*names: str) -> dict[str, str]:
-    lines = [line for name in names for line in (ROOT / "packaging" / name).read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for name in names
+        for line in (ROOT / "packaging" / name).read_text().splitlines()
+        if not line.startswith("#")
+    ]
     pairs = [line.split("==") for line in lines]
     assert len(pairs) == len({name for name, _ in pairs})
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from llmd.daemon import limits
 from llmd.daemon import pool as pool_module
 from llmd.daemon import worker as worker_module
 from llmd.daemon.engine import frames
@@ -193,7 +194,7 @@ async def test_closing_ends_what_does_not_finish(pool: Pool) -> None:
 
 
 async def test_a_client_that_does_not_read_is_cut_off(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module.limits, "MAX_STREAM_BACKLOG", 200)
+    monkeypatch.setattr(limits, "MAX_STREAM_BACKLOG", 200)
     deployment = await deploy(pool)
     stream = pool.generate("m", "a", message(max_tokens=10_000), 1)
     async with asyncio.timeout(5):
@@ -227,6 +228,8 @@ def test_no_worker_outlives_a_daemon_that_is_killed() -> None:
     daemon.wait()
     daemon.stdout.close()
     deadline = time.monotonic() + 5
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+    while (
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     assert time.monotonic() < deadline

@@ -1,7 +1,8 @@
 """The worker process: one model. `python -P -m llmd.daemon.engine FD` with FD its end of a Unix socket pair.
 
-Threads: the main thread is the engine; `read` takes frames in; `prompts` renders templates and tokenizes, so that a long text
-never holds up a step; `beat` says once a second that the process lives and for how long the step has been running.
+Threads: the main thread is the engine; `read` takes frames in; `prompts` renders templates and tokenizes, so that a
+long text never holds up a step; `beat` says once a second that the process lives and for how long the step has been
+running.
 """
 
 import ctypes
@@ -57,7 +58,8 @@ class Worker:
         self._engine = Engine(runner, self.send, batch=load["batch"], chunk=load["chunk"])
         info = runner.info
         self.send({
-            "op": "ready", "context": info.context, "slots": info.slots, "vocab": info.vocab, "parameters": info.parameters,
+            "op": "ready", "context": info.context, "slots": info.slots, "vocab": info.vocab,
+            "parameters": info.parameters,
             "size": info.size, "description": info.description, "chat": bool(info.chat_template),
         })  # fmt: skip
         self._prepare_thread = threading.Thread(target=self._prepare_all, name="prompts", daemon=True)
@@ -104,7 +106,9 @@ class Worker:
     def _prepare(self, message: dict[str, Any]) -> None:
         op, id_ = message["op"], message["id"]
         if op == "tokenize":
-            tokens = self._runner.tokenize(message["text"], add_special=message["special"], parse_special=message["special"])
+            tokens = self._runner.tokenize(
+                message["text"], add_special=message["special"], parse_special=message["special"]
+            )
             return self.send({"op": "reply", "id": id_, "value": tokens})
         if op == "detokenize":
             self._check_tokens(message["tokens"], "tokens")
@@ -113,11 +117,12 @@ class Worker:
         context = self._runner.info.context
         if len(tokens) >= context:
             raise ContextExceeded(
-                f"the prompt has {len(tokens)} tokens and this model's context is {context} tokens, at least one of them for the "
+                f"the prompt has {len(tokens)} tokens and this model's context is {context} tokens, at least one of "
+                "them for the "
                 "answer; shorten the prompt"
             )
         params = SamplingParams(**{**message["params"], "stop": tuple(message["params"]["stop"]),
-                                   "logit_bias": tuple((t, b) for t, b in message["params"]["logit_bias"])})  # fmt: skip
+                                   "logit_bias": tuple(map(tuple, message["params"]["logit_bias"]))})  # fmt: skip
         self._check_tokens([t for t, _ in params.logit_bias], "logit_bias")
         self.send({"op": "step", "events": [[id_, frames.START, len(tokens)]], "state": None})
         self._engine.add(Request(id_, message["owner"], tuple(tokens), params, message["choices"]))

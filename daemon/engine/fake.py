@@ -1,7 +1,8 @@
-"""A runner without a model: what it says is given, and how fast. For tests, and to measure what the gateway itself costs.
+"""A runner without a model: what it says is given, and how fast. For tests, and to measure what the gateway itself
+costs.
 
-With `text` empty its pieces are `ARRIVED:EMITTED ` in nanoseconds of the monotonic clock, which a client on the same machine
-holds against its own.
+With `text` empty its pieces are `ARRIVED:EMITTED ` in nanoseconds of the monotonic clock, which a client on the same
+machine holds against its own.
 """
 
 import time
@@ -18,7 +19,8 @@ class FakeRunner:
     def __init__(self, *, slots: int, context: int = 4096, step_seconds: float = 0.0, text: str = "") -> None:
         self.info = ModelInfo(
             vocab=1000, context=context, slots=slots, eos=frozenset({0}), can_trim=True,
-            chat_template="{{ messages[-1].content }}", bos_text="", eos_text="", description="fake", parameters=0, size=0,
+            chat_template="{{ messages[-1].content }}", bos_text="", eos_text="", description="fake", parameters=0,
+            size=0,
         )  # fmt: skip
         self.step_seconds = step_seconds
         self._words = [w + " " for w in text.split()]

@@ -1,10 +1,11 @@
 """Messages between the daemon and its workers: msgpack maps, one after the other, over a Unix socket.
 
-To the worker: `load` (first), `generate`, `cancel`, `tokenize`, `detokenize`, `template`. From it: `ready` or `fatal`, then
-`step` (one frame carries the events of one engine step), `reply`, `beat` (once a second). An event is a list:
+To the worker: `load` (first), `generate`, `cancel`, `tokenize`, `detokenize`, `template`. From it: `ready` or `fatal`,
+then `step` (one frame carries the events of one engine step), `reply`, `beat` (once a second). An event is a list:
 
     [id, START, prompt_tokens]
-    [id, TEXT, choice, text, tokens, cached, finish, logprobs]   tokens: generated so far; finish: None, "stop", "length"
+    [id, TEXT, choice, text, tokens, cached, finish, logprobs]   tokens: generated so far; finish: None, "stop",
+    "length"
     [id, ERROR, code, message, param]
 
 Every request ends with a finish of each choice, or with one ERROR.

@@ -1,7 +1,8 @@
 """The runner on llama-cpp-python's low-level API: one model, one context, a slot a sequence.
 
-Not its `Llama` class, which serves one request at a time. The context has a stream of keys and values a slot (`kv_unified`
-off): attention then reads a sequence's own positions only, which measured faster than one shared buffer from 8 sequences on.
+Not its `Llama` class, which serves one request at a time. The context has a stream of keys and values a slot
+(`kv_unified` off): attention then reads a sequence's own positions only, which measured faster than one shared buffer
+from 8 sequences on.
 
 This is the only engine file that imports llama_cpp.
 """
@@ -25,7 +26,11 @@ REPEAT_WINDOW = 64
 # below this many vocabulary entries a step, threads cost more than they save
 PARALLEL_FROM = 60_000
 
-SPLIT_MODES = {"none": lib.LLAMA_SPLIT_MODE_NONE, "layer": lib.LLAMA_SPLIT_MODE_LAYER, "tensor": lib.LLAMA_SPLIT_MODE_TENSOR}
+SPLIT_MODES = {
+    "none": lib.LLAMA_SPLIT_MODE_NONE,
+    "layer": lib.LLAMA_SPLIT_MODE_LAYER,
+    "tensor": lib.LLAMA_SPLIT_MODE_TENSOR,
+}
 KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
 
 _log_lines: list[str] = []
@@ -43,11 +48,11 @@ _log_callback = lib.llama_log_callback(_log)  # kept alive: llama.cpp holds the 
 class LlamaRunner:
     """Loads `path` and makes a context of `slots` × `context` tokens (0: the model's own, at most 4,096).
 
-    `batch` is the most tokens a step computes. `threads` is for the arithmetic and for sampling (0: the cores this process
-    may use). With `gpus` more than 0 the model lies on the GPUs that this process sees, as many as that, wholly: `split` says
-    how over several. `kv_type` is the keys' and values' type (KV_TYPES), `ubatch` the most tokens of one pass (0: 512).
-    Raises ModelInvalid when llama.cpp refuses the file, Unavailable when the GPUs are not there or there is no memory for
-    the context: it never falls back to the CPU.
+    `batch` is the most tokens a step computes. `threads` is for the arithmetic and for sampling (0: the cores this
+    process may use). With `gpus` more than 0 the model lies on the GPUs that this process sees, as many as that,
+    wholly: `split` says how over several. `kv_type` is the keys' and values' type (KV_TYPES), `ubatch` the most tokens
+    of one pass (0: 512). Raises ModelInvalid when llama.cpp refuses the file, Unavailable when the GPUs are not there
+    or there is no memory for the context: it never falls back to the CPU.
     """
 
     def __init__(
@@ -76,8 +81,8 @@ class LlamaRunner:
         self._samplers: dict[int, Any] = {}  # of the slots for which `_sampling` cannot choose
         self._logprobs: dict[int, int] = {}
         self._pieces: dict[int, bytes] = {}
-        # on the CPU the threads of the arithmetic still spin when sampling begins: with as many of ours it is slower than without
-        # (measured on 2 cores: 32 sequences in 3.1 ms against 2.6)
+        # on the CPU the threads of the arithmetic still spin when sampling begins: with as many of ours it is slower
+        # than without (measured on 2 cores: 32 sequences in 3.1 ms against 2.6)
         sampling = self._sampling_threads()
         self._pool = ThreadPoolExecutor(sampling, thread_name_prefix="sample")
         self._parallel_from = PARALLEL_FROM if sampling > 1 else 1 << 62
@@ -111,7 +116,8 @@ class LlamaRunner:
         made = lib.llama_init_from_model(self._model, params)
         if not made:
             raise Unavailable(
-                f"there is not enough memory for {slots} slots of {context} tokens; deploy with fewer --slots or a smaller --ctx"
+                f"there is not enough memory for {slots} slots of {context} tokens; deploy with fewer --slots or a "
+                "smaller --ctx"
             )
         return made
 
@@ -153,7 +159,8 @@ class LlamaRunner:
 
         self._batch = lib.llama_batch(
             n_tokens=0, token=pointer("token", self._token), embd=None, pos=pointer("pos", self._pos),
-            n_seq_id=pointer("n_seq_id", self._one), seq_id=pointer("seq_id", self._seq_at), logits=pointer("logits", self._out),
+            n_seq_id=pointer("n_seq_id", self._one), seq_id=pointer("seq_id", self._seq_at),
+            logits=pointer("logits", self._out),
         )  # fmt: skip
 
     def _warm_up(self) -> None:
@@ -174,8 +181,8 @@ class LlamaRunner:
                 yield self._sample_all(rows)
 
     def _parts(self, chunks: list[Chunk]) -> list[list[Chunk]]:
-        """What one call computes. A GPU takes the step at once. On the CPU every block of a prompt goes by itself: llama.cpp cuts
-        a mixed batch into pieces of equal length, which would make a text depend on its company."""
+        """What one call computes. A GPU takes the step at once. On the CPU every block of a prompt goes by itself:
+        llama.cpp cuts a mixed batch into pieces of equal length, which would make a text depend on its company."""
         chunks = sorted(chunks, key=lambda c: c.slot)  # adjacent slots in one pass
         if self._gpu:
             return [chunks] if chunks else []
@@ -187,7 +194,8 @@ class LlamaRunner:
         return min(16, self.threads) if self._gpu else max(1, self.threads // 2)
 
     def _sample_all(self, rows: list[tuple[int, int]]) -> list[Sample]:
-        """One a row, in their order. `rows` are all the outputs of the last call, so the n-th is the n-th row of its logits."""
+        """One a row, in their order. `rows` are all the outputs of the last call, so the n-th is the n-th row of its
+        logits."""
         parts = 1 if len(rows) * self._n_vocab < self._parallel_from else self._pool._max_workers
         size = -(-len(rows) // parts)
         logits = np.ctypeslib.as_array(lib.llama_get_logits(self._ctx), (len(rows), self._n_vocab))
@@ -248,7 +256,8 @@ class LlamaRunner:
     # --- sampling
 
     def _chain(self, params: SamplingParams, prompt: abc.Sequence[int], seed: int) -> Any:
-        """llama.cpp's samplers, in its own order: logit bias, penalties, then greedy or top-k, top-p, min-p, temperature."""
+        """llama.cpp's samplers, in its own order: logit bias, penalties, then greedy or top-k, top-p, min-p,
+        temperature."""
         config = lib.llama_sampler_chain_default_params()
         config.no_perf = True
         chain = lib.llama_sampler_chain_init(config)
@@ -327,11 +336,14 @@ class LlamaRunner:
 
 
 def _blocks(chunk: Chunk) -> list[Chunk]:
-    """A chunk cut into its prompt's pieces; only a prompt's last chunk is sampled, and only its last piece is longer."""
+    """A chunk cut into its prompt's pieces; only a prompt's last chunk is sampled, and only its last piece is
+    longer."""
     at, end, pieces = chunk.start, chunk.start + len(chunk.tokens), []
     while at < end:
         cut = next_cut(at, end) if chunk.sample else min(end, at - at % BLOCK + BLOCK)
-        pieces.append(Chunk(chunk.slot, at, chunk.tokens[at - chunk.start : cut - chunk.start], chunk.sample and cut == end))
+        pieces.append(
+            Chunk(chunk.slot, at, chunk.tokens[at - chunk.start : cut - chunk.start], chunk.sample and cut == end)
+        )
         at = cut
     return pieces
 

@@ -1,7 +1,7 @@
 """The engine thread: drain commands, plan, run, apply, send. It alone touches the scheduler and the context.
 
-Every request that was added gets exactly one end a choice, whatever happens to it; a runner that fails ends the process, and
-the daemon answers for it.
+Every request that was added gets exactly one end a choice, whatever happens to it; a runner that fails ends the
+process, and the daemon answers for it.
 """
 
 import time

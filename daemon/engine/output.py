@@ -4,8 +4,8 @@ import codecs
 
 
 class TextOutput:
-    """One sequence's text. `push` takes a token's bytes and returns what may be shown now; `finished` tells that a stop string
-    came, after which nothing more is shown."""
+    """One sequence's text. `push` takes a token's bytes and returns what may be shown now; `finished` tells that a stop
+    string came, after which nothing more is shown."""
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode

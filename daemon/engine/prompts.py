@@ -1,7 +1,7 @@
 """A request's messages or text to tokens: the model's own chat template in a sandbox, then the tokenizer.
 
-It runs in the worker, which may die of a hostile template. Output is capped here and time is capped by the worker's watchdog,
-which interrupts the thread that renders.
+It runs in the worker, which may die of a hostile template. Output is capped here and time is capped by the worker's
+watchdog, which interrupts the thread that renders.
 """
 
 import re
@@ -51,7 +51,8 @@ class Prompts:
         return self._runner.tokenize(text, add_special=True, parse_special=True)
 
     def from_messages(self, messages: list[dict[str, Any]]) -> list[int]:
-        """A chat. Special-token text inside a message stays plain text: a user cannot end their turn and speak as the system.
+        """A chat. Special-token text inside a message stays plain text: a user cannot end their turn and speak as the
+        system.
 
         Raises BadRequest when the model has no template or the template refuses these messages.
         """
@@ -89,7 +90,8 @@ class Prompts:
         size = text if isinstance(text, int) else len(text)
         if size > self._max_chars:
             raise BadRequest(
-                f"the prompt has {size} characters or more; this model's context of {self._runner.info.context} tokens holds "
+                f"the prompt has {size} characters or more; this model's context of {self._runner.info.context} tokens "
+                "holds "
                 f"{self._max_chars} at most"
             )
 

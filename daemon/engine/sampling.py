@@ -1,9 +1,9 @@
 """Chooses tokens for many sequences at once, in a few array operations.
 
-Sampling, not the GPU, is what limits a server with many streams: a vocabulary has 128,000 entries, and llama.cpp's samplers copy
-and sort them for one sequence after the other. Here the likeliest `top_k` are found without sorting: a row is folded into 64
-layers, the maximum of each column is taken, and the `top_k` best columns hold the `top_k` best entries. The rest works on those
-few. The filters and their order are llama.cpp's: top-k, top-p, min-p, temperature.
+Sampling, not the GPU, is what limits a server with many streams: a vocabulary has 128,000 entries, and llama.cpp's
+samplers copy and sort them for one sequence after the other. Here the likeliest `top_k` are found without sorting: a
+row is folded into 64 layers, the maximum of each column is taken, and the `top_k` best columns hold the `top_k` best
+entries. The rest works on those few. The filters and their order are llama.cpp's: top-k, top-p, min-p, temperature.
 """
 
 from typing import Any
@@ -27,7 +27,8 @@ def is_simple(params: SamplingParams) -> bool:
 
 
 class Sampling:
-    """The parameters and random states of `slots` sequences. `start` and `sample` of one slot never run at the same time."""
+    """The parameters and random states of `slots` sequences. `start` and `sample` of one slot never run at the same
+    time."""
 
     def __init__(self, slots: int) -> None:
         self._top_k = np.ones(slots, np.int64)
@@ -36,7 +37,8 @@ class Sampling:
         self._seed, self._drawn = np.zeros(slots, np.uint64), np.zeros(slots, np.uint64)
 
     def start(self, slot: int, params: SamplingParams, seed: int) -> None:
-        """A sequence enters a slot. The same `seed` (64 bits) gives the same random numbers, whatever else is sampled."""
+        """A sequence enters a slot. The same `seed` (64 bits) gives the same random numbers, whatever else is
+        sampled."""
         greedy = params.temperature <= 0
         self._top_k[slot] = 1 if greedy else params.top_k
         self._top_p[slot], self._min_p[slot] = (1.0, 0.0) if greedy else (params.top_p, params.min_p)
@@ -62,7 +64,8 @@ class Sampling:
         return [int(t) for t in ids[np.arange(len(at)), chosen]]
 
     def _random(self, at: Ints) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """A number in [0, 1) a slot: SplitMix64 (Steele, Lea, Flood 2014) of seed and count, so it depends on nothing else."""
+        """A number in [0, 1) a slot: SplitMix64 (Steele, Lea, Flood 2014) of seed and count, so it depends on nothing
+        else."""
         self._drawn[at] += np.uint64(1)
         z = self._seed[at] + self._drawn[at] * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -73,7 +76,8 @@ class Sampling:
 
 
 def likeliest(logits: Floats, count: int) -> tuple[Ints, Floats]:
-    """The `count` greatest entries of each row, greatest first, of equals the first: indices and values, shape (rows, count)."""
+    """The `count` greatest entries of each row, greatest first, of equals the first: indices and values, shape (rows,
+    count)."""
     rows, size = logits.shape
     if count == 1:
         best = logits.argmax(axis=1)[:, None]

@@ -3,19 +3,21 @@
 One rule: computed tokens catch up with known tokens. A step holds
 
 1. one token of every sequence that is one token behind: a generating one, or a prompt's last token;
-2. then, in the order of arrival, pieces of the prompts that are further behind, until the step's token budget is used; the
-   last piece may go over it. The budget is `batch`, but while anything generates `chunk`, so that a long prompt never stalls
-   other streams; twice that when many prompts wait, because then first tokens are what most people wait for.
+2. then, in the order of arrival, pieces of the prompts that are further behind, until the step's token budget is used;
+the
+   last piece may go over it. The budget is `batch`, but while anything generates `chunk`, so that a long prompt never
+   stalls other streams; twice that when many prompts wait, because then first tokens are what most people wait for.
 
 A waiting sequence gets a slot in this order:
 
 1. a free slot that holds most of the longest prefix this owner may share (nothing is moved);
 2. a free slot into which that prefix is copied from another slot, busy or not;
-3. with no shared prefix: the free slot that keeps busy slots adjacent (llama.cpp computes adjacent slots in one pass, and
+3. with no shared prefix: the free slot that keeps busy slots adjacent (llama.cpp computes adjacent slots in one pass,
+and
    each gap costs another), and of these the one longest unused.
 
-It waits when a prompt of the same owner that is being read right now shares much more than any slot holds yet: reading it
-twice would cost more than waiting for it.
+It waits when a prompt of the same owner that is being read right now shares much more than any slot holds yet: reading
+it twice would cost more than waiting for it.
 
 The same seed and parameters give the same text, whatever was computed before or beside it: prompts are cut at fixed
 places (`types.BLOCK` says why), and a request with a seed shares only pieces that were read so.
@@ -77,8 +79,8 @@ def common_prefix(a: list[int], b: list[int], limit: int) -> int:
 
 
 class Scheduler:
-    """`batch`: tokens a step when nothing generates; `chunk`: prompt tokens a step when something does. A step's prompt tokens
-    are less than one piece (two blocks) over that."""
+    """`batch`: tokens a step when nothing generates; `chunk`: prompt tokens a step when something does. A step's prompt
+    tokens are less than one piece (two blocks) over that."""
 
     def __init__(self, info: ModelInfo, *, batch: int, chunk: int, block: int = BLOCK) -> None:
         self.info, self.block = info, block
@@ -120,7 +122,8 @@ class Scheduler:
         return sum(slot.computed for slot in self.slots)
 
     def plan(self) -> Plan:
-        """The next step. What it computes counts as computed from here on: its samples are due before anything else changes."""
+        """The next step. What it computes counts as computed from here on: its samples are due before anything else
+        changes."""
         plan = Plan()
         if self.waiting:
             self._place_waiting(plan)

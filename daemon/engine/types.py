@@ -4,10 +4,10 @@ from collections import abc
 from dataclasses import dataclass, field
 from typing import Protocol
 
-# Prompts are read in pieces that end at multiples of this many tokens; the last piece is up to twice as long. A token's keys and
-# values depend a little on how many others are computed with it (measured on the CPU: logits differ by up to 1.0), so a text
-# stays the same only if its prompt is always cut at the same places. Pieces of 64 cost no more than pieces of 256 (measured:
-# 3.0 ms a token, both), shorter ones do.
+# Prompts are read in pieces that end at multiples of this many tokens; the last piece is up to twice as long. A token's
+# keys and values depend a little on how many others are computed with it (measured on the CPU: logits differ by up to
+# 1.0), so a text stays the same only if its prompt is always cut at the same places. Pieces of 64 cost no more than
+# pieces of 256 (measured: 3.0 ms a token, both), shorter ones do.
 BLOCK = 64
 
 
@@ -80,8 +80,8 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A sequence enters a slot: `copy_from` is the slot whose keys and values are copied first (-1: none), `keep` how many
-    positions of what the slot then holds stay."""
+    """A sequence enters a slot: `copy_from` is the slot whose keys and values are copied first (-1: none), `keep` how
+    many positions of what the slot then holds stay."""
 
     slot: int
     copy_from: int
@@ -93,7 +93,8 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of one slot to compute in this step, from position `start`; `sample`: the last one's logits are sampled."""
+    """Tokens of one slot to compute in this step, from position `start`; `sample`: the last one's logits are
+    sampled."""
 
     slot: int
     start: int
@@ -111,7 +112,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token's natural-log probability under the model's own distribution (temperature 1), and its likeliest rivals."""
+    """A token's natural-log probability under the model's own distribution (temperature 1), and its likeliest
+    rivals."""
 
     token: int
     logprob: float
@@ -156,8 +158,8 @@ class ModelInfo:
 class Runner(Protocol):
     """A model on its device. `run` and `close` are called by the engine thread alone; the rest by any thread.
 
-    `run` carries out one step and yields what it samples as it comes, part by part: a first token need not wait for the other
-    prompts of its step. It must be read to its end.
+    `run` carries out one step and yields what it samples as it comes, part by part: a first token need not wait for the
+    other prompts of its step. It must be read to its end.
     """
 
     info: ModelInfo
