@@ -18,7 +18,7 @@ from collections import Counter
 from typing import Any
 
 from llmd.daemon.errors import ModelInvalid
-from llmd.quantize.check import Array, Header, TensorInfo, read_header, refuse_foreign
+from llmd.quantize.header import Array, Header, TensorInfo, read_header, refuse_foreign
 
 __all__ = [
     "Array",

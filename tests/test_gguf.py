@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmd.daemon.errors import ModelInvalid
-from llmd.quantize import check
+from llmd.quantize import header as check
 from llmd.quantize.gguf import check_in_child, check_model, describe, read_header
 
 U8, U16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = 0, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12
