@@ -41,7 +41,7 @@ def serve(state: str, slots: int, step_seconds: float) -> None:
     """The daemon, with a fake worker as the model `fake`."""
     from llmd.daemon.config import Config
     from llmd.daemon.main import Daemon
-    from llmd.daemon.worker import Settings
+    from llmd.daemon.serving.worker import Settings
 
     async def main() -> None:
         daemon = Daemon(Config(state_dir=state, listen=f"127.0.0.1:{PORT}", queue=1000))

@@ -20,27 +20,32 @@ from pathlib import Path
 
 import uvloop
 
-from llmd.api.admin import admin_app
-from llmd.api.app import client_app
-from llmd.api.exchange import Parts
-from llmd.api.identity import Identity
-from llmd.api.listener import Listener
-from llmd.api.protocol import Connections
-from llmd.api.service import Service
-from llmd.daemon import banner, config, tls
-from llmd.daemon.audit import AuditLog
+from llmd.api.admin.routes import admin_app
+from llmd.api.http import probes
+from llmd.api.http.app import client_app
+from llmd.api.http.listener import Listener
+from llmd.api.openai import chat, models
+from llmd.daemon import banner, config
+from llmd.daemon.admin import Service
+from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.config import Config, ConfigError
 from llmd.daemon.errors import LlmdError
+from llmd.daemon.identity import tls
+from llmd.daemon.identity.connections import Connections
+from llmd.daemon.identity.pki import Authority
+from llmd.daemon.identity.principal import Identity
 from llmd.daemon.metrics import Metrics
-from llmd.daemon.models import ModelStore
-from llmd.daemon.pki import Authority
-from llmd.daemon.pool import Pool
+from llmd.daemon.models.files import ModelStore
+from llmd.daemon.serving.answer import Parts
+from llmd.daemon.serving.pool import Pool
 from llmd.daemon.store import Store
 
 log = logging.getLogger("llmd")
 
 MAINTAIN_SECONDS = 3600.0
 DEMO_CLIENT = "demo"
+# what answers on the TLS listener
+CLIENT_ROUTES = (*chat.ROUTES, *models.ROUTES, *probes.ROUTES)
 
 
 class Fatal(Exception):
@@ -130,7 +135,7 @@ class Daemon:
 
     def _client_app(self) -> object:
         identity = Identity(self.config.node_name, lambda: self.authority.revoked, self.service.roles.get)
-        return client_app(self.parts, identity)
+        return client_app(self.parts, identity, CLIENT_ROUTES)
 
     # --- certificates
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import Llmd, start_llmd
+from real_daemon import Llmd, start_llmd
 
 from llmd.daemon.engine.llama import LlamaRunner
 

@@ -1,2 +1,13 @@
-"""The engine: a worker process with continuous batching over one model. It imports only itself and
-`llmd.daemon.errors`."""
+"""The engine: a worker process with continuous batching over one model.
+
+__main__.py   the worker process
+frames.py     the messages between daemon and worker
+types.py      the nouns that the engine shares
+scheduler.py  pure: which tokens the next step computes, and which slot holds them
+loop.py       the engine thread
+prompts.py    chat template (sandboxed Jinja) and tokenization
+sampling.py   pure: chooses tokens for many sequences at once
+output.py     tokens to text: whole UTF-8, stop strings
+llama.py      the runner: llama-cpp-python's low-level API
+fake.py       a runner without a model, for tests and for measuring the gateway
+"""

@@ -1,0 +1,10 @@
+"""`llmctl`: it speaks to the daemon over the admin socket and opens none of its files.
+
+main.py        the command, its exit codes, the daemon's own subcommands
+model.py       `llmctl model`
+client.py      `llmctl client`
+audit.py       `llmctl audit`, offline verification too
+chat.py        `llmctl chat`
+connection.py  HTTP over the admin socket
+terminal.py    tables, progress bars, text that is safe to print
+"""

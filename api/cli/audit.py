@@ -1,0 +1,86 @@
+"""`llmctl audit`: who asked what."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmd.api.cli.connection import Client
+from llmd.api.cli.terminal import safe, show_json
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print JSON, one row a line.")
+
+
+@click.group()
+def audit() -> None:
+    """Read and verify the audit log."""
+
+
+def _print(row: dict[str, Any], json_: bool) -> None:
+    if json_:
+        return click.echo(json.dumps(row))
+    body = {k: v for k, v in row["body"].items() if v not in (None, "", 0)}
+    details = " ".join(
+        f"{k}={safe(v)[:40]}" for k, v in body.items() if k not in ("digest", "params", "prompt_mac", "serial")
+    )
+    click.echo(f"{row['seq']:>8} {safe(row['ts'])[:19]} {safe(row['kind']):<8} {safe(row['request'] or '')} {details}")
+
+
+@audit.command()
+@click.option("-n", "count", type=click.IntRange(0, 2000), default=20, show_default=True, help="How many rows.")
+@click.option("-f", "follow", is_flag=True, help="Wait for new rows; Ctrl-C ends.")
+@as_json
+@click.pass_obj
+def tail(client: Client, count: int, follow: bool, json_: bool) -> None:
+    """The last rows."""
+    if not follow:
+        for row in client.call("GET", "/audit/tail", n=count)["rows"]:
+            _print(row, json_)
+        return
+    for row in client.lines("GET", "/audit/tail", n=count, follow=1):
+        _print(row, json_)
+        sys.stdout.flush()
+
+
+@audit.command()
+@click.option("--principal", help="A client's name.")
+@click.option("--model")
+@click.option("--outcome", help="ok, stop, length, cancelled, error or lost.")
+@click.option("--kind", help="admit, finish, start, stop or an admin's action.")
+@click.option("--request", "request_", metavar="ID")
+@click.option("--since", metavar="TIME", help="As in 2026-11-23 or 2026-11-23T18:00.")
+@click.option("--until", metavar="TIME")
+@click.option("--limit", type=click.IntRange(1, 2000), default=100, show_default=True)
+@as_json
+@click.pass_obj
+def query(client: Client, /, json_: bool, request_: str | None, **given: Any) -> None:
+    """Rows that match everything given."""
+    for row in client.call("GET", "/audit/query", request=request_, **given)["rows"]:
+        _print(row, json_)
+
+
+@audit.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def verify(client: Client, file: Path | None, json_: bool) -> None:
+    """Check the chain of the daemon's log, or offline that of a copied FILE; says where it breaks."""
+    if file is None:
+        report = client.call("GET", "/audit/verify")
+    else:
+        from llmd.daemon.audit.chain import verify_file  # only here: it works without a daemon
+
+        found = verify_file(file)
+        report = {"ok": found.ok, **found.to_dict()}
+    if json_:
+        show_json(report)
+    elif report["ok"]:
+        click.echo(f"{report['rows']} rows, the chain holds; head {report['head']}")
+    else:
+        broken = report.get("broken") or {}
+        where = f"row {broken['seq']}: {broken['detail']}" if broken else report.get("error")
+        click.echo(f"THE CHAIN IS BROKEN after {report['rows']} good rows: {safe(where)}")
+    if not report["ok"]:
+        sys.exit(1)

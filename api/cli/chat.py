@@ -1,0 +1,84 @@
+"""`llmctl chat`: talk to a model in the terminal."""
+
+import sys
+from typing import Any
+
+import click
+
+from llmd.api.cli.connection import Client, DaemonError
+from llmd.api.cli.terminal import safe, show_json
+
+
+@click.command()
+@click.argument("model")
+@click.argument("message", required=False)
+@click.option("--system", help="The system message.")
+@click.option("--temperature", type=float)
+@click.option("--max-tokens", type=int)
+@click.option(
+    "--json", "json_", is_flag=True, help="Print the whole answer as JSON; needs a MESSAGE or standard input."
+)
+@click.pass_obj
+def chat(
+    client: Client, model: str, message: str | None, system: str | None, temperature: float | None,
+    max_tokens: int | None,
+    json_: bool,
+) -> None:  # fmt: skip
+    """Chat with a deployed model. With a MESSAGE (- is standard input) it answers once.
+
+    Ctrl-C stops an answer; Ctrl-D, or Ctrl-C at the prompt, ends.
+    """
+    options: dict[str, Any] = {"model": model}
+    options |= {k: v for k, v in (("temperature", temperature), ("max_tokens", max_tokens)) if v is not None}
+    messages = [{"role": "system", "content": system}] if system else []
+    if message == "-" or (message is None and not sys.stdin.isatty()):
+        message = sys.stdin.read().strip()
+    if message is not None:
+        messages.append({"role": "user", "content": message})
+        if json_:
+            return show_json(client.call("POST", "/v1/chat/completions", {**options, "messages": messages}))
+        _answer(client, options, messages)
+        return
+    if json_:
+        raise click.UsageError("--json needs a MESSAGE")
+    _talk(client, options, messages)
+
+
+def _talk(client: Client, options: dict[str, Any], messages: list[dict[str, str]]) -> None:
+    import readline  # noqa: F401  # input() edits lines with it
+
+    click.echo(f"{safe(options['model'])}; Ctrl-C stops an answer, Ctrl-D ends", err=True)
+    while True:
+        try:
+            text = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            click.echo()
+            return
+        if not text:
+            continue
+        asked = [*messages, {"role": "user", "content": text}]
+        try:
+            answer = _answer(client, options, asked)
+        except DaemonError as e:
+            click.echo(f"llmctl: {safe(e)}", err=True)
+            continue
+        messages = [*asked, {"role": "assistant", "content": answer}]
+
+
+def _answer(client: Client, options: dict[str, Any], messages: list[dict[str, str]]) -> str:
+    """Print an answer as it comes; Ctrl-C ends it. Returns what was printed."""
+    parts: list[str] = []
+    stream = client.events("/v1/chat/completions", {**options, "messages": messages, "stream": True})
+    try:
+        for event in stream:
+            text = event["choices"][0]["delta"].get("content") or "" if event["choices"] else ""
+            parts.append(text)
+            # a model may write anything: line breaks are wanted, escape sequences are not
+            click.echo("\n".join(map(safe, text.replace("\t", "    ").split("\n"))), nl=False)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        stream.close()  # type: ignore[attr-defined]
+        if not sys.stdin.isatty():
+            raise
+    click.echo()
+    return "".join(parts)

@@ -1,0 +1,162 @@
+"""`llmctl`: the local admin's command. It speaks to the daemon over its admin socket and opens none of its files.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon, 130 interrupted.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmd.api.cli import audit as cli_audit
+from llmd.api.cli import chat as cli_chat
+from llmd.api.cli import client as cli_client
+from llmd.api.cli import model as cli_model
+from llmd.api.cli.connection import Client, DaemonError, NoDaemon
+from llmd.api.cli.terminal import moment, safe, show_json, span, table
+
+SOCKETS = (".llmd/admin.sock", "/run/llmd/admin.sock")
+
+
+class Llmctl(click.Group):
+    """Errors become one line on standard error, or one JSON object with --json."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NoDaemon as e:
+            self._fail(3, str(e), "no_daemon")
+        except DaemonError as e:
+            self._fail(1, str(e), e.code)
+        except BrokenPipeError:
+            # the reader of our output has gone: that is no failure, and nothing may be printed at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    def _fail(self, code: int, message: str, kind: str) -> None:
+        if "--json" in sys.argv:
+            click.echo(json.dumps({"error": {"message": message, "code": kind}}), err=True)
+        else:
+            click.echo(f"llmctl: {safe(message)}", err=True)
+        sys.exit(code)
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import version  # it reads the disk: only here
+
+        click.echo(f"llmctl {version('llmd-appliance')}")
+        ctx.exit()
+
+
+@click.group(cls=Llmctl)
+@click.option("--socket", "path", metavar="PATH", help=f"The daemon's admin socket. Default: {', else '.join(SOCKETS)}")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+@click.pass_context
+def main(ctx: click.Context, path: str | None) -> None:
+    """Administer the llmd daemon on this machine."""
+    ctx.obj = Client(path or next((p for p in SOCKETS if Path(p).exists()), SOCKETS[-1]))
+
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+
+
+@main.command()
+@as_json
+@click.pass_obj
+def status(client: Client, json_: bool) -> None:
+    """The daemon, its models and what ends soon."""
+    s = client.call("GET", "/status")
+    if json_:
+        return show_json(s)
+    audit = "written" if s["audit"]["writable"] else "CANNOT BE WRITTEN"
+    click.echo(
+        f"llmd {s['version']} on {s['listen']}, node {s['node']}, up {span(s['uptime'])}, {s['connections']} "
+        "connections"
+    )
+    click.echo(
+        f"audit log: {audit}, {s['audit']['seq']} rows; server certificate until "
+        f"{moment(s['server_certificate_until'])}"
+    )
+    for c in s["certificates_ending_soon"]:
+        click.echo(
+            f"certificate of {safe(c['client'])} ends {moment(c['not_after'])}: llmctl client issue {safe(c['client'])}"
+        )
+    table(
+        ("model", "state", "context", "slots", "running", "waiting", "kv used", "restarts", "reason"),
+        [
+            (m["model"], m["state"], m.get("context"), m.get("slots"), m.get("running"), m.get("waiting"),
+             f"{100 * m['kv_used']:.1f} %" if "kv_used" in m else "", m["restarts"], m["reason"])
+            for m in s["models"]
+        ],
+    )  # fmt: skip
+
+
+@main.command()
+@as_json
+@click.pass_obj
+def doctor(client: Client, json_: bool) -> None:
+    """What is wrong on this machine, and what to do."""
+    try:
+        checks = client.call("GET", "/doctor")["checks"]
+    except NoDaemon as e:
+        checks = [{"name": "daemon", "ok": False, "message": str(e), "fix": "systemctl start llmd, or llmd serve"}]
+    if json_:
+        show_json({"checks": checks})
+    else:
+        for c in checks:
+            mark = {True: "ok  ", False: "FAIL", None: "info"}[c["ok"]]
+            click.echo(
+                f"{mark}  {safe(c['name'])}: {safe(c['message'])}"
+                + (f"\n      do: {safe(c['fix'])}" if c["fix"] else "")
+            )
+    if any(c["ok"] is False for c in checks):
+        sys.exit(3 if checks[0]["name"] == "daemon" else 1)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--ctx", type=int, metavar="N", help="Tokens a slot. Default: the configuration's.")
+@click.option("--slots", type=int, metavar="N", help="Requests answered at once. Default: the configuration's.")
+@as_json
+@click.pass_obj
+def deploy(client: Client, model: str, ctx: int | None, slots: int | None, json_: bool) -> None:
+    """Serve an imported model; waits until it is ready."""
+    last: dict[str, Any] = {}
+    for last in client.lines("POST", "/deploy", {"model": model, "ctx": ctx, "slots": slots}):
+        if not json_ and last["state"] != "ready":
+            click.echo(f"{safe(model)}: {last['state']}", err=True)
+    if json_:
+        show_json(last)
+    else:
+        click.echo(f"{safe(model)} is ready")
+
+
+@main.command()
+@click.argument("model")
+@as_json
+@click.pass_obj
+def undeploy(client: Client, model: str, json_: bool) -> None:
+    """Take a model out of service; running requests may finish."""
+    done = client.call("POST", "/undeploy", {"model": model})
+    show_json(done) if json_ else click.echo(f"{safe(model)} is out of service")
+
+
+@main.command()
+@as_json
+@click.pass_obj
+def reload(client: Client, json_: bool) -> None:
+    """Read the server's certificate and the revocation list again."""
+    done = client.call("POST", "/reload")
+    show_json(done) if json_ else click.echo("reloaded")
+
+
+for command in (cli_model.model, cli_client.client, cli_audit.audit, cli_chat.chat):
+    main.add_command(command)

@@ -1,0 +1,108 @@
+"""`llmctl model`: the model files that the daemon has."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmd.api.cli.connection import Client
+from llmd.api.cli.terminal import Progress, moment, safe, show_json, size, table
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def model() -> None:
+    """Import, list and remove models."""
+
+
+@model.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--name", metavar="N", help="Default: from the file's name.")
+@as_json
+@click.pass_obj
+def import_(client: Client, file: Path, name: str | None, json_: bool) -> None:
+    """Check a GGUF file and copy it in. An interrupted import leaves nothing behind."""
+    bar = Progress(f"importing {safe(file.name)}")
+    found: dict[str, Any] = {}
+    try:
+        for line in client.lines("POST", "/models", {"path": str(file.absolute()), "name": name}):
+            if "model" in line:
+                found = line["model"]
+            else:
+                bar.at(line["done"], line["total"])
+    finally:
+        bar.end()
+    if json_:
+        return show_json(found)
+    click.echo(f"imported {safe(found['name'])} ({size(found['size'])}, sha256 {found['digest'][:16]}…)")
+    click.echo(f"serve it: llmctl deploy {safe(found['name'])}")
+
+
+@model.command("list")
+@as_json
+@click.pass_obj
+def list_(client: Client, json_: bool) -> None:
+    """Every imported model."""
+    models = client.call("GET", "/models")["models"]
+    if json_:
+        return show_json(models)
+    table(
+        ("name", "size", "architecture", "context", "imported", "deployed", "sha256"),
+        [
+            (m["name"], size(m["size"]), m["info"].get("architecture"), m["info"].get("context_length"),
+             moment(m["imported"]),
+             "yes" if m["deployed"] else "", m["digest"][:16])
+            for m in models
+        ],
+    )  # fmt: skip
+
+
+@model.command()
+@click.argument("name")
+@as_json
+@click.pass_obj
+def show(client: Client, name: str, json_: bool) -> None:
+    """Everything known of one model."""
+    found = client.call("GET", f"/models/{_part(name)}")
+    if json_:
+        return show_json(found)
+    info = {k: v for k, v in found.pop("info").items() if k != "size"}
+    info["title"] = info.pop("name", None)
+    for key, value in {**found, "imported": moment(found["imported"]), "size": size(found["size"]), **info}.items():
+        click.echo(f"{key.replace('_', ' ')}: {safe(value)}")
+
+
+@model.command()
+@click.argument("name")
+@as_json
+@click.pass_obj
+def rm(client: Client, name: str, json_: bool) -> None:
+    """Remove a model that is not deployed."""
+    done = client.call("DELETE", f"/models/{_part(name)}")
+    show_json(done) if json_ else click.echo(f"removed {safe(name)}")
+
+
+@model.command()
+@click.argument("name")
+@as_json
+@click.pass_obj
+def verify(client: Client, name: str, json_: bool) -> None:
+    """Read the whole file and hold it against its digest."""
+    done = client.call("POST", f"/models/{_part(name)}/verify")
+    if json_:
+        show_json(done)
+    else:
+        click.echo(
+            f"{safe(name)} is as it was imported" if done["ok"] else f"{safe(name)} HAS CHANGED; import it again"
+        )
+    if not done["ok"]:
+        sys.exit(1)
+
+
+def _part(name: str) -> str:
+    """A name as one part of a path."""
+    from urllib.parse import quote
+
+    return quote(name, safe="")

@@ -1,0 +1,9 @@
+"""HTTP for every dialect: it knows connections, bodies and routes, and no model.
+
+listener.py  TLS and Unix sockets that serve one application
+protocol.py  HTTP/1.1 on one connection, with deadlines, bounds and the peer's identity
+body.py      strict JSON from outside
+routes.py    the table of routes, and who may call them
+app.py       the client application; how errors look
+probes.py    what machines ask: alive, ready, metrics
+"""

@@ -1,0 +1,108 @@
+"""Serves one ASGI application on a TCP or Unix socket, in the daemon's own event loop and without signal handlers of
+its own."""
+
+import asyncio
+import functools
+import socket
+import ssl as ssl_module
+import stat
+import time
+from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from llmd.api.http.protocol import AdminProtocol, ClientProtocol
+from llmd.daemon import limits
+from llmd.daemon.errors import Conflict
+from llmd.daemon.identity.connections import Connections
+
+BACKLOG = 2048
+
+
+class Listener:
+    """`await start(host, port)` for TLS, or `await start_unix(path, mode)`; then `await stop(grace)`."""
+
+    def __init__(
+        self, app: Any, *, ssl: ssl_module.SSLContext | None = None, connections: Connections | None = None,
+        hosts: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        # proxy_headers would let any client choose the address that the audit log shows
+        self._config = Config(
+            app, lifespan="off", log_config=None, access_log=False, ws="none", proxy_headers=False, server_header=False,
+            timeout_keep_alive=int(limits.KEEP_ALIVE_SECONDS),
+        )  # fmt: skip
+        self._config.load()
+        self._ssl, self._hosts, self._open = ssl, hosts, connections or Connections()
+        self._state = ServerState()
+        self._server: asyncio.Server | None = None
+        self._clock: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen with TLS. Raises OSError when the address cannot be had."""
+        make = functools.partial(ClientProtocol, self._config, self._state, self._hosts, self._open)
+        self._server = await asyncio.get_running_loop().create_server(
+            make, host, port, ssl=self._ssl, backlog=BACKLOG, ssl_handshake_timeout=limits.HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=1.0,
+        )  # fmt: skip
+        self._begin()
+
+    async def start_unix(self, path: Path, mode: int) -> None:
+        """Listen on a Unix socket. A socket that nobody serves any more is replaced; raises Conflict when somebody
+        does."""
+        _clear(path)
+        make = functools.partial(AdminProtocol, self._config, self._state)
+        server = await asyncio.get_running_loop().create_unix_server(make, str(path), backlog=64)
+        path.chmod(mode)
+        self._server = server
+        self._begin()
+
+    async def stop(self, grace: float) -> None:
+        """Stop accepting, let running responses finish for `grace` seconds, then cut what is left."""
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        await self._until(lambda: not self._state.connections, grace)
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+        # an application that was cut off still closes its books
+        await self._until(lambda: not self._state.tasks, 1.0)
+        for task in list(self._state.tasks):
+            task.cancel()
+        if self._clock:
+            self._clock.cancel()
+
+    def _begin(self) -> None:
+        self._clock = asyncio.create_task(self._date(), name="date header")
+
+    async def _date(self) -> None:
+        while True:
+            self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+            await asyncio.sleep(1.0)
+
+    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not done() and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+
+
+def _clear(path: Path) -> None:
+    if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink()
+            return
+    raise Conflict("another daemon serves the admin socket")

@@ -1,0 +1,7 @@
+"""The dialect of OpenAI's clients: bodies in, JSON and Server-Sent Events out. It keeps no state.
+
+schema.py  what the routes take
+chat.py    chat and plain completions, tokenize and detokenize
+stream.py  a worker's events as a client reads them
+models.py  the list of models
+"""

@@ -1,0 +1,36 @@
+"""The models that a client can ask, as OpenAI's API lists them."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from llmd.api.http.routes import INFER, Route
+from llmd.daemon.identity.principal import Principal
+from llmd.daemon.serving.answer import Parts
+from llmd.daemon.serving.pool import Deployment
+
+
+def _card(deployment: Deployment) -> dict[str, Any]:
+    worker = deployment.worker
+    info = worker.info if worker else {}
+    return {
+        "id": deployment.model, "object": "model", "created": int(deployment.since), "owned_by": "llmd",
+        "ready": deployment.ready, "max_model_len": info.get("context"), "digest": f"sha256:{deployment.digest}",
+    }  # fmt: skip
+
+
+async def models(_: Request, parts: Parts, __: Principal) -> Response:
+    """GET /v1/models"""
+    return JSONResponse({"object": "list", "data": [_card(d) for d in parts.pool.all()]})
+
+
+async def model(request: Request, parts: Parts, _: Principal) -> Response:
+    """GET /v1/models/{model}"""
+    return JSONResponse(_card(parts.pool.find(request.path_params["model"])))
+
+
+ROUTES = (
+    Route("GET", "/v1/models", models, INFER),
+    Route("GET", "/v1/models/{model}", model, INFER),
+)

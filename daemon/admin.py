@@ -1,0 +1,222 @@
+"""What an admin can do to a running daemon. Every change writes an audit row with who did it."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from llmd.daemon.config import Config
+from llmd.daemon.errors import BadRequest, Conflict, ModelNotFound, NotFound
+from llmd.daemon.identity.connections import Connections
+from llmd.daemon.identity.pki import Authority, IssuedClient
+from llmd.daemon.models.files import ModelStore
+from llmd.daemon.serving.answer import Parts
+from llmd.daemon.serving.pool import Deployment
+from llmd.daemon.serving.worker import Settings
+from llmd.daemon.store import Model, Store
+
+# what `status` and `doctor` call soon
+WARN_DAYS = 14
+MIN_CONTEXT = 256
+
+
+@dataclass(slots=True)
+class Service:
+    """The daemon's parts as an admin's commands use them. Made once, by `main`."""
+
+    config: Config
+    parts: Parts
+    store: Store
+    models: ModelStore
+    authority: Authority
+    connections: Connections
+    reload_tls: Callable[[], None]
+    started: float
+    version: str
+    roles: dict[str, str] = field(
+        default_factory=dict
+    )  # client name to role: a copy of the store's, asked at every request
+
+    def __post_init__(self) -> None:
+        self.roles |= {p.name: p.role for p in self.store.principals()}
+
+    # --- models
+
+    def settings(self, model: Model, ctx: int | None, slots: int | None) -> Settings:
+        """What a worker of this model is started with. Raises BadRequest for more context than the model was trained
+        for."""
+        c = self.config
+        trained = int(model.info.get("context_length") or 0)
+        if ctx is not None and trained and not MIN_CONTEXT <= ctx <= trained:
+            raise BadRequest(f"ctx takes {MIN_CONTEXT} to {trained} for this model", param="ctx")
+        context = ctx or min(c.context or trained, trained or c.context)
+        return Settings(str(self.models.path(model.name)), slots or c.slots, context, c.batch, c.chunk, c.threads)
+
+    def restore(self) -> None:
+        """Start every model that should serve."""
+        for wanted in self.store.deployments():
+            model = self.store.model(wanted.model)
+            self.parts.pool.deploy(model.name, model.digest, self.settings(model, wanted.ctx, wanted.slots))
+
+    def deploy(self, name: str, ctx: int | None, slots: int | None, actor: str) -> Deployment:
+        """Serve a model; the worker starts in the background. Raises ModelNotFound, BadRequest."""
+        model = self._imported(name)
+        settings = self.settings(model, ctx, slots)
+        self.store.set_deployment(name, ctx, slots)
+        self.parts.audit.event("admin.deploy", actor=actor, model=name, digest=model.digest, ctx=ctx, slots=slots)
+        return self.parts.pool.deploy(name, model.digest, settings)
+
+    async def undeploy(self, name: str, actor: str) -> None:
+        """Running requests may finish first. Raises ModelNotFound."""
+        self.parts.pool.find(name)
+        self.store.remove_deployment(name)
+        self.parts.audit.event("admin.undeploy", actor=actor, model=name)
+        await self.parts.pool.undeploy(name, float(self.config.drain_seconds))
+
+    async def import_model(
+        self, path: str, name: str | None, actor: str, progress: Callable[[int, int], None]
+    ) -> Model:
+        model = await self.models.import_file(path, name, progress)
+        self.parts.audit.event(
+            "admin.model_import", actor=actor, model=model.name, digest=model.digest, size=model.size
+        )
+        return model
+
+    async def remove_model(self, name: str, actor: str) -> None:
+        """Raises ModelNotFound, Conflict while it is deployed."""
+        if any(d.model == name for d in self.parts.pool.all()):
+            raise Conflict(f"{name} is deployed; run `llmctl undeploy {name}` first")
+        model = await self.models.remove(name)
+        self.parts.audit.event("admin.model_remove", actor=actor, model=name, digest=model.digest)
+
+    def show(self, name: str) -> dict[str, Any]:
+        model = self._imported(name)
+        deployed = any(d.model == name for d in self.parts.pool.all())
+        return {**asdict(model), "deployed": deployed}
+
+    def _imported(self, name: str) -> Model:
+        try:
+            return self.models.show(name)
+        except ModelNotFound as e:
+            names = ", ".join(m.name for m in self.models.list()) or "none"
+            raise ModelNotFound(f"there is no model of that name; imported: {names}", param="model") from e
+
+    # --- clients
+
+    def issue(self, name: str, days: int, actor: str) -> IssuedClient:
+        """A certificate for a client, old or new. Raises BadRequest."""
+        issued = self.authority.issue_client(name, days)
+        if name not in self.roles:
+            self.store.add_principal(name, "infer")
+            self.roles[name] = "infer"
+        serial = f"{issued.serial:x}"
+        self.store.add_certificate(serial, name, issued.not_before.timestamp(), issued.not_after.timestamp())
+        self.parts.audit.event("admin.client_issue", actor=actor, client=name, serial=serial, days=days)
+        return issued
+
+    def revoke(self, name: str, actor: str) -> dict[str, Any]:
+        """Revoke all of a client's certificates: new connections, kept ones and open streams end. Raises NotFound."""
+        if name not in self.roles:
+            raise NotFound("there is no client of that name; `llmctl client list` shows them")
+        serials = self.store.revoke_certificates(name)
+        numbers = [int(serial, 16) for serial in serials]
+        self.authority.revoke(numbers)
+        self.reload_tls()
+        cut = sum(self.connections.abort(number) for number in numbers)
+        self.parts.audit.event(
+            "admin.client_revoke", actor=actor, client=name, certificates=len(serials), connections=cut
+        )
+        return {"client": name, "revoked": serials, "connections": cut}
+
+    def clients(self) -> list[dict[str, Any]]:
+        return [
+            {"name": p.name, "role": p.role, "certificates": [
+                {"serial": c.serial, "not_after": c.not_after, "revoked_at": c.revoked_at}
+                for c in self.store.certificates(p.name)]}
+            for p in self.store.principals()
+        ]  # fmt: skip
+
+    # --- what it looks like
+
+    async def status(self) -> dict[str, Any]:
+        last = await self.parts.audit.tail(1)
+        soon = time.time() + WARN_DAYS * 86400
+        return {
+            "version": self.version, "node": self.config.node_name, "listen": self.config.listen,
+            "uptime": round(time.time() - self.started, 1), "models": [_deployed(d) for d in self.parts.pool.all()],
+            "audit": {"writable": self.parts.audit.writable, "seq": last[-1]["seq"] if last else 0},
+            "connections": self.connections.count,
+            "server_certificate_until": self.authority.server_not_after.timestamp(),
+            "revocation_list_until": self.authority.crl_not_after.timestamp(),
+            "certificates_ending_soon": [
+                {"client": c.principal, "serial": c.serial, "not_after": c.not_after}
+                for c in self.store.certificates() if c.revoked_at is None and time.time() < c.not_after < soon],
+        }  # fmt: skip
+
+    async def doctor(self) -> list[dict[str, Any]]:
+        """What is wrong on this machine and what to do: `ok` is true, false, or None for what is only information."""
+        checks = [*self._check_models(), await self._check_audit(), self._check_disk(), *self._check_pki()]
+        driver = shutil.which("nvidia-smi") is not None
+        gpu = "an NVIDIA driver is installed" if driver else "no NVIDIA driver: models run on the CPU"
+        return [*checks, _check("gpu", None, gpu)]
+
+    def _check_models(self) -> list[dict[str, Any]]:
+        deployed = self.parts.pool.all()
+        if not deployed:
+            return [
+                _check("models", False, "no model is deployed", "llmctl model import FILE, then llmctl deploy NAME")
+            ]
+        return [
+            _check(f"model {d.model}", d.ready, d.state + (f": {d.reason}" if d.reason else ""),
+                   "" if d.ready else "wait for it to load, or see the daemon's log")
+            for d in deployed
+        ]  # fmt: skip
+
+    async def _check_audit(self) -> dict[str, Any]:
+        if not self.parts.audit.writable:
+            return _check("audit", False, "the audit log cannot be written", "free disk space where the state is")
+        report = await self.parts.audit.verify()
+        if not report.ok:
+            return _check(
+                "audit", False, "the audit log's chain is broken", "run `llmctl audit verify` and keep a copy"
+            )
+        return _check("audit", True, f"{report.rows} rows, the chain holds")
+
+    def _check_disk(self) -> dict[str, Any]:
+        free = shutil.disk_usage(self.config.state).free
+        enough = free > 1 << 30
+        return _check("disk", enough, f"{free / (1 << 30):.1f} GiB free", "" if enough else "free at least 1 GiB")
+
+    def _check_pki(self) -> list[dict[str, Any]]:
+        now = datetime.now(UTC)
+        server, crl = self.authority.server_not_after - now, self.authority.crl_not_after - now
+        fix = "set the clock, then restart llmd"
+        return [
+            _check("server certificate", server > timedelta(days=2), f"valid for {server.days} days", fix),
+            _check("revocation list", crl > timedelta(days=2), f"valid for {crl.days} days", fix),
+        ]
+
+
+def _check(name: str, ok: bool | None, message: str, fix: str = "") -> dict[str, Any]:
+    return {"name": name, "ok": ok, "message": message, "fix": "" if ok else fix}
+
+
+def _deployed(d: Deployment) -> dict[str, Any]:
+    worker = d.worker
+    found: dict[str, Any] = {
+        "model": d.model,
+        "state": d.state,
+        "reason": d.reason,
+        "restarts": d.restarts,
+        "digest": d.digest,
+    }
+    if worker is None or not d.ready:
+        return found
+    running, waiting, kv = worker.state
+    context, slots = int(worker.info["context"]), int(worker.info["slots"])
+    return {
+        **found, "pid": worker.pid, "context": context, "slots": slots, "running": running, "waiting": waiting,
+        "kv_used": round(kv / (context * slots), 4), "token_age": round(worker.token_age + worker.beat_age, 1),
+    }  # fmt: skip

@@ -1,0 +1,7 @@
+"""Who asks, and how they prove it.
+
+principal.py    from a connection's peer to a principal
+connections.py  the register of open connections: what a revocation cuts
+pki.py          the built-in CA: issue, revoke, revocation list, renewal
+tls.py          the server's SSL context and its reload
+"""

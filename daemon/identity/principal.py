@@ -1,0 +1,44 @@
+"""From a connection's peer to a principal, for every request anew: a revoked or expired certificate ends at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from llmd.daemon.errors import Forbidden
+from llmd.daemon.identity.pki import PeerIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks. `serial` is their certificate's, in hex; "" for the local admin."""
+
+    name: str
+    role: str
+    serial: str
+    address: str
+
+
+class Identity:
+    """`revoked` gives the revoked serial numbers, `role` a client name's role or None; both are asked at every
+    request."""
+
+    def __init__(self, node: str, revoked: Callable[[], frozenset[int]], role: Callable[[str], str | None]) -> None:
+        self._prefix = f"llmd://{node}/client/"
+        self._revoked, self._role = revoked, role
+
+    def principal(self, peer: PeerIdentity | None, address: str) -> Principal:
+        """Who `peer` is. Raises Forbidden, in this order: 1. no certificate; 2. revoked; 3. expired; 4. of another
+        node; 5. unknown here."""
+        if peer is None:
+            raise Forbidden("a client certificate is required")
+        if peer.serial in self._revoked():
+            raise Forbidden("this client certificate is revoked")
+        if peer.not_after <= datetime.now(UTC):
+            raise Forbidden("this client certificate has expired")
+        name = peer.uri.removeprefix(self._prefix)
+        if name == peer.uri:
+            raise Forbidden("this client certificate was made for another node")
+        role = self._role(name)
+        if role is None:
+            raise Forbidden("this client is not known here")
+        return Principal(name, role, f"{peer.serial:x}", address)

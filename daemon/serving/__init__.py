@@ -1,0 +1,6 @@
+"""Requests to models: it knows no HTTP, so every dialect, batch or job asks the same way.
+
+answer.py  one request from its `admit` row to its `finish` row
+pool.py    deployed models and their workers; restart with backoff
+worker.py  one worker process seen from the daemon: frames, heartbeats, streams
+"""

@@ -1,0 +1,285 @@
+"""Is this GGUF file a model that can be served? Asked in a child process, because the file may be hostile.
+
+`python -P -m llmd.quantize.check FILE` reads the header with our own reader, holds the model's keys against each other,
+and lets llama.cpp load everything but the weights. It prints one JSON line and exits with 0, whatever the verdict:
+`{"ok": true, "info": {...}}` or `{"ok": false, "code": "model_invalid", "message": "..."}`. `check_in_child` runs it.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import math
+import os
+import resource
+import signal
+import sys
+from collections import Counter
+from typing import Any
+
+from llmd.daemon.errors import ModelInvalid
+from llmd.quantize.header import Array, Header, TensorInfo, read_header, refuse_foreign
+
+__all__ = [
+    "Array",
+    "Header",
+    "TensorInfo",
+    "check_in_child",
+    "check_model",
+    "describe",
+    "read_header",
+    "refuse_foreign",
+]
+
+MAX_BLOCKS = 1024
+MAX_CONTEXT = 1 << 27
+MAX_EMBEDDING = 1 << 20
+MAX_HEADS = 1 << 16
+MAX_ANSWER_BYTES = 64 * 1024
+MAX_MESSAGE_CHARS = 400
+CPU_SECONDS = 120
+PR_SET_PDEATHSIG = 1
+
+# what `info` holds; the daemon takes nothing else from a child that may have been taken over by the file
+INFO_FIELDS = {
+    "architecture": str, "name": str, "parameters": int, "file_type": str, "context_length": int,
+    "embedding_length": int,
+    "block_count": int, "vocab": int, "chat_template": bool, "size": int,
+}  # fmt: skip
+
+# general.file_type, as llama.cpp numbers it
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
+    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
+}  # fmt: skip
+
+
+# --- the model's keys
+
+
+def check_model(header: Header) -> None:
+    """Raise ModelInvalid when the keys cannot belong to a language model that one file holds."""
+    keys = header.metadata
+    arch = _architecture(keys)
+    if not header.tensors:
+        raise ModelInvalid("the file holds no tensors: it is a vocabulary only")
+    kind = keys.get("general.type", "model")
+    if kind != "model":
+        raise ModelInvalid(f"the file is of type {str(kind)[:40]!r}, not a model")
+    parts = keys.get("split.count", 0)
+    if isinstance(parts, int) and parts > 1:
+        raise ModelInvalid(f"this is one of {parts} parts of a model: join them with llama-gguf-split --merge first")
+    if keys.get(f"{arch}.attention.causal") is False:
+        raise ModelInvalid("this is an embedding model: it cannot generate text")
+    blocks = _whole(keys, f"{arch}.block_count", 1, MAX_BLOCKS)
+    _whole(keys, f"{arch}.context_length", 1, MAX_CONTEXT)
+    _whole(keys, f"{arch}.embedding_length", 1, MAX_EMBEDDING)
+    # recurrent models write a head count of 0
+    recurrent = any(k.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for k in keys)
+    for name in ("head_count", "head_count_kv"):
+        _check_heads(keys, f"{arch}.attention.{name}", blocks, least=0 if recurrent else 1)
+    _check_floats(keys, arch)
+    _check_tokenizer(keys)
+
+
+def _architecture(keys: dict[str, Any]) -> str:
+    arch = keys.get("general.architecture")
+    if not isinstance(arch, str) or not arch:
+        raise ModelInvalid("the key general.architecture is missing: this is not a model")
+    if len(arch) > 64 or not arch.isprintable():
+        raise ModelInvalid(f"the architecture {arch[:64]!r} is not a name")
+    return arch
+
+
+def _whole(keys: dict[str, Any], key: str, least: int, most: int) -> int:
+    value = keys.get(key)
+    if value is None:
+        raise ModelInvalid(f"the key {key} is missing")
+    if type(value) is not int:
+        raise ModelInvalid(f"the key {key} must be a whole number")
+    if not least <= value <= most:
+        raise ModelInvalid(f"{key} is {value}: {least} to {most} are possible")
+    return value
+
+
+def _check_heads(keys: dict[str, Any], key: str, blocks: int, least: int) -> None:
+    """A number, or one for each block: then 0 stands for a block without attention, as hybrid models have them."""
+    value = keys.get(key)
+    if isinstance(value, Array):
+        counts = value.values or ()
+        whole = all(type(v) is int and 0 <= v <= MAX_HEADS for v in counts)
+        if value.count < blocks or not whole or max(counts, default=0) < least:
+            raise ModelInvalid(f"{key} must hold a number of heads for each of the {blocks} blocks")
+    elif value is not None:
+        _whole(keys, key, least, MAX_HEADS)
+
+
+def _check_floats(keys: dict[str, Any], arch: str) -> None:
+    for key, value in keys.items():
+        if not key.startswith(f"{arch}.") or not (".rope." in key or key.endswith("epsilon")):
+            continue
+        numbers = value.values or () if isinstance(value, Array) else (value,)
+        if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
+            raise ModelInvalid(f"{key} is not a finite number")
+        if key.endswith((".freq_base", ".freq_base_swa")) and isinstance(value, float) and value <= 0:
+            raise ModelInvalid(f"{key} is {value}: it must be more than 0")
+
+
+def _check_tokenizer(keys: dict[str, Any]) -> None:
+    tokens = keys.get("tokenizer.ggml.tokens")
+    if not isinstance(keys.get("tokenizer.ggml.model"), str) or tokens is None:
+        raise ModelInvalid("the file holds no tokenizer: convert the model again with its tokenizer files beside it")
+    if not isinstance(tokens, Array) or tokens.kind != "string" or not tokens.count:
+        raise ModelInvalid("tokenizer.ggml.tokens must be an array of at least one text")
+    for name in ("scores", "token_type"):
+        other = keys.get(f"tokenizer.ggml.{name}")
+        if other is not None and (not isinstance(other, Array) or other.count != tokens.count):
+            raise ModelInvalid(f"tokenizer.ggml.{name} does not have one entry for each token")
+
+
+def describe(header: Header) -> dict[str, Any]:
+    """What is worth knowing of a checked model, INFO_FIELDS: `size` in bytes, `parameters` are the tensors'
+    elements."""
+    keys = header.metadata
+    arch = keys["general.architecture"]
+    bytes_by_type = Counter[str]()
+    for t in header.tensors:
+        bytes_by_type[t.type] += t.nbytes
+    file_type = keys.get("general.file_type")
+    name = keys.get("general.name")
+    return {
+        "architecture": arch,
+        "name": name[:200] if isinstance(name, str) else "",
+        "parameters": sum(math.prod(t.shape) for t in header.tensors),
+        "file_type": _FILE_TYPES.get(file_type if type(file_type) is int else -1) or bytes_by_type.most_common(1)[0][0],
+        "context_length": keys[f"{arch}.context_length"],
+        "embedding_length": keys[f"{arch}.embedding_length"],
+        "block_count": keys[f"{arch}.block_count"],
+        "vocab": keys["tokenizer.ggml.tokens"].count,
+        "chat_template": isinstance(keys.get("tokenizer.chat_template"), str),
+        "size": header.file_size,
+    }
+
+
+# --- the child
+
+
+def main() -> None:
+    """The child process: one JSON line on what was standard output; libraries that print there are not heard."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_ANSWER_BYTES, MAX_ANSWER_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    answer.write(json.dumps(_verdict(sys.argv[1])) + "\n")
+    answer.flush()
+    os._exit(0)  # llama.cpp's exit handlers have nothing to add
+
+
+def _verdict(path: str) -> dict[str, Any]:
+    try:
+        header = read_header(path)
+        check_model(header)
+        _let_llama_try(path)
+    except ModelInvalid as e:
+        return {"ok": False, "code": e.code, "message": e.message[:MAX_MESSAGE_CHARS]}
+    except OSError as e:
+        return {"ok": False, "code": ModelInvalid.code, "message": f"the file cannot be read: {e.strerror}"}
+    except MemoryError:
+        return {"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to check this file"}
+    return {"ok": True, "info": describe(header)}
+
+
+def _let_llama_try(path: str) -> None:
+    """Load all but the weights: architecture, hyperparameters, vocabulary and the shape of each tensor that it
+    needs."""
+    import llama_cpp.llama_cpp as lib  # here only: the daemon imports this file, and must not load llama.cpp
+
+    lines: list[str] = []
+
+    def log(level: int, text: bytes, _user: Any) -> None:
+        if level == 4:  # GGML_LOG_LEVEL_ERROR
+            lines.append(text.decode(errors="replace").strip())
+
+    callback = lib.llama_log_callback(log)
+    lib.llama_log_set(callback, None)
+    lib.llama_backend_init()
+    params = lib.llama_model_default_params()
+    params.no_alloc = True
+    params.n_gpu_layers = 0
+    params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # llama.cpp asserts that no_alloc goes without mmap
+    if not lib.llama_model_load_from_file(path.encode(), params):
+        raise ModelInvalid(f"llama.cpp cannot load this model: {_reason(lines, path)}")
+
+
+def _reason(lines: list[str], path: str) -> str:
+    """The line that names the cause. The last one is only `failed to load model`."""
+    causes = [line for line in lines if "error loading model" in line] or lines or ["it gives no reason"]
+    text = causes[-1].replace(path, "the file").replace("\n", " ")
+    return text.removeprefix("llama_model_load: ").removeprefix("error loading model: ")
+
+
+# --- the parent
+
+
+async def check_in_child(path: str | os.PathLike[str], timeout: float = 60.0) -> dict[str, Any]:
+    """Check a file in a child process and return its `info` (INFO_FIELDS). `timeout` is in seconds.
+
+    Raises ModelInvalid with the child's reason, or when the child crashed, hung or did not answer properly. A cancelled
+    call leaves no child behind.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", "llmd.quantize.check", os.fspath(path),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        env=_environment(), start_new_session=True)  # fmt: skip
+    try:
+        async with asyncio.timeout(timeout):
+            answer = await _read(process)
+            code = await process.wait()
+    except TimeoutError as e:
+        raise ModelInvalid(f"the check of this file did not end within {timeout:g} s: it is damaged or hostile") from e
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    if code < 0:
+        raise ModelInvalid(f"the check of this file crashed (signal {-code}): it is damaged or hostile")
+    return _info(answer, code)
+
+
+def _environment() -> dict[str, str]:
+    """Where to find Python's modules and nothing else of ours; no GPU either, a header needs none."""
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")}
+    return {**kept, "LC_ALL": "C.UTF-8", "CUDA_VISIBLE_DEVICES": ""}
+
+
+async def _read(process: asyncio.subprocess.Process) -> bytes:
+    assert process.stdout is not None
+    answer = b""
+    while len(answer) <= MAX_ANSWER_BYTES and (more := await process.stdout.read(MAX_ANSWER_BYTES)):
+        answer += more
+    if len(answer) > MAX_ANSWER_BYTES:
+        process.kill()
+    return answer
+
+
+def _info(answer: bytes, code: int) -> dict[str, Any]:
+    """The child's info, or its reason raised. A file may have taken the child over, so its words are checked too."""
+    try:
+        said = json.loads(answer)
+        if said["ok"] is True and all(type(said["info"][k]) is kind for k, kind in INFO_FIELDS.items()):
+            return {k: said["info"][k] for k in INFO_FIELDS}
+        message = said["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        message = None
+    if not isinstance(message, str):
+        raise ModelInvalid(f"the check of this file ended without a verdict (exit {code}): it is damaged or hostile")
+    raise ModelInvalid("".join(c if c.isprintable() else "?" for c in message[:MAX_MESSAGE_CHARS]))
+
+
+if __name__ == "__main__":
+    main()

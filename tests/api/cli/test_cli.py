@@ -1,0 +1,177 @@
+"""`llmctl` as an admin uses it, against a real daemon."""
+
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from real_daemon import Llmd
+
+from llmd.api.cli.main import main
+
+LLMCTL = str(Path(sys.executable).parent / "llmctl")
+
+
+def run(llmd: Llmd, *arguments: str, code: int = 0) -> str:
+    """Run it as a person would; standard output, or standard error where it fails."""
+    command = [LLMCTL, "--socket", str(llmd.state / "admin.sock"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def commands(group: click.Group, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*before, name))
+        else:
+            yield (*before, name), command
+
+
+def test_every_command_has_json_and_stands_in_the_docs() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "llmctl.md").read_text()
+    for path, command in commands(main):
+        assert any("--json" in p.opts for p in command.params), path
+        assert f"llmctl {' '.join(path)}" in page, path
+
+
+def test_it_starts_without_the_daemons_libraries() -> None:
+    heavy = "('fastapi', 'numpy', 'pydantic', 'cryptography', 'sqlite_utils')"
+    code = f"import sys, llmd.api.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=20)
+    assert done.stdout.strip() == "[]"
+
+
+def test_status_and_doctor(llmd: Llmd) -> None:
+    assert "smol" in run(llmd, "status") and "ready" in run(llmd, "status")
+    assert "the chain holds" in run(llmd, "doctor")
+    assert llmd.llmctl("status")["models"][0]["state"] == "ready"
+    assert all(c["ok"] is not False for c in llmd.llmctl("doctor")["checks"])
+
+
+def test_without_a_daemon_it_says_so(tmp_path: Path) -> None:
+    for arguments in (["status"], ["doctor"], ["model", "list"]):
+        command = [LLMCTL, "--socket", str(tmp_path / "none.sock"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        assert done.returncode == 3 and "does not exist" in done.stderr + done.stdout
+    done = subprocess.run(
+        [LLMCTL, "--socket", str(tmp_path / "none.sock"), "status", "--json"], capture_output=True, text=True
+    )
+    assert '"code": "no_daemon"' in done.stderr and done.stdout == ""
+
+
+def test_wrong_usage_is_code_two(llmd: Llmd) -> None:
+    assert "No such command" in run(llmd, "frobnicate", code=2)
+    run(llmd, "deploy", "smol", "--ctx", "many", code=2)
+
+
+def test_a_model_comes_serves_and_goes(llmd: Llmd, model_file: Path) -> None:
+    assert "imported second" in run(llmd, "model", "import", str(model_file), "--name", "second")
+    assert "second" in run(llmd, "model", "list")
+    assert "context length: 8192" in run(llmd, "model", "show", "second")
+    assert "as it was imported" in run(llmd, "model", "verify", "second")
+    assert "second is ready" in run(llmd, "deploy", "second", "--ctx", "256", "--slots", "1")
+    assert "undeploy" in run(llmd, "model", "rm", "second", code=1)
+    assert run(llmd, "chat", "second", "Say hello.", "--max-tokens", "5").strip()
+    assert llmd.llmctl("chat", "second", "Hi", "--max-tokens", "2")["usage"]["completion_tokens"] <= 2
+    run(llmd, "undeploy", "second")
+    run(llmd, "model", "rm", "second")
+    assert "there is no model of that name" in run(llmd, "model", "show", "second", code=1)
+    assert [m["name"] for m in llmd.llmctl("model", "list")] == ["smol"]
+
+
+def test_damaged_and_foreign_files_are_refused_with_the_reason(llmd: Llmd, model_file: Path, tmp_path: Path) -> None:
+    whole = model_file.read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole[:50_000_000])
+    assert "truncated" in run(llmd, "model", "import", str(cut), code=1)
+    pickle = tmp_path / "model.bin"
+    pickle.write_bytes(b"\x80\x04" + b"x" * 1000)
+    assert "GGUF" in run(llmd, "model", "import", str(pickle), code=1)
+    run(llmd, "model", "import", str(tmp_path / "none.gguf"), code=1)
+    run(llmd, "model", "import", str(tmp_path), code=1)
+    assert "smol" in run(llmd, "model", "import", str(_other(model_file, tmp_path)), "--name", "smol", code=1)
+    assert list((llmd.state / "models" / "staging").iterdir()) == []
+
+
+def _other(model_file: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "other.gguf"
+    data = bytearray(model_file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    return file
+
+
+def test_an_import_whose_llmctl_is_killed_leaves_nothing(llmd: Llmd, model_file: Path) -> None:
+    command = [
+        LLMCTL,
+        "--socket",
+        str(llmd.state / "admin.sock"),
+        "model",
+        "import",
+        str(model_file),
+        "--name",
+        "killed",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(0.35)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1.0)
+    names = [m["name"] for m in llmd.llmctl("model", "list")]
+    if "killed" in names:  # it was quicker than the kill
+        run(llmd, "model", "rm", "killed")
+    assert list((llmd.state / "models" / "staging").iterdir()) == []
+
+
+def test_clients_are_issued_listed_and_revoked(llmd: Llmd, tmp_path: Path) -> None:
+    text = run(llmd, "client", "issue", "carol", "--days", "30", "--out", str(tmp_path))
+    assert "curl --cacert" in text and "llmd://test/client/carol" in text
+    assert stat.S_IMODE((tmp_path / "carol.key").stat().st_mode) == 0o600
+    assert llmd.get("/v1/models", llmd.tls("carol", tmp_path))[0] == 200
+    assert "is there already" in run(llmd, "client", "issue", "carol", "--out", str(tmp_path), code=2)
+    assert "carol" in run(llmd, "client", "list")
+    assert "revoked carol" in run(llmd, "client", "revoke", "carol")
+    with pytest.raises(OSError, match="."):
+        llmd.get("/v1/models", llmd.tls("carol", tmp_path))
+    assert "lower-case" in run(llmd, "client", "issue", "Bad Name", "--out", str(tmp_path), code=1)
+    assert "days" in run(llmd, "client", "issue", "dave", "--days", "0", "--out", str(tmp_path), code=1)
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_the_audit_log_is_shown_followed_and_verified(llmd: Llmd, tmp_path: Path) -> None:
+    assert "start" in run(llmd, "audit", "tail", "-n", "2000")
+    command = [LLMCTL, "--socket", str(llmd.state / "admin.sock"), "audit", "tail", "-f", "-n", "0"]
+    # a test run in the background inherits an ignored SIGINT, and would hand it on
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts) as follower:
+        time.sleep(0.7)
+        llmd.post("/v1/completions", {"prompt": "x", "max_tokens": 1})
+        assert follower.stdout is not None
+        line = follower.stdout.readline()
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(5) == 130 and " admit " in line
+    assert "the chain holds" in run(llmd, "audit", "verify")
+    assert " admit " in run(llmd, "audit", "query", "--principal", "demo", "--kind", "admit", "--limit", "1")
+    assert run(llmd, "audit", "query", "--since", "2100-01-01") == ""
+    assert "date or time" in run(llmd, "audit", "query", "--since", "yesterday", code=1)
+    copy = tmp_path / "copy.db"
+    for file in ("audit.db", "audit.db-wal"):
+        (tmp_path / file.replace("audit", "copy")).write_bytes((llmd.state / file).read_bytes())
+    assert "the chain holds" in run(llmd, "audit", "verify", str(copy))
+    (tmp_path / "bad.db").write_bytes(b"no database")
+    assert (
+        subprocess.run([LLMCTL, "audit", "verify", str(tmp_path / "bad.db")], timeout=20, check=False).returncode == 1
+    )
+
+
+def test_reload(llmd: Llmd) -> None:
+    assert run(llmd, "reload").strip() == "reloaded"

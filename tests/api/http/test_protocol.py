@@ -1,0 +1,393 @@
+"""A real listener with real mutual TLS: who gets in, who is put out, and what a connection may do."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from llmd.api.http import protocol
+from llmd.api.http.listener import Listener
+from llmd.daemon import limits
+from llmd.daemon.errors import Conflict
+from llmd.daemon.identity import tls
+from llmd.daemon.identity.connections import Connections
+from llmd.daemon.identity.pki import Authority, IssuedClient
+
+GET = b"GET /echo HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def echo(request: Request) -> Response:
+    tls_info = request.scope["extensions"]["tls"]["peer"]
+    return JSONResponse({"uri": tls_info.uri, "body": (await request.body()).decode(), "path": request.url.path})
+
+
+async def stream(request: Request) -> Response:
+    async def parts() -> AsyncIterator[bytes]:
+        for i in range(1000):
+            yield b"data: %d\n\n" % i
+            await asyncio.sleep(0.01)
+
+    return StreamingResponse(parts(), media_type="text/event-stream")
+
+
+@dataclass
+class Server:
+    folder: Path
+    authority: Authority
+    context: ssl.SSLContext
+    connections: Connections
+    listener: Listener
+
+    def client(self, issued: IssuedClient | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
+        if issued:
+            file = self.folder / f"test-{issued.serial}.pem"
+            file.write_bytes(issued.key_pem + issued.certificate_pem)
+            context.load_cert_chain(file)
+        return context
+
+    async def open(self, context: ssl.SSLContext | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        context = context or self.client(self.authority.issue_client("alice"))
+        return await asyncio.open_connection("127.0.0.1", self.listener.port, ssl=context, server_hostname="localhost")
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    authority = Authority.open(tmp_path, "node")
+    context = tls.server_context(tmp_path)
+    connections = Connections()
+    app = Starlette(routes=[Route("/echo", echo, methods=["GET", "POST"]), Route("/stream", stream)])
+    listener = Listener(app, ssl=context, connections=connections)
+    await listener.start("127.0.0.1", 0)
+    yield Server(tmp_path, authority, context, connections, listener)
+    await listener.stop(0)
+
+
+async def ask(server: Server, data: bytes, context: ssl.SSLContext | None = None, seconds: float = 5.0) -> bytes:
+    """All that comes back until the server closes, or the first answer of one that stays open."""
+    async with asyncio.timeout(seconds):
+        reader, writer = await server.open(context)
+        try:
+            writer.write(data)
+            out = b""
+            while not (out.count(b"\r\n\r\n") and b"connection: close" not in out.lower() and out.endswith(b"}")):
+                part = await reader.read(65536)
+                if not part:
+                    break
+                out += part
+            return out
+        finally:
+            writer.close()
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1]) if answer else 0
+
+
+async def refused(server: Server, context: ssl.SSLContext) -> None:
+    """With TLS 1.3 a client's handshake ends before the server has looked at its certificate: the refusal comes when it
+    reads."""
+    with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+        answer = await ask(server, GET, context)
+        if not answer:
+            raise ConnectionResetError
+
+
+async def test_the_identity_reaches_the_application(server: Server) -> None:
+    answer = await ask(server, GET)
+    assert status(answer) == 200 and b"llmd://node/client/alice" in answer
+    assert b"date: " in answer and b"server: " not in answer
+
+
+async def test_who_has_no_certificate_of_ours_is_refused(server: Server, tmp_path: Path) -> None:
+    await refused(server, server.client())
+    foreign = trustme.CA()
+    context = server.client()
+    foreign.issue_cert("alice.example").configure_cert(context)
+    await refused(server, context)
+    await refused(server, server.client(Authority.open(tmp_path / "other", "node").issue_client("alice")))
+    context = server.client()
+    context.load_cert_chain(server.folder / "server.key")  # ours, but a server's
+    await refused(server, context)
+    assert status(await ask(server, GET)) == 200
+
+
+def _moved(shift: timedelta) -> datetime:
+    return datetime.now(UTC) + shift
+
+
+async def test_expired_and_not_yet_valid_certificates_are_refused(server: Server) -> None:
+    for shift, days in ((-timedelta(days=20), 10), (timedelta(minutes=6), 10)):
+        authority = Authority.open(server.folder, "node", now=partial(_moved, shift))
+        authority._issuer = server.authority._issuer
+        authority._check_clock = lambda: None  # type: ignore[method-assign]
+        await refused(server, server.client(authority.issue_client("alice", days)))
+    slow = Authority.open(server.folder, "node", now=lambda: datetime.now(UTC) + timedelta(minutes=4))
+    assert status(await ask(server, GET, server.client(slow.issue_client("alice", 10)))) == 200
+
+
+async def test_older_tls_is_refused(server: Server) -> None:
+    context = server.client(server.authority.issue_client("alice"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await ask(server, GET, context)
+
+
+async def test_no_session_can_be_resumed(server: Server) -> None:
+    context = server.client(server.authority.issue_client("alice"))
+    reader, writer = await server.open(context)
+    writer.write(GET)
+    await reader.readuntil(b"}")
+    session = writer.get_extra_info("ssl_object").session
+    assert session is None or not session.has_ticket
+    writer.close()
+
+
+async def test_a_revoked_client_is_refused_and_cut_off(server: Server) -> None:
+    alice, bob = server.authority.issue_client("alice"), server.authority.issue_client("bob")
+    idle_reader, idle_writer = await server.open(server.client(alice))
+    idle_writer.write(GET)
+    await idle_reader.readuntil(b"}")
+    reader, writer = await server.open(server.client(alice))
+    writer.write(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await reader.readuntil(b"data: 3\n\n")
+    server.authority.revoke([alice.serial])
+    tls.reload(server.context, server.folder)
+    assert server.connections.abort(alice.serial) == 2
+    for open_reader in (idle_reader, reader):
+        async with asyncio.timeout(2):
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError, ssl.SSLError)):
+                await open_reader.readuntil(b"data: 900\n\n")
+    await refused(server, server.client(alice))
+    assert status(await ask(server, GET, server.client(bob))) == 200
+    for open_writer in (idle_writer, writer):
+        open_writer.close()
+
+
+async def test_connections_are_counted_and_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS_PER_CLIENT", 2)
+    context = server.client(server.authority.issue_client("alice"))
+    open_ones = [await server.open(context) for _ in range(2)]
+    for reader, writer in open_ones:
+        writer.write(GET)
+        await reader.readuntil(b"}")
+    assert server.connections.count == 2
+    await refused(server, context)
+    assert status(await ask(server, GET)) == 200  # another certificate
+    for _, writer in open_ones:
+        writer.close()
+    async with asyncio.timeout(2):
+        while server.connections.count:
+            await asyncio.sleep(0.01)
+
+
+HEAD = b"GET /echo HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /echo HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (b"GET /echo HTTP/1.1\r\n\r\n", 400),
+        (HEAD + b"Host: localhost\r\n\r\n", 400),
+        (b"GET /echo HTTP/1.1\r\nHost: a/?x=\r\n\r\n", 400),
+        (b"GET /echo HTTP/1.1\r\nHost: [zz]\r\n\r\n", 400),
+        (b"GET http://evil/a HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"CONNECT evil:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /echo HTTP/9.9\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /echo\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"__INIT__ / HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (HEAD + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 400),
+        (HEAD + b"Upgrade: h2c\r\nConnection: Upgrade\r\n\r\n", 400),
+        (HEAD + b"A : b\r\n\r\n", 400),
+        (HEAD + b"A: b\r\n c\r\n\r\n", 400),
+        (b"GET /echo HTTP/1.1\nHost: localhost\n\n", 400),
+        (POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
+        (POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400),
+        (POST + b"Content-Length: +3\r\n\r\nabc", 400),
+        (POST + b"Content-Length: -1\r\n\r\n", 400),
+        (POST + b"Content-Length: 0x10\r\n\r\n", 400),
+        (POST + b"Content-Length: " + b"9" * 25 + b"\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 17 + b"\r\n", 400),
+        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
+        (HEAD + b"A: " + b"b" * (16 * 1024 + 1) + b"\r\n\r\n", 431),
+        (HEAD + b"A: " + b"b" * 1_000_000, 431),
+        (HEAD + b"".join(b"A%d: b\r\n" % i for i in range(64)) + b"\r\n", 431),
+        (HEAD + b"A: b\r\n" * 5000 + b"\r\n", 431),
+    ],
+)
+async def test_a_head_that_breaks_a_rule_is_refused(server: Server, data: bytes, wanted: int) -> None:
+    answer = await ask(server, data)
+    assert status(answer) == wanted, answer[:200]
+    assert answer.count(b"HTTP/1.1 4") == 1 and b'{"error": {"message"' in answer
+    assert status(await ask(server, GET)) == 200
+
+
+async def test_a_chunked_trailer_cannot_grow_without_bound(server: Server) -> None:
+    trailers = b"".join(b"T%d: x\r\n" % i for i in range(5000))
+    answer = await ask(server, POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n" + trailers + b"\r\n")
+    assert status(answer) in (0, 400, 431)
+    assert status(await ask(server, GET)) == 200
+
+
+async def test_encoded_paths_are_not_other_routes(server: Server) -> None:
+    for path in (b"/v1%2f..%2fecho", b"/%2e%2e%2fecho", b"/echo%00", b"/%c0%af"):
+        head = b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert status(await ask(server, head)) in (400, 404)
+
+
+async def test_keep_alive_and_pipelining(server: Server) -> None:
+    reader, writer = await server.open()
+    for _ in range(3):
+        writer.write(POST + b"Content-Length: 3\r\n\r\nabc")
+        assert b'"body":"abc"' in await reader.readuntil(b"}")
+    writer.write(GET + GET)
+    assert b"/echo" in await reader.readuntil(b"}")
+    assert b"/echo" in await reader.readuntil(b"}")
+    writer.close()
+
+
+async def test_a_body_that_comes_with_its_head_is_no_large_head(server: Server) -> None:
+    body = b"a" * 60_000
+    assert status(await ask(server, POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))) == 200
+    reader, writer = await server.open()
+    writer.write(POST + b"Content-Length: %d\r\n\r\n" % len(body))
+    await asyncio.sleep(0.05)
+    writer.write(body)
+    assert b"200 OK" in await reader.readline()
+    writer.close()
+
+
+async def test_only_the_named_hosts_are_answered(tmp_path: Path, server: Server) -> None:
+    listener = Listener(Starlette(), ssl=server.context, hosts=["llm.example", "[::1]"])
+    await listener.start("127.0.0.1", 0)
+    other = Server(server.folder, server.authority, server.context, server.connections, listener)
+    wanted = {b"llm.example": 404, b"LLM.example:8443": 404, b"[::1]:1": 404, b"localhost": 400, b"evil.example": 400}
+    for host, code in wanted.items():
+        async with asyncio.timeout(5):
+            reader, writer = await other.open()
+            writer.write(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+            assert status(await reader.readline()) == code
+            writer.close()
+    await listener.stop(0)
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /ec", HEAD + b"A: ", b"drip"])
+async def test_a_head_that_does_not_come_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    monkeypatch.setattr(limits, "HEADER_SECONDS", 0.3)
+    reader, writer = await server.open()
+    if start == b"drip":
+        for byte in range(20):
+            writer.write(HEAD[byte : byte + 1])
+            await asyncio.sleep(0.05)
+            if reader.at_eof():
+                break
+    else:
+        writer.write(start)
+    async with asyncio.timeout(2):
+        answer = await reader.read()
+    assert b"408" in answer
+    writer.close()
+
+
+async def test_a_second_head_on_a_kept_connection_has_the_same_deadline(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HEADER_SECONDS", 0.3)
+    reader, writer = await server.open()
+    writer.write(GET)
+    await reader.readuntil(b"}")
+    await asyncio.sleep(0.5)  # idle is no head
+    writer.write(b"GET /e")
+    async with asyncio.timeout(2):
+        assert b"408" in await reader.read()
+    writer.close()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.3)
+    reader, writer = await server.open()
+    writer.write(POST + b"Content-Length: 100\r\n\r\n")
+    for _ in range(20):
+        writer.write(b"a")
+        await asyncio.sleep(0.05)
+        if reader.at_eof():
+            break
+    async with asyncio.timeout(2):
+        answer = await reader.read()
+    assert b"408" in answer and answer.count(b"HTTP/1.1") == 1
+    writer.close()
+
+
+async def test_a_long_stream_outlives_every_deadline(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.2)
+    reader, writer = await server.open()
+    writer.write(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(5):
+        await reader.readuntil(b"data: 60\n\n")
+    writer.close()
+
+
+async def test_many_silent_connections_do_not_hold_up_a_good_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = [await asyncio.open_connection("127.0.0.1", server.listener.port) for _ in range(100)]
+    assert status(await ask(server, GET)) == 200
+    for _, writer in silent:
+        writer.close()
+
+
+async def test_certificates_are_reloaded_under_load(server: Server) -> None:
+    context = server.client(server.authority.issue_client("alice"))
+    for _ in range(5):
+        server.authority._issue_server()
+        server.authority.revoke([1])
+        tls.reload(server.context, server.folder)
+        answers = await asyncio.gather(*(ask(server, GET, context) for _ in range(5)))
+        assert [status(a) for a in answers] == [200] * 5
+
+
+async def test_the_admin_socket_knows_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def who(request: Request) -> Response:
+        return JSONResponse(request.scope["extensions"]["peer"])
+
+    listener = Listener(Starlette(routes=[Route("/who", who)]))
+    path = tmp_path / "admin.sock"
+    await listener.start_unix(path, 0o660)
+    with pytest.raises(Conflict):
+        await Listener(Starlette()).start_unix(path, 0o660)
+
+    async def get() -> bytes:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"GET /who HTTP/1.1\r\nHost: llmd\r\nConnection: close\r\n\r\n")
+        answer: Any = await reader.read()
+        writer.close()
+        return bytes(answer)
+
+    assert b'"uid":' in await get()
+    monkeypatch.setattr(protocol, "may_administer", lambda uid, gid: False)
+    answer = await get()
+    assert status(answer) == 403 and b"llmd-admin" in answer
+    await listener.stop(0)
+    again = Listener(Starlette())
+    await again.start_unix(path, 0o660)
+    await again.stop(0)

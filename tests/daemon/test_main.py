@@ -1,0 +1,276 @@
+"""The daemon under what happens to it: kills, hangs, signals, revocations, a full queue, a second daemon, bad
+settings."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+from real_daemon import Llmd, start_llmd
+
+from llmd.daemon import config as config_module
+from llmd.daemon.config import ConfigError
+
+
+def client(llmd: Llmd, tls: Any = None) -> openai.OpenAI:
+    http = openai.DefaultHttpxClient(verify=tls or llmd.tls())
+    return openai.OpenAI(base_url=f"{llmd.url}/v1", api_key="none", max_retries=0, http_client=http)
+
+
+def stream(c: openai.OpenAI, max_tokens: int = 450) -> Iterator[Any]:
+    return iter(c.chat.completions.create(
+        model="smol", messages=[{"role": "user", "content": "Tell me a story."}], max_tokens=max_tokens, stream=True,
+        extra_body={"ignore_eos": True}))  # fmt: skip
+
+
+def finish_of(llmd: Llmd, request: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        for row in llmd.llmctl("audit", "query", "--request", request):
+            if row["kind"] == "finish":
+                body: dict[str, Any] = row["body"]
+                return body
+        time.sleep(0.05)
+    raise AssertionError("no finish row")
+
+
+def until_ready(llmd: Llmd, restarts: int, seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        model = llmd.model()
+        if model["state"] == "ready" and model["restarts"] >= restarts:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the model did not come back")
+
+
+def test_a_killed_worker_ends_its_streams_with_an_error_and_comes_back(own_llmd: Llmd) -> None:
+    with client(own_llmd) as c:
+        parts = stream(c)
+        first = next(parts)
+        os.kill(own_llmd.model()["pid"], signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(openai.APIError, match="process was lost"):
+            for _ in parts:
+                pass
+        assert time.monotonic() - began < 2
+        assert finish_of(own_llmd, first.id.replace("chatcmpl-", "req-"))["outcome"] == "error"
+        until_ready(own_llmd, 1)
+        assert list(stream(c, 2))
+
+
+def test_a_stopped_worker_is_replaced_within_twelve_seconds(own_llmd: Llmd) -> None:
+    with client(own_llmd) as c:
+        parts = stream(c)
+        next(parts)
+        os.kill(own_llmd.model()["pid"], signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(openai.APIError, match="process was lost"):
+            for _ in parts:
+                pass
+        assert time.monotonic() - began < 12
+        assert own_llmd.process.poll() is None
+
+
+def test_a_revoked_clients_stream_ends_and_it_stays_out(own_llmd: Llmd, tmp_path: Path) -> None:
+    tls = own_llmd.issue("alice", tmp_path)
+    with client(own_llmd, tls) as c, client(own_llmd) as other:
+        parts = stream(c)
+        first = next(parts)
+        unharmed = stream(other, 30)
+        next(unharmed)
+        began = time.monotonic()
+        assert own_llmd.llmctl("client", "revoke", "alice")["connections"] == 1
+        with pytest.raises(Exception, match="."):
+            for _ in parts:
+                pass
+        assert time.monotonic() - began < 5
+        assert finish_of(own_llmd, first.id.replace("chatcmpl-", "req-"))["outcome"] == "cancelled"
+        with pytest.raises(openai.APIConnectionError):
+            c.models.list()
+        assert list(unharmed)
+    assert own_llmd.llmctl("client", "revoke", "nobody", code=1)["error"]["code"] == "not_found"
+
+
+def test_sigterm_lets_running_requests_finish(own_llmd: Llmd) -> None:
+    with client(own_llmd) as c:
+        parts = stream(c, 60)
+        next(parts)
+        own_llmd.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        with pytest.raises((openai.APIStatusError, openai.APIConnectionError)):
+            list(stream(c, 1))
+        finishes = [p.choices[0].finish_reason for p in parts if p.choices]
+        assert finishes[-1] == "length"
+    assert own_llmd.process.wait(20) == 0
+
+
+def test_a_second_sigterm_does_not_wait(own_llmd: Llmd) -> None:
+    with client(own_llmd) as c:
+        parts = stream(c)
+        next(parts)
+        own_llmd.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        own_llmd.process.send_signal(signal.SIGINT)
+        assert own_llmd.process.wait(6) == 0
+        with pytest.raises(Exception, match="."):
+            for _ in parts:
+                pass
+
+
+def test_a_killed_daemon_leaves_no_worker_and_its_open_request_is_lost(own_llmd: Llmd, model_file: Path) -> None:
+    worker = psutil.Process(own_llmd.model()["pid"])
+    with client(own_llmd) as c:
+        parts = stream(c)
+        request = next(parts).id.replace("chatcmpl-", "req-")
+        own_llmd.process.kill()
+        own_llmd.process.wait()
+        worker.wait(5)
+        with pytest.raises(Exception, match="."):
+            for _ in parts:
+                pass
+    again = start_llmd(own_llmd.state, model_file)
+    try:
+        assert finish_of(again, request)["outcome"] == "lost"
+        assert again.llmctl("audit", "verify")["ok"]
+        with client(again) as c:
+            assert list(stream(c, 2))
+    finally:
+        assert again.stop() == 0
+
+
+def test_a_full_queue_is_429_with_retry_after(own_llmd: Llmd) -> None:
+    with client(own_llmd) as c:
+        running = [stream(c) for _ in range(2)]
+        for parts in running:
+            next(parts)
+        waiting = threading.Thread(target=own_llmd.post, args=("/v1/completions", {"prompt": "y", "max_tokens": 1}))
+        waiting.start()
+        deadline = time.monotonic() + 5
+        while own_llmd.model()["waiting"] < 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        status, headers, answer = own_llmd.post("/v1/completions", {"prompt": "x"})
+        assert (status, answer["error"]["code"]) == (429, "queue_full") and int(headers["retry-after"]) >= 1
+        assert own_llmd.get("/livez")[0] == 200 and own_llmd.get("/readyz")[0] == 200
+    waiting.join(20)  # the client's end frees both slots
+    assert not waiting.is_alive()
+
+
+def test_a_long_prompt_does_not_stall_another_stream(own_llmd: Llmd) -> None:
+    with client(own_llmd) as c:
+        parts = stream(c, 120)
+        next(parts)
+        reader = threading.Thread(
+            target=own_llmd.post, args=("/v1/completions", {"prompt": "word " * 480, "max_tokens": 1})
+        )
+        reader.start()
+        came = 0
+        for part in parts:
+            came += bool(part.choices and part.choices[0].delta.content)
+            if not reader.is_alive():
+                break
+        assert came >= 2, "the stream went on while 480 tokens were read in chunks of 256"
+        reader.join()
+
+
+def test_a_second_daemon_on_the_same_state_is_refused(llmd: Llmd) -> None:
+    command = [
+        str(Path(sys.executable).parent / "llmd"),
+        "serve",
+        "--state-dir",
+        str(llmd.state),
+        "--listen",
+        "127.0.0.1:1",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1 and "another llmd runs" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("slots = ", ":1"), ("\nslotz = 4", ":2: there is no setting 'slotz'"),
+        ('slots = "4"', ":1: slots takes a whole number"),
+        ("slots = 0", "slots is 0"), ('listen = "nowhere"', "listen"), ('listen = "127.0.0.1:-1"', "listen"),
+        ('audit_on_failure = "ignore"', "refuse"), ("slots = true", "whole number"), ('node = "A B"', "node"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_one_line_with_file_and_line(tmp_path: Path, text: str, wanted: str) -> None:
+    file = tmp_path / "llmd.toml"
+    file.write_text(text)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "llmd"), "serve", "--config", str(file), "--state-dir", str(tmp_path / "s")],
+        capture_output=True, text=True, timeout=20)  # fmt: skip
+    assert done.returncode == 1 and wanted in done.stderr and len(done.stderr.strip().splitlines()) <= 2
+    assert "Traceback" not in done.stderr
+
+
+def test_every_setting_stands_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    names = [f.name for f in dataclasses.fields(config_module.Config)]
+    assert len(names) <= 30
+    for name in names:
+        assert f"`{name}`" in page
+
+
+def test_a_missing_file_that_was_named_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        config_module.load(tmp_path / "none.toml")
+
+
+def test_a_port_that_is_taken_is_said(llmd: Llmd, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "llmd"), "serve", "--state-dir", str(tmp_path)]
+    command += ["--listen", f"127.0.0.1:{llmd.port}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1 and "in use" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_daemon_imports_no_engine(llmd: Llmd) -> None:
+    maps = Path(f"/proc/{llmd.process.pid}/maps").read_text()
+    assert "libllama" not in maps and "libggml" not in maps and "/torch/" not in maps
+
+
+def test_a_reload_by_signal_keeps_serving(llmd: Llmd) -> None:
+    before = llmd.llmctl("audit", "query", "--kind", "reload")
+    llmd.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 3
+    while len(llmd.llmctl("audit", "query", "--kind", "reload")) == len(before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert llmd.get("/livez")[0] == 200
+
+
+async def test_two_hundred_streams_opened_and_left_leave_nothing(llmd: Llmd) -> None:
+    body = json.dumps({"prompt": "x", "max_tokens": 50, "stream": True}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
+    tls = llmd.tls()
+    files = len(os.listdir(f"/proc/{llmd.process.pid}/fd"))
+
+    async def open_and_leave() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", llmd.port, ssl=tls, server_hostname="localhost")
+        writer.write(head + body)
+        await writer.drain()
+        writer.transport.abort()
+
+    for _ in range(10):
+        await asyncio.gather(*(open_and_leave() for _ in range(20)))
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        status = await asyncio.to_thread(llmd.llmctl, "status")
+        if status["connections"] == 0 and status["models"][0]["running"] == 0:
+            break
+        await asyncio.sleep(0.1)
+    assert status["models"][0]["running"] == 0 and status["connections"] == 0
+    assert len(os.listdir(f"/proc/{llmd.process.pid}/fd")) <= files + 5
+    assert (await asyncio.to_thread(llmd.post, "/v1/completions", {"prompt": "x", "max_tokens": 1}))[0] == 200
