@@ -40,8 +40,8 @@ TEXT = re.compile(rb'"text":"(\d+):(\d+) "')
 def serve(state: str, slots: int, step_seconds: float) -> None:
     """The daemon, with a fake worker as the model `fake`."""
     from llmd.daemon.config import Config
+    from llmd.daemon.engine.messages import Settings
     from llmd.daemon.main import Daemon
-    from llmd.daemon.serving.worker import Settings
 
     async def main() -> None:
         daemon = Daemon(Config(state_dir=state, listen=f"127.0.0.1:{PORT}", queue=1000))

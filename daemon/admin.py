@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llmd.daemon.config import Config
+from llmd.daemon.engine.messages import Settings
 from llmd.daemon.errors import BadRequest, Conflict, ModelNotFound, NotFound
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import Authority, IssuedClient
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.serving.answer import Parts
 from llmd.daemon.serving.pool import Deployment
-from llmd.daemon.serving.worker import Settings
 from llmd.daemon.store import Model, Store
 
 # what `status` and `doctor` call soon
@@ -204,7 +204,7 @@ def _check(name: str, ok: bool | None, message: str, fix: str = "") -> dict[str,
 
 
 def _deployed(d: Deployment) -> dict[str, Any]:
-    worker = d.worker
+    worker, info = d.worker, d.worker.info if d.worker else None
     found: dict[str, Any] = {
         "model": d.model,
         "state": d.state,
@@ -212,11 +212,11 @@ def _deployed(d: Deployment) -> dict[str, Any]:
         "restarts": d.restarts,
         "digest": d.digest,
     }
-    if worker is None or not d.ready:
+    if worker is None or info is None or not d.ready:
         return found
-    running, waiting, kv = worker.state
-    context, slots = int(worker.info["context"]), int(worker.info["slots"])
+    busy = worker.busy
     return {
-        **found, "pid": worker.pid, "context": context, "slots": slots, "running": running, "waiting": waiting,
-        "kv_used": round(kv / (context * slots), 4), "token_age": round(worker.token_age + worker.beat_age, 1),
+        **found, "pid": worker.pid, "context": info.context, "slots": info.slots, "running": busy.running,
+        "waiting": busy.waiting,
+        "kv_used": round(busy.kv_used / info.positions, 4), "token_age": round(worker.token_age + worker.beat_age, 1),
     }  # fmt: skip

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api/cli/": {"llmd.api.cli", "llmd.daemon.errors", "llmd.daemon.audit.chain"},
     "daemon/admin.py": {"llmd.daemon"},
     "daemon/serving/": {
-        "llmd.daemon.serving", "llmd.daemon.audit", "llmd.daemon.identity", "llmd.daemon.engine.frames",
+        "llmd.daemon.serving", "llmd.daemon.audit", "llmd.daemon.identity", "llmd.daemon.engine.messages",
         "llmd.quantize", *LEAVES,
     },
     "daemon/identity/": {"llmd.daemon.identity", *LEAVES},
@@ -45,7 +45,7 @@ MAY_USE = {
     "pynvml": {"daemon/serving/gpu.py"},
     "prometheus_client": {"daemon/metrics.py"},
     "jinja2": {"daemon/engine/prompts.py"},
-    "msgpack": {"daemon/engine/frames.py"},
+    "msgspec": {"daemon/engine/messages.py"},
     "fastapi": {"api/*"},
     "starlette": {"api/*"},
     "uvicorn": {"api/http/protocol.py", "api/http/listener.py"},

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +19,16 @@ from llmd.api.openai.schema import (
     parse,
 )
 from llmd.api.openai.stream import Shape, StreamResponse, whole
+from llmd.daemon.engine.messages import (
+    Chat,
+    Detokenize,
+    Detokenized,
+    Generate,
+    Prompt,
+    RawText,
+    Tokenize,
+    Tokenized,
+)
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.answer import Exchange, Parts
@@ -28,29 +37,32 @@ from llmd.daemon.serving.answer import Exchange, Parts
 async def chat(request: Request, parts: Parts, principal: Principal) -> Response:
     """POST /v1/chat/completions"""
     body = parse(ChatBody, await read_json(request))
-    return await _generate(request, parts, principal, body, messages=body.chat(), prompt=None)
+    turns = body.chat()
+    text = json.dumps([{"role": t.role, "content": t.content} for t in turns], separators=(",", ":"))
+    return await _generate(request, parts, principal, body, Chat(turns), text)
 
 
 async def completions(request: Request, parts: Parts, principal: Principal) -> Response:
     """POST /v1/completions"""
     body = parse(CompletionBody, await read_json(request))
-    return await _generate(request, parts, principal, body, messages=None, prompt=body.text())
+    prompt = body.given()
+    text = prompt.text if isinstance(prompt, RawText) else json.dumps(prompt.tokens, separators=(",", ":"))
+    return await _generate(request, parts, principal, body, prompt, text)
 
 
 async def _generate(
-    request: Request, parts: Parts, principal: Principal, body: Generation, *,
-    messages: list[dict[str, Any]] | None, prompt: str | list[int] | None,
-) -> Response:  # fmt: skip
-    params = body.params()
-    exchange = Exchange(parts, principal, request.url.path, _model(parts, body.model), body.n or 1)
-    text = prompt if isinstance(prompt, str) else json.dumps(messages or prompt, separators=(",", ":"))
-    shape = Shape(messages is not None, exchange.request_id, exchange.model, params.logprobs is not None)
-    if messages is not None:
+    request: Request, parts: Parts, principal: Principal, body: Generation, prompt: Prompt, text: str
+) -> Response:
+    """`text`: the prompt as the audit log's hash covers it."""
+    params, choices = body.params(), body.n or 1
+    exchange = Exchange(parts, principal, request.url.path, _model(parts, body.model), choices)
+    shape = Shape(isinstance(prompt, Chat), exchange.request_id, exchange.model, params.logprobs is not None)
+    if shape.chat:
         shape.id = exchange.request_id.replace("req-", "chatcmpl-")
     handed_on = False
     try:
         await exchange.admit(text.encode(), params_hash(params))
-        await exchange.begin({"messages": messages, "prompt": prompt, "params": asdict(params)})
+        await exchange.begin(Generate(prompt, params, choices))
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
             handed_on = True
@@ -93,28 +105,28 @@ async def tokenize(request: Request, parts: Parts, principal: Principal) -> Resp
     if text is None:
         raise BadRequest("prompt is missing", param="prompt")
     model = _model(parts, body.model)
-    tokens = await _call(
-        request, parts, principal, model, text.encode(), op="tokenize", text=text, special=body.add_special
-    )
+    done = await _call(request, parts, principal, model, text.encode(), Tokenize(text, body.add_special))
+    assert isinstance(done, Tokenized)
     context = parts.pool.context(model)
-    return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": context})
+    return JSONResponse({"tokens": done.tokens, "count": len(done.tokens), "max_model_len": context})
 
 
 async def detokenize(request: Request, parts: Parts, principal: Principal) -> Response:
     """POST /detokenize: {"model", "tokens"} to {"prompt"}; `content` is llama-server's name for the same."""
     body = parse(DetokenizeBody, await read_json(request))
     data = json.dumps(body.tokens).encode()
-    text = await _call(request, parts, principal, _model(parts, body.model), data, op="detokenize", tokens=body.tokens)
-    return JSONResponse({"prompt": text, "content": text})
+    done = await _call(request, parts, principal, _model(parts, body.model), data, Detokenize(tuple(body.tokens)))
+    assert isinstance(done, Detokenized)
+    return JSONResponse({"prompt": done.text, "content": done.text})
 
 
 async def _call(
-    request: Request, parts: Parts, principal: Principal, model: str, data: bytes, *, op: str, **message: Any
-) -> Any:
+    request: Request, parts: Parts, principal: Principal, model: str, data: bytes, work: Tokenize | Detokenize
+) -> Tokenized | Detokenized:
     exchange = Exchange(parts, principal, request.url.path, model)
     try:
         await exchange.admit(data)
-        return await exchange.call(op, **message)
+        return await exchange.reply(work)
     except ClientDisconnect:
         raise  # closed as cancelled
     except Exception as e:

@@ -12,11 +12,11 @@ from llmd.daemon.serving.pool import Deployment
 
 
 def _card(deployment: Deployment) -> dict[str, Any]:
-    worker = deployment.worker
-    info = worker.info if worker else {}
+    info = deployment.worker.info if deployment.worker else None
     return {
         "id": deployment.model, "object": "model", "created": int(deployment.since), "owned_by": "llmd",
-        "ready": deployment.ready, "max_model_len": info.get("context"), "digest": f"sha256:{deployment.digest}",
+        "ready": deployment.ready, "max_model_len": info.context if info else None,
+        "digest": f"sha256:{deployment.digest}",
     }  # fmt: skip
 
 

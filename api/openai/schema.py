@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmd.daemon import limits
-from llmd.daemon.engine.types import SamplingParams
+from llmd.daemon.engine.messages import ChatMessage, RawText, SamplingParams, Tokens
 from llmd.daemon.errors import BadRequest
 
 _Text = Annotated[str, Field(max_length=limits.MAX_BODY_BYTES)]
@@ -117,13 +117,15 @@ class ChatBody(Generation):
             raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def chat(self) -> list[dict[str, Any]]:
+    def chat(self) -> tuple[ChatMessage, ...]:
         """Messages as chat templates take them: one text each; `developer` is what newer clients call `system`."""
-        return [
-            {"role": "system" if m.role == "developer" else m.role,
-             "content": m.content if isinstance(m.content, str) else "".join(p.text for p in m.content)}
+        return tuple(
+            ChatMessage(
+                "system" if m.role == "developer" else m.role,
+                m.content if isinstance(m.content, str) else "".join(p.text for p in m.content),
+            )
             for m in self.messages
-        ]  # fmt: skip
+        )
 
 
 class CompletionBody(Generation):
@@ -139,10 +141,12 @@ class CompletionBody(Generation):
     def wanted_logprobs(self) -> int | None:
         return self.logprobs
 
-    def text(self) -> str | list[int]:
-        if isinstance(self.prompt, list) and isinstance(self.prompt[0], str):
-            return self.prompt[0]
-        return self.prompt
+    def given(self) -> RawText | Tokens:
+        match self.prompt:
+            case str(text) | [str(text)]:
+                return RawText(text)
+            case tokens:
+                return Tokens(tuple(t for t in tokens if isinstance(t, int)))
 
 
 class TokenizeBody(Body):

@@ -7,7 +7,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
@@ -16,7 +16,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from llmd.daemon import limits
-from llmd.daemon.engine import frames
+from llmd.daemon.engine.messages import ChosenLogprob, Failed, Finished, Text, TokenLogprob
 from llmd.daemon.errors import from_wire
 from llmd.daemon.serving.answer import Exchange
 
@@ -45,15 +45,13 @@ class Shape:
     def head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def show_logprobs(self, entries: list[Any] | None, choice: int) -> dict[str, Any] | None:
-        """Log-probabilities of `entries` ([bytes, logprob, [[bytes, logprob], …]] each) as this route shows them."""
-        if not self.logprobs or entries is None:
+    def show_logprobs(self, entries: Sequence[ChosenLogprob], choice: int) -> dict[str, Any] | None:
+        """As this route shows them; None where none were asked for."""
+        if not self.logprobs or not entries:
             return None
         if self.chat:
-            return {
-                "content": [{**_token(t, p), "top_logprobs": [_token(*top) for top in tops]} for t, p, tops in entries]
-            }
-        texts = [t.decode(errors="replace") for t, _, _ in entries]
+            return {"content": [{**_token(e.chosen), "top_logprobs": [_token(t) for t in e.top]} for e in entries]}
+        texts = [e.chosen.token.decode(errors="replace") for e in entries]
         at = self.offsets.get(choice, 0)
         starts = []
         for text in texts:
@@ -61,13 +59,13 @@ class Shape:
             at += len(text)
         self.offsets[choice] = at
         return {
-            "tokens": texts, "token_logprobs": [p for _, p, _ in entries], "text_offset": starts,
-            "top_logprobs": [{t.decode(errors="replace"): p for t, p in tops} for _, _, tops in entries],
+            "tokens": texts, "token_logprobs": [e.chosen.logprob for e in entries], "text_offset": starts,
+            "top_logprobs": [{t.token.decode(errors="replace"): t.logprob for t in e.top} for e in entries],
         }  # fmt: skip
 
 
-def _token(piece: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
+def _token(of: TokenLogprob) -> dict[str, Any]:
+    return {"token": of.token.decode(errors="replace"), "logprob": of.logprob, "bytes": list(of.token)}
 
 
 class EventEncoder:
@@ -83,9 +81,6 @@ class EventEncoder:
         tail = ',"usage":null}' if usage else "}"
         self._after = f'{closing},"logprobs":null,"finish_reason":null}}]{tail}\n\n'.encode()
 
-    def text(self, choice: int, text: str) -> bytes:
-        return b"%s%d%s%s%s" % (self._before, choice, self._middle, quoted(text).encode(), self._after)
-
     def first(self, choices: int) -> bytes:
         """Chat: each choice begins with its role."""
         if not self._shape.chat:
@@ -94,18 +89,21 @@ class EventEncoder:
             self._event(c, {"delta": {"role": "assistant", "content": ""}}, None, None) for c in range(choices)
         )
 
-    def event(self, event: list[Any]) -> bytes:
-        """A TEXT event of the worker."""
-        _, _, choice, text, _, _, finish, logprobs = event
-        shown = self._shape.show_logprobs(logprobs, choice)
+    def text(self, event: Text) -> bytes:
+        choice = event.choice
+        shown = self._shape.show_logprobs(event.logprobs, choice)
         if shown is None:
-            body = self.text(choice, text) if text else b""
-        else:
-            content: dict[str, Any] = {"delta": {"content": text}} if self._shape.chat else {"text": text}
-            body = self._event(choice, content, shown, None)
-        if finish:
-            body += self._event(choice, {"delta": {}} if self._shape.chat else {"text": ""}, None, finish)
-        return body
+            return b"%s%d%s%s%s" % (self._before, choice, self._middle, quoted(event.text).encode(), self._after)
+        content: dict[str, Any] = {"delta": {"content": event.text}} if self._shape.chat else {"text": event.text}
+        return self._event(choice, content, shown, None)
+
+    def finished(self, event: Finished) -> bytes:
+        content: dict[str, Any] = {"delta": {}} if self._shape.chat else {"text": ""}
+        return self._event(event.choice, content, None, event.reason)
+
+    def failed(self, event: Failed) -> bytes:
+        error = from_wire(event.code, event.message, event.param)
+        return b"event: error\n" + _data(error.body()) + DONE
 
     def end(self, usage: dict[str, Any]) -> bytes:
         if not self._usage:
@@ -127,14 +125,16 @@ async def _events(exchange: Exchange, encoder: EventEncoder) -> AsyncIterator[by
     queues."""
     yield encoder.first(exchange.choices)
     while True:
-        events = await exchange.next()
         out = bytearray()
-        for event in events:
-            if event[1] == frames.ERROR:
-                error = from_wire(*event[2:])
-                yield bytes(out) + b"event: error\n" + _data(error.body()) + DONE
-                return
-            out += encoder.event(event)
+        for event in await exchange.next():
+            match event:
+                case Text():
+                    out += encoder.text(event)
+                case Finished():
+                    out += encoder.finished(event)
+                case Failed():
+                    yield bytes(out) + encoder.failed(event)
+                    return
         if exchange.ended:
             yield bytes(out) + encoder.end(exchange.usage())
             return
@@ -188,16 +188,18 @@ class StreamResponse(EventSourceResponse):
 async def whole(exchange: Exchange, shape: Shape) -> dict[str, Any]:
     """The exchange's answer as one JSON body. Raises the LlmdError that ended it."""
     texts = [""] * exchange.choices
-    logprobs: list[list[Any]] = [[] for _ in texts]
+    logprobs: list[list[ChosenLogprob]] = [[] for _ in texts]
     finishes: list[str | None] = [None] * exchange.choices
     while not exchange.ended:
         for event in await exchange.next():
-            if event[1] == frames.ERROR:
-                raise from_wire(*event[2:])
-            _, _, choice, text, _, _, finish, entries = event
-            texts[choice] += text
-            logprobs[choice] += entries or []
-            finishes[choice] = finish or finishes[choice]
+            match event:
+                case Text():
+                    texts[event.choice] += event.text
+                    logprobs[event.choice] += event.logprobs
+                case Finished():
+                    finishes[event.choice] = event.reason
+                case Failed():
+                    raise from_wire(event.code, event.message, event.param)
     choices = []
     for i, text in enumerate(texts):
         message = {"role": "assistant", "content": text, "refusal": None}

@@ -1,7 +1,7 @@
 """The engine: a worker process with continuous batching over one model.
 
 __main__.py   the worker process
-frames.py     the messages between daemon and worker
+messages.py   the messages between daemon and worker, and what they carry
 types.py      the nouns that the engine shares
 scheduler.py  pure: which tokens the next step computes, and which slot holds them
 loop.py       the engine thread

@@ -14,13 +14,36 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
-from typing import Any
 
-from llmd.daemon.engine import frames
+from llmd.daemon.engine import messages
 from llmd.daemon.engine.loop import Engine
+from llmd.daemon.engine.messages import (
+    Beat,
+    Cancel,
+    Chat,
+    Decoder,
+    Detokenize,
+    Detokenized,
+    Failed,
+    Fatal,
+    FromWorker,
+    Generate,
+    Load,
+    Open,
+    Prompt,
+    RawText,
+    Ready,
+    Settings,
+    Started,
+    Step,
+    Tokenize,
+    Tokenized,
+    ToWorker,
+)
 from llmd.daemon.engine.prompts import Prompts, TemplateTimeout
-from llmd.daemon.engine.types import Request, Runner, SamplingParams
+from llmd.daemon.engine.types import Request, Runner
 from llmd.daemon.errors import BadRequest, ContextExceeded, LlmdError
 
 PR_SET_PDEATHSIG = 1
@@ -33,14 +56,14 @@ class Worker:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._lock = threading.Lock()
-        self._inbox: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self._inbox: SimpleQueue[Open] = SimpleQueue()
         self._preparing: float | None = None
         self._prepare_thread: threading.Thread
         self._engine: Engine
         self._prompts: Prompts
 
-    def send(self, message: dict[str, Any]) -> None:
-        data = frames.encode(message)
+    def send(self, message: FromWorker) -> None:
+        data = messages.encode(message)
         with self._lock:
             try:
                 self._sock.sendall(data)
@@ -48,23 +71,22 @@ class Worker:
                 os._exit(0)  # the daemon is gone, and nobody is left to answer
 
     def serve(self) -> None:
-        decoder = frames.Decoder()
-        messages = self._messages(decoder)
-        load = next(messages, None)
-        if load is None:
+        received = self._received(messages.from_daemon())
+        load = next(received, None)
+        if not isinstance(load, Load):
             return
-        runner = make_runner(load)
+        settings = load.settings
+        runner = make_runner(settings)
         self._prompts = Prompts(runner)
-        self._engine = Engine(runner, self.send, batch=load["batch"], chunk=load["chunk"])
+        self._engine = Engine(runner, self.send, batch=settings.batch, chunk=settings.chunk)
         info = runner.info
-        self.send({
-            "op": "ready", "context": info.context, "slots": info.slots, "vocab": info.vocab,
-            "parameters": info.parameters,
-            "size": info.size, "description": info.description, "chat": bool(info.chat_template),
-        })  # fmt: skip
+        self.send(Ready(
+            context=info.context, slots=info.slots, vocab=info.vocab, parameters=info.parameters, size=info.size,
+            description=info.description, chat=bool(info.chat_template),
+        ))  # fmt: skip
         self._prepare_thread = threading.Thread(target=self._prepare_all, name="prompts", daemon=True)
         self._prepare_thread.start()
-        threading.Thread(target=self._read, args=(messages,), name="read", daemon=True).start()
+        threading.Thread(target=self._read, args=(received,), name="read", daemon=True).start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         gc.collect()
         gc.freeze()
@@ -72,15 +94,15 @@ class Worker:
 
     # --- read
 
-    def _messages(self, decoder: frames.Decoder) -> Any:
+    def _received(self, decoder: Decoder[ToWorker]) -> Iterator[ToWorker]:
         while data := self._sock.recv(1 << 16):
             yield from decoder.feed(data)
 
-    def _read(self, messages: Any) -> None:
-        for message in messages:
-            if message["op"] == "cancel":
-                self._engine.cancel(message["id"])
-            else:
+    def _read(self, received: Iterator[ToWorker]) -> None:
+        for message in received:
+            if isinstance(message, Cancel):
+                self._engine.cancel(message.id)
+            elif isinstance(message, Open):
                 self._inbox.put(message)
         os._exit(0)
 
@@ -93,53 +115,51 @@ class Worker:
                 self._preparing = time.monotonic()
                 self._prepare(message)
             except LlmdError as e:
-                self._refuse(message["id"], e)
+                self._refuse(message.id, e)
             except TemplateTimeout:
-                self._refuse(message["id"], BadRequest("this prompt took too long to render"))
+                self._refuse(message.id, BadRequest("this prompt took too long to render"))
             finally:
                 self._preparing = None
 
     def _refuse(self, id_: int, error: LlmdError) -> None:
-        event = [id_, frames.ERROR, error.code, error.message, error.param]
-        self.send({"op": "step", "events": [event], "state": None})
+        self.send(Step((Failed(id_, error.code, error.message, error.param),)))
 
-    def _prepare(self, message: dict[str, Any]) -> None:
-        op, id_ = message["op"], message["id"]
-        if op == "tokenize":
-            tokens = self._runner.tokenize(
-                message["text"], add_special=message["special"], parse_special=message["special"]
-            )
-            return self.send({"op": "reply", "id": id_, "value": tokens})
-        if op == "detokenize":
-            self._check_tokens(message["tokens"], "tokens")
-            return self.send({"op": "reply", "id": id_, "value": self._runner.detokenize(message["tokens"])})
-        tokens = self._tokens(message)
+    def _prepare(self, message: Open) -> None:
+        match message.work:
+            case Tokenize(text, special):
+                tokens = self._runner.tokenize(text, add_special=special, parse_special=special)
+                self.send(Step((Tokenized(message.id, tuple(tokens)),)))
+            case Detokenize(given):
+                self._check_tokens(given, "tokens")
+                self.send(Step((Detokenized(message.id, self._runner.detokenize(given)),)))
+            case Generate() as work:
+                self._generate(message.id, message.owner, work)
+
+    def _generate(self, id_: int, owner: str, work: Generate) -> None:
+        tokens = self._tokens(work.prompt)
         context = self._runner.info.context
         if len(tokens) >= context:
             raise ContextExceeded(
                 f"the prompt has {len(tokens)} tokens and this model's context is {context} tokens, at least one of "
-                "them for the "
-                "answer; shorten the prompt"
+                "them for the answer; shorten the prompt"
             )
-        params = SamplingParams(**{**message["params"], "stop": tuple(message["params"]["stop"]),
-                                   "logit_bias": tuple(map(tuple, message["params"]["logit_bias"]))})  # fmt: skip
-        self._check_tokens([t for t, _ in params.logit_bias], "logit_bias")
-        self.send({"op": "step", "events": [[id_, frames.START, len(tokens)]], "state": None})
-        self._engine.add(Request(id_, message["owner"], tuple(tokens), params, message["choices"]))
+        self._check_tokens([t for t, _ in work.params.logit_bias], "logit_bias")
+        self.send(Step((Started(id_, len(tokens)),)))
+        self._engine.add(Request(id_, owner, tuple(tokens), work.params, work.choices))
 
-    def _tokens(self, message: dict[str, Any]) -> list[int]:
-        if message["messages"] is not None:
-            return self._prompts.from_messages(message["messages"])
-        if isinstance(message["prompt"], str):
-            tokens = self._prompts.from_text(message["prompt"])
-        else:
-            tokens = message["prompt"]
-            self._check_tokens(tokens, "prompt")
+    def _tokens(self, prompt: Prompt) -> Sequence[int]:
+        match prompt:
+            case Chat(turns):
+                return self._prompts.from_messages(turns)
+            case RawText(text):
+                tokens: Sequence[int] = self._prompts.from_text(text)
+            case messages.Tokens(tokens):
+                self._check_tokens(tokens, "prompt")
         if not tokens:
             raise BadRequest("the prompt is empty; give at least one token", param="prompt")
         return tokens
 
-    def _check_tokens(self, tokens: list[int], param: str) -> None:
+    def _check_tokens(self, tokens: Sequence[int], param: str) -> None:
         vocab = self._runner.info.vocab
         for token in tokens:
             if not 0 <= token < vocab:
@@ -154,7 +174,7 @@ class Worker:
     def _beat(self) -> None:
         while True:
             began, now = self._engine.step_began, time.monotonic()
-            self.send({"op": "beat", "step": now - began if began else 0.0, "token": now - self._engine.last_token})
+            self.send(Beat(step=now - began if began else 0.0, token=now - self._engine.last_token))
             if self._preparing and now - self._preparing > TEMPLATE_SECONDS:
                 # a template may loop for ever without output; nothing else can stop a thread
                 ident = ctypes.c_ulong(self._prepare_thread.ident or 0)
@@ -162,17 +182,17 @@ class Worker:
             time.sleep(1.0)
 
 
-def make_runner(load: dict[str, Any]) -> Runner:
-    """The runner that a `load` message asks for. The import is here: a fake one needs no llama.cpp."""
-    if load["runner"] == "fake":
+def make_runner(s: Settings) -> Runner:
+    """The runner that `s` asks for. The import is here: a fake one needs no llama.cpp."""
+    if s.runner == "fake":
         from llmd.daemon.engine.fake import FakeRunner
 
-        return FakeRunner(slots=load["slots"], context=load["context"], **load["fake"])
+        return FakeRunner(slots=s.slots, context=s.context, **(s.fake or {}))
     from llmd.daemon.engine.llama import LlamaRunner
 
     return LlamaRunner(
-        load["path"], slots=load["slots"], context=load["context"], batch=load["batch"], threads=load["threads"],
-        gpus=load["gpus"], split=load["split"], kv_type=load["kv_type"], ubatch=load["ubatch"],
+        s.path, slots=s.slots, context=s.context, batch=s.batch, threads=s.threads, gpus=len(s.gpus), split=s.split,
+        kv_type=s.kv_type, ubatch=s.ubatch,
     )  # fmt: skip
 
 
@@ -190,7 +210,7 @@ def main() -> None:
     try:
         worker.serve()
     except LlmdError as e:
-        worker.send({"op": "fatal", "code": e.code, "message": e.message})
+        worker.send(Fatal(e.code, e.message))
         sys.exit(1)
 
 

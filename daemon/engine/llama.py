@@ -17,8 +17,9 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
+from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.sampling import Sampling, is_simple
-from llmd.daemon.engine.types import BLOCK, Chunk, Logprob, ModelInfo, Plan, Sample, SamplingParams, Start, next_cut
+from llmd.daemon.engine.types import BLOCK, Chunk, Logprob, ModelInfo, Plan, Sample, Start, next_cut
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 
 # penalties look back this far for `repeat_penalty`, as llama.cpp's own default does

@@ -6,12 +6,11 @@ process, and the daemon answers for it.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any
 
-from llmd.daemon.engine import frames
+from llmd.daemon.engine.messages import Busy, ChosenLogprob, Event, Finished, Step, Text, TokenLogprob
 from llmd.daemon.engine.output import TextOutput
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.types import Logprob, Request, Runner, Sequence, Token
@@ -22,13 +21,13 @@ class _Live:
     """What a sequence needs besides the scheduler's counters: its text, and log-probabilities not shown yet."""
 
     text: TextOutput
-    logprobs: list[Any] = field(default_factory=list)
+    logprobs: list[ChosenLogprob] = field(default_factory=list)
 
 
 class Engine:
     """`send` takes a message for the daemon; it is called by this thread and must not fail."""
 
-    def __init__(self, runner: Runner, send: Callable[[dict[str, Any]], None], *, batch: int, chunk: int) -> None:
+    def __init__(self, runner: Runner, send: Callable[[Step], None], *, batch: int, chunk: int) -> None:
         self.runner = runner
         self.scheduler = Scheduler(runner.info, batch=batch, chunk=chunk)
         self.step_began: float | None = None  # monotonic; None while there is nothing to do
@@ -103,14 +102,14 @@ class Engine:
             self.last_token = time.monotonic()
             # the daemon writes to one client after the other: first tokens go first, they are what people wait for
             tokens.sort(key=lambda token: token.sequence.generated)
-            self._report([event for event in map(self._event, tokens) if event])
+            self._report([event for token in tokens for event in self._events(token)])
 
-    def _report(self, events: list[list[Any]]) -> None:
+    def _report(self, events: list[Event]) -> None:
         s = self.scheduler
-        self._send({"op": "step", "events": events, "state": [len(s.running), len(s.waiting), s.kv_used]})
+        self._send(Step(tuple(events), Busy(len(s.running), len(s.waiting), s.kv_used)))
 
-    def _event(self, new: Token) -> list[Any] | None:
-        """What a token makes visible: an event, or None while its text is held back."""
+    def _events(self, new: Token) -> Iterator[Event]:
+        """What a token makes visible; nothing while its text is held back."""
         sequence, finish = new.sequence, new.finish
         key = (sequence.request.id, sequence.choice)
         live = self._live[key]
@@ -124,17 +123,17 @@ class Engine:
             if not finish:
                 self.scheduler.stop(sequence)
             finish = "stop"
+        if text or (finish and live.logprobs):
+            yield self._text(sequence, live, text)
         if finish:
             del self._live[key]
-        elif not text:
-            return None
-        return self._text_event(sequence, live, text, finish)
+            yield Finished(sequence.request.id, sequence.choice, finish, sequence.generated, sequence.cached)
 
-    def _text_event(self, sequence: Sequence, live: _Live, text: str, finish: str | None) -> list[Any]:
-        logprobs, live.logprobs = live.logprobs or None, []
-        id_ = sequence.request.id
-        return [id_, frames.TEXT, sequence.choice, text, sequence.generated, sequence.cached, finish, logprobs]
+    def _text(self, sequence: Sequence, live: _Live, text: str) -> Text:
+        logprobs, live.logprobs = tuple(live.logprobs), []
+        return Text(sequence.request.id, sequence.choice, text, sequence.generated, sequence.cached, logprobs)
 
-    def _shown(self, logprob: Logprob) -> list[Any]:
+    def _shown(self, logprob: Logprob) -> ChosenLogprob:
         piece = self.runner.piece
-        return [piece(logprob.token), logprob.logprob, [[piece(t), p] for t, p in logprob.top]]
+        top = tuple(TokenLogprob(piece(token), p) for token, p in logprob.top)
+        return ChosenLogprob(TokenLogprob(piece(logprob.token), logprob.logprob), top)

@@ -6,6 +6,7 @@ watchdog, which interrupts the thread that renders.
 
 import re
 import secrets
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,7 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from llmd.daemon.engine.messages import ChatMessage
 from llmd.daemon.engine.types import Runner
 from llmd.daemon.errors import BadRequest, ModelInvalid
 
@@ -50,7 +52,7 @@ class Prompts:
         self._check_length(text)
         return self._runner.tokenize(text, add_special=True, parse_special=True)
 
-    def from_messages(self, messages: list[dict[str, Any]]) -> list[int]:
+    def from_messages(self, messages: Sequence[ChatMessage]) -> list[int]:
         """A chat. Special-token text inside a message stays plain text: a user cannot end their turn and speak as the
         system.
 
@@ -60,7 +62,7 @@ class Prompts:
         if not template:
             raise BadRequest("this model has no chat template; use /v1/completions with a prompt", param="messages")
         escaped: list[str] = []
-        safe = [{**m, "content": self._escape(m["content"], escaped)} for m in messages]
+        safe = [{"role": m.role, "content": self._escape(m.content, escaped)} for m in messages]
         text = self.render(template, safe)
         bos = self._runner.info.bos_text
         return self._tokenize(text, escaped, add_special=not (bos and text.startswith(bos)))
@@ -91,12 +93,11 @@ class Prompts:
         if size > self._max_chars:
             raise BadRequest(
                 f"the prompt has {size} characters or more; this model's context of {self._runner.info.context} tokens "
-                "holds "
-                f"{self._max_chars} at most"
+                f"holds {self._max_chars} at most"
             )
 
-    def _escape(self, text: Any, escaped: list[str]) -> Any:
-        if not isinstance(text, str) or self._find_special is None:
+    def _escape(self, text: str, escaped: list[str]) -> str:
+        if self._find_special is None:
             return text
 
         def mark(match: re.Match[str]) -> str:

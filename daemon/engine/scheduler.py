@@ -4,17 +4,16 @@ One rule: computed tokens catch up with known tokens. A step holds
 
 1. one token of every sequence that is one token behind: a generating one, or a prompt's last token;
 2. then, in the order of arrival, pieces of the prompts that are further behind, until the step's token budget is used;
-the
-   last piece may go over it. The budget is `batch`, but while anything generates `chunk`, so that a long prompt never
-   stalls other streams; twice that when many prompts wait, because then first tokens are what most people wait for.
+   the last piece may go over it. The budget is `batch`, but while anything generates `chunk`, so that a long prompt
+   never stalls other streams; twice that when many prompts wait, because then first tokens are what most people wait
+   for.
 
 A waiting sequence gets a slot in this order:
 
 1. a free slot that holds most of the longest prefix this owner may share (nothing is moved);
 2. a free slot into which that prefix is copied from another slot, busy or not;
 3. with no shared prefix: the free slot that keeps busy slots adjacent (llama.cpp computes adjacent slots in one pass,
-and
-   each gap costs another), and of these the one longest unused.
+   and each gap costs another), and of these the one longest unused.
 
 It waits when a prompt of the same owner that is being read right now shares much more than any slot holds yet: reading
 it twice would cost more than waiting for it.
@@ -22,8 +21,7 @@ it twice would cost more than waiting for it.
 The same seed and parameters give the same text, whatever was computed before or beside it: prompts are cut at fixed
 places (`types.BLOCK` says why), and a request with a seed shares only pieces that were read so.
 
-Every `add` is answered by exactly one end of each choice: a finish in `apply`, or
-`stop`, or `cancel`.
+Every `add` is answered by exactly one end of each choice: a finish in `apply`, or `stop`, or `cancel`.
 """
 
 from dataclasses import dataclass, field

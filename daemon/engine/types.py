@@ -4,6 +4,8 @@ from collections import abc
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from llmd.daemon.engine.messages import SamplingParams
+
 # Prompts are read in pieces that end at multiples of this many tokens; the last piece is up to twice as long. A token's
 # keys and values depend a little on how many others are computed with it (measured on the CPU: logits differ by up to
 # 1.0), so a text stays the same only if its prompt is always cut at the same places. Pieces of 64 cost no more than
@@ -20,25 +22,6 @@ def next_cut(at: int, length: int, block: int = BLOCK) -> int:
 def last_cut(length: int, block: int = BLOCK) -> int:
     """Where the last piece begins of a prompt of `length` tokens that is read from its start."""
     return max(0, (length // block - 1) * block)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How a sequence's tokens are chosen and when it ends. Set by the API, validated there, never changed."""
-
-    max_tokens: int
-    temperature: float = 0.8  # 0 is greedy
-    top_k: int = 40  # 0: off
-    top_p: float = 0.95
-    min_p: float = 0.05
-    seed: int | None = None  # None: drawn by the runner
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repeat_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    logprobs: int | None = None  # None: none; n: the chosen token's and the n likeliest
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)

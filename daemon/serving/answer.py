@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmd.daemon.audit.log import AuditLog
-from llmd.daemon.engine import frames
+from llmd.daemon.engine.messages import (
+    Detokenize,
+    Detokenized,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    Started,
+    Text,
+    Tokenize,
+    Tokenized,
+)
 from llmd.daemon.errors import AuditUnavailable, LlmdError, from_wire
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
@@ -37,7 +48,7 @@ class Exchange:
         self._stream: Stream | None = None
         self._admitted = False
         self._closed = False
-        self._rest: list[list[Any]] = []
+        self._rest: list[Event] = []
         self._error: str | None = None
         self._finishes: set[str] = set()
         self._began = asyncio.get_running_loop().time()
@@ -71,18 +82,18 @@ class Exchange:
         if missing:
             raise missing
 
-    async def begin(self, message: dict[str, Any]) -> None:
+    async def begin(self, work: Generate) -> None:
         """Send it to the model and wait until the worker has taken the prompt. Raises the LlmdError that refuses it."""
         self._began = asyncio.get_running_loop().time()
-        self._stream = self._parts.pool.generate(self.model, self._principal.name, message, self.choices)
+        self._stream = self._parts.pool.open(self.model, self._principal.name, work)
         first, *rest = await self._stream.next()
         self._note([first, *rest])
-        if first[1] == frames.ERROR:
-            raise from_wire(*first[2:])
+        if isinstance(first, Failed):
+            raise from_wire(first.code, first.message, first.param)
         self._rest = rest
 
-    async def next(self) -> list[list[Any]]:
-        """Events since the last call: TEXT, or an ERROR as the last."""
+    async def next(self) -> list[Event]:
+        """Events since the last call: Text and Finished, or a Failed as the last."""
         if self._rest:
             rest, self._rest = self._rest, []
             return rest
@@ -91,11 +102,15 @@ class Exchange:
         self._note(events)
         return events
 
-    async def call(self, op: str, **message: Any) -> Any:
+    async def reply(self, work: Tokenize | Detokenize) -> Tokenized | Detokenized:
         """Tokenize or detokenize by the model's worker."""
-        value = await self._parts.pool.call(self.model, op, **message)
+        self._stream = self._parts.pool.open(self.model, self._principal.name, work)
+        (event,) = await self._stream.next()
+        if isinstance(event, Failed):
+            raise from_wire(event.code, event.message, event.param)
+        assert isinstance(event, Tokenized | Detokenized)
         self._finishes.add("ok")
-        return value
+        return event
 
     def fail(self, error: Exception) -> None:
         """It was refused or broke before an event could say so."""
@@ -124,16 +139,22 @@ class Exchange:
 
     # --- inside
 
-    def _note(self, events: list[list[Any]]) -> None:
+    def _note(self, events: list[Event]) -> None:
         for event in events:
-            if event[1] == frames.START:
-                self.prompt_tokens = event[2]
-            elif event[1] == frames.ERROR:
-                self._error = event[2]
-            else:
-                self.cached_tokens = max(self.cached_tokens, event[5] if event[2] == 0 else 0)
-                if event[6]:
-                    self._finishes.add(event[6])
+            match event:
+                case Started():
+                    self.prompt_tokens = event.prompt_tokens
+                case Text():
+                    self._cached(event)
+                case Finished():
+                    self._cached(event)
+                    self._finishes.add(event.reason)
+                case Failed():
+                    self._error = event.code
+
+    def _cached(self, event: Text | Finished) -> None:
+        if event.choice == 0:
+            self.cached_tokens = max(self.cached_tokens, event.cached)
 
     def _finish(self, outcome: str, error: str | None) -> None:
         if self._closed:

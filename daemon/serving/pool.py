@@ -10,9 +10,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmd.daemon.engine.messages import Generate, Ready, SamplingParams, Settings, Tokens, Work
 from llmd.daemon.errors import LlmdError, ModelNotFound, ModelNotReady, QueueFull, ShuttingDown
 from llmd.daemon.metrics import Metrics
-from llmd.daemon.serving.worker import Settings, Stream, Worker
+from llmd.daemon.serving.worker import Stream, Worker
 
 log = logging.getLogger("llmd.pool")
 
@@ -106,28 +107,24 @@ class Pool:
 
     # --- requests
 
-    def generate(self, model: str, owner: str, message: dict[str, Any], choices: int) -> Stream:
+    def open(self, model: str, owner: str, work: Work) -> Stream:
         """Send a request to its model's worker. In this order:
 
         1. the daemon stops: ShuttingDown; 2. not deployed: ModelNotFound; 3. not ready: ModelNotReady;
         4. its slots and its queue are full: QueueFull; 5. sent.
         """
-        worker = self._worker(model)
+        worker, info = self._ready(model)
         deployment = self.find(model)
-        slots = int(worker.info["slots"])
-        waiting = worker.open_sequences + choices - slots
+        slots = info.slots
+        waiting = worker.open_sequences + (work.choices if isinstance(work, Generate) else 0) - slots
         if waiting > self._queue:
             after = max(1, min(60, round(deployment.seconds * waiting / slots)))
             raise QueueFull(f"{model} has {self._queue} requests waiting; try again in {after} s", retry_after=after)
-        return worker.open(owner, message, choices)
-
-    async def call(self, model: str, op: str, **message: Any) -> Any:
-        """Tokenize or detokenize by the model's worker."""
-        return await self._worker(model).call(op, **message)
+        return worker.open(owner, work)
 
     def context(self, model: str) -> int:
         """Tokens a slot of a model that is ready."""
-        return int(self._worker(model).info["context"])
+        return self._ready(model)[1].context
 
     def took(self, model: str, seconds: float) -> None:
         """A request has ended after this long in its slot."""
@@ -135,14 +132,15 @@ class Pool:
         if deployment:
             deployment.seconds += 0.1 * (seconds - deployment.seconds)
 
-    def _worker(self, model: str) -> Worker:
+    def _ready(self, model: str) -> tuple[Worker, Ready]:
         if self.draining:
             raise ShuttingDown("this server is stopping; try again soon", retry_after=5)
         deployment = self.find(model)
-        if not deployment.ready or deployment.worker is None:
+        worker = deployment.worker
+        if not deployment.ready or worker is None or worker.info is None:
             why = f": {deployment.reason}" if deployment.reason else ""
             raise ModelNotReady(f"{model} is {deployment.state}{why}; try again soon", retry_after=2)
-        return deployment.worker
+        return worker, worker.info
 
     # --- health
 
@@ -164,8 +162,8 @@ class Pool:
         return {**state, "ready": True, "token_age": round(age, 3)}
 
     async def _probe(self, worker: Worker) -> None:
-        params = {"max_tokens": 1, "temperature": 0.0, "stop": [], "logit_bias": [], "ignore_eos": True}
-        stream = worker.open("", {"messages": None, "prompt": [1, 1], "params": params}, 1)
+        params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        stream = worker.open("", Generate(Tokens((1, 1)), params))
         try:
             while not stream.read_out:
                 await stream.next()

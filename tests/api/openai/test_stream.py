@@ -8,7 +8,7 @@ import pytest
 
 from llmd.api.openai.stream import EventEncoder, Shape, StreamResponse
 from llmd.daemon import limits
-from llmd.daemon.engine import frames
+from llmd.daemon.engine.messages import ChosenLogprob, Event, Failed, Finished, Text, TokenLogprob
 
 
 class Exchange:
@@ -16,15 +16,15 @@ class Exchange:
 
     request_id, choices = "req-1", 1
 
-    def __init__(self, *events: list[Any]) -> None:
-        self.queue: asyncio.Queue[list[Any]] = asyncio.Queue()
+    def __init__(self, *events: Event) -> None:
+        self.queue: asyncio.Queue[Event] = asyncio.Queue()
         self.ended = self.closed = False
         for event in events:
             self.queue.put_nowait(event)
 
-    async def next(self) -> list[list[Any]]:
+    async def next(self) -> list[Event]:
         event = await self.queue.get()
-        self.ended = event[1] == frames.ERROR or bool(event[6])
+        self.ended = isinstance(event, Failed | Finished)
         return [event]
 
     def usage(self) -> dict[str, int]:
@@ -34,8 +34,11 @@ class Exchange:
         self.closed = True
 
 
-def token(text: str, finish: str | None = None) -> list[Any]:
-    return [1, frames.TEXT, 0, text, 1, 0, finish, None]
+def token(text: str) -> Text:
+    return Text(1, 0, text, 1, 0)
+
+
+END = Finished(1, 0, "stop", 1, 0)
 
 
 async def serve(exchange: Any, send: Any, abort: Any = None) -> None:
@@ -56,7 +59,7 @@ def collector(parts: list[bytes]) -> Any:
 
 async def test_every_event_is_json_and_the_stream_ends_with_done() -> None:
     parts: list[bytes] = []
-    exchange = Exchange(token('a "quoted"\n\u2028 🙂'), token("b", "stop"))
+    exchange = Exchange(token('a "quoted"\n\u2028 🙂'), token("b"), END)
     await serve(exchange, collector(parts))
     events = [e for e in b"".join(parts).decode().split("\n\n") if e]
     assert events[-1] == "data: [DONE]" and exchange.closed
@@ -69,7 +72,7 @@ async def test_every_event_is_json_and_the_stream_ends_with_done() -> None:
 
 async def test_an_error_after_the_first_byte_is_an_error_event() -> None:
     parts: list[bytes] = []
-    await serve(Exchange(token("a"), [1, frames.ERROR, "worker_lost", "lost", None]), collector(parts))
+    await serve(Exchange(token("a"), Failed(1, "worker_lost", "lost")), collector(parts))
     text = b"".join(parts).decode()
     assert "event: error\ndata: " in text and '"code":"worker_lost"' in text and text.endswith("data: [DONE]\n\n")
 
@@ -80,7 +83,7 @@ async def test_an_idle_stream_gets_comments(monkeypatch: pytest.MonkeyPatch) -> 
     exchange = Exchange()
     task = asyncio.create_task(serve(exchange, collector(parts)))
     await asyncio.sleep(0.3)
-    exchange.queue.put_nowait(token("a", "stop"))
+    exchange.queue.put_nowait(END)
     await task
     assert b"".join(parts).count(b": keep-alive\n\n") >= 3
 
@@ -94,7 +97,7 @@ async def test_a_client_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatc
             await cut.wait()
             raise ConnectionResetError
 
-    exchange = Exchange(token("stuck"), token("b", "stop"))
+    exchange = Exchange(token("stuck"), token("b"), END)
     with pytest.raises(ConnectionResetError):
         async with asyncio.timeout(2):
             await serve(exchange, send, cut.set)
@@ -103,7 +106,8 @@ async def test_a_client_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatc
 
 def test_logprobs_of_plain_completions_count_characters() -> None:
     encoder = EventEncoder(Shape(False, "req-1", "m", True), usage=False)
-    entries = [[b" a", -0.1, [[b" a", -0.1]]], [b"bc", -0.2, []]]
-    body = encoder.event([1, frames.TEXT, 0, " abc", 2, 0, None, entries])
+    a = TokenLogprob(b" a", -0.1)
+    entries = (ChosenLogprob(a, (a,)), ChosenLogprob(TokenLogprob(b"bc", -0.2), ()))
+    body = encoder.text(Text(1, 0, " abc", 2, 0, entries))
     shown = json.loads(body.removeprefix(b"data: "))["choices"][0]["logprobs"]
     assert shown["tokens"] == [" a", "bc"] and shown["text_offset"] == [0, 2]

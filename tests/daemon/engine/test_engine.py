@@ -4,10 +4,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from llmd.daemon.engine import frames
 from llmd.daemon.engine.fake import FakeRunner
 from llmd.daemon.engine.loop import Engine
-from llmd.daemon.engine.types import Logprob, Plan, Request, Sample, SamplingParams
+from llmd.daemon.engine.messages import Event, Finished, SamplingParams, Step, Text, TokenLogprob
+from llmd.daemon.engine.types import Logprob, Plan, Request, Sample
 
 
 class Queued(FakeRunner):
@@ -39,30 +39,39 @@ class Run:
     """An engine in a thread, and what it sent."""
 
     def __init__(self, runner: FakeRunner) -> None:
-        self.sent: list[dict[str, Any]] = []
+        self.sent: list[Step] = []
         self.engine = Engine(runner, self.sent.append, batch=64, chunk=16)
         self.thread = threading.Thread(target=self.engine.run)
         self.thread.start()
 
-    def events(self) -> list[list[Any]]:
+    def events(self) -> list[Event]:
         self.engine.stop()
         self.thread.join(10)
         assert not self.thread.is_alive()
-        return [event for message in self.sent for event in message["events"]]
+        return [event for step in self.sent for event in step.events]
 
     def wait_for_end(self, id_: int) -> None:
         for _ in range(1000):
-            if any(e[0] == id_ and e[6] for m in list(self.sent) for e in m["events"]):
+            if any(isinstance(e, Finished) and e.id == id_ for step in list(self.sent) for e in step.events):
                 return
             threading.Event().wait(0.005)
         raise AssertionError("no end came")
+
+
+def texts(events: list[Event]) -> list[Text]:
+    return [e for e in events if isinstance(e, Text)]
+
+
+def end(events: list[Event]) -> Finished:
+    assert isinstance(events[-1], Finished)
+    return events[-1]
 
 
 def request(id_: int, **params: Any) -> Request:
     return Request(id_, "a", (1, 2), SamplingParams(**{"max_tokens": 6, **params}))
 
 
-def run_one(runner: FakeRunner, **params: Any) -> list[list[Any]]:
+def run_one(runner: FakeRunner, **params: Any) -> list[Event]:
     run = Run(runner)
     run.engine.add(request(1, **params))
     run.wait_for_end(1)
@@ -71,32 +80,34 @@ def run_one(runner: FakeRunner, **params: Any) -> list[list[Any]]:
 
 def test_text_comes_token_by_token_and_ends_with_length() -> None:
     events = run_one(Queued([b"a", b"b", b"c"]), max_tokens=3)
-    assert [(e[3], e[4], e[6]) for e in events] == [("a", 1, None), ("b", 2, None), ("c", 3, "length")]
-    assert all(e[1] == frames.TEXT for e in events)
+    assert [(e.text, e.tokens) for e in texts(events)] == [("a", 1), ("b", 2), ("c", 3)]
+    assert end(events) == Finished(1, 0, "length", tokens=3, cached=0) and len(events) == 4
 
 
 def test_an_end_token_is_not_shown() -> None:
     events = run_one(Queued([b"a", b"b"], eos_after=True))
-    assert "".join(e[3] for e in events) == "ab" and events[-1][6] == "stop"
+    assert "".join(e.text for e in texts(events)) == "ab" and end(events).reason == "stop"
 
 
 def test_a_stop_string_across_tokens_ends_the_work_and_is_not_shown() -> None:
     runner = Queued([b"one ", b"ST", b"OP", b" two", b" three", b" four"])
     events = run_one(runner, stop=("STOP",))
-    assert "".join(e[3] for e in events) == "one " and events[-1][6] == "stop"
+    assert "".join(e.text for e in texts(events)) == "one " and end(events).reason == "stop"
     assert runner.steps == 3
 
 
 def test_half_a_character_is_held_back_and_its_token_still_counts() -> None:
     smile = "🙂".encode()
     events = run_one(Queued([smile[:2], smile[2:], b"x"]), max_tokens=3)
-    assert [(e[3], e[4]) for e in events] == [("🙂", 2), ("x", 3)]
+    assert [(e.text, e.tokens) for e in texts(events)] == [("🙂", 2), ("x", 3)]
 
 
 def test_logprobs_of_held_back_tokens_come_with_their_text() -> None:
     smile = "🙂".encode()
     events = run_one(Queued([smile[:2], smile[2:], b"x"]), max_tokens=3, logprobs=1)
-    assert [len(e[7]) for e in events] == [2, 1]
+    shown = [e.logprobs for e in texts(events)]
+    assert [[p.chosen.token for p in entries] for entries in shown] == [[smile[:2], smile[2:]], [b"x"]]
+    assert shown[0][0].top == (TokenLogprob(smile[:2], -0.5),)
 
 
 def test_cancel_takes_effect_before_the_next_step() -> None:
@@ -108,7 +119,7 @@ def test_cancel_takes_effect_before_the_next_step() -> None:
     while runner.steps < 0 or not run.engine.scheduler.running:
         pass
     runner.gate.release()
-    while not any(m["events"] for m in list(run.sent)):
+    while not any(step.events for step in list(run.sent)):
         pass
     run.engine.cancel(1)
     run.engine.cancel(2)
@@ -123,15 +134,4 @@ def test_a_cancel_that_comes_before_its_request_counts() -> None:
     run.engine.add(request(1))
     run.engine.add(request(2))
     run.wait_for_end(2)
-    assert {e[0] for e in run.events()} == {2}
-
-
-def test_frames_survive_any_cut() -> None:
-    messages: list[dict[str, Any]] = [
-        {"op": "step", "events": [[1, 2, "é", b"\xff", None]]},
-        {"op": "beat", "step": 0.5},
-    ]
-    data = b"".join(frames.encode(m) for m in messages)
-    for cut in range(len(data)):
-        decoder = frames.Decoder()
-        assert [*decoder.feed(data[:cut]), *decoder.feed(data[cut:])] == messages
+    assert {e.id for e in run.events()} == {2}

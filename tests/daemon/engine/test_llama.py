@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from llmd.daemon.engine.llama import LlamaRunner
+from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.scheduler import Scheduler
-from llmd.daemon.engine.types import Request, SamplingParams, Token
+from llmd.daemon.engine.types import Request, Token
 from llmd.daemon.errors import ModelInvalid
 
 

@@ -7,8 +7,8 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
 
+from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.sampling import Sampling, is_simple, likeliest
-from llmd.daemon.engine.types import SamplingParams
 
 
 def rows(count: int, size: int, seed: int = 0) -> np.ndarray:

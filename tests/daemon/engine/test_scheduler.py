@@ -6,8 +6,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.scheduler import Scheduler, common_prefix
-from llmd.daemon.engine.types import ModelInfo, Plan, Request, Sample, SamplingParams, Token
+from llmd.daemon.engine.types import ModelInfo, Plan, Request, Sample, Token
 
 
 def info(slots: int = 4, context: int = 256, can_trim: bool = True) -> ModelInfo:

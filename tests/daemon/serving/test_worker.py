@@ -14,15 +14,29 @@ import psutil
 import pytest
 
 from llmd.daemon import limits
-from llmd.daemon.engine import frames
+from llmd.daemon.engine.messages import (
+    Detokenize,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    Prompt,
+    RawText,
+    SamplingParams,
+    Settings,
+    Started,
+    Text,
+    Tokenize,
+    Tokens,
+)
 from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, ModelNotReady, QueueFull, ShuttingDown
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving import pool as pool_module
 from llmd.daemon.serving import worker as worker_module
 from llmd.daemon.serving.pool import Deployment, Pool
-from llmd.daemon.serving.worker import Settings, Stream
+from llmd.daemon.serving.worker import Stream
 
-PARAMS = {"max_tokens": 8, "temperature": 0.0, "stop": [], "logit_bias": []}
+HELLO = RawText("hello")
 
 
 def fake(slots: int = 2, **arguments: Any) -> Settings:
@@ -30,8 +44,8 @@ def fake(slots: int = 2, **arguments: Any) -> Settings:
     return Settings("", slots, 256, 64, 32, 1, runner="fake", fake=arguments)
 
 
-def message(**params: Any) -> dict[str, Any]:
-    return {"messages": None, "prompt": "hello", "params": {**PARAMS, **params}}
+def say(max_tokens: int = 8, prompt: Prompt = HELLO) -> Generate:
+    return Generate(prompt, SamplingParams(max_tokens, temperature=0.0))
 
 
 async def until(deployment: Deployment, state: str, seconds: float = 15.0) -> None:
@@ -40,13 +54,23 @@ async def until(deployment: Deployment, state: str, seconds: float = 15.0) -> No
             await deployment.changed.wait()
 
 
-async def read(stream: Stream) -> list[list[Any]]:
-    events = []
+async def read(stream: Stream) -> list[Event]:
+    events: list[Event] = []
     async with asyncio.timeout(20):
         while True:
             events += await stream.next()
             if stream.read_out:
                 return events
+
+
+def failure(events: list[Event]) -> str:
+    assert isinstance(events[-1], Failed)
+    return events[-1].code
+
+
+def finish(events: list[Event]) -> str:
+    assert isinstance(events[-1], Finished)
+    return events[-1].reason
 
 
 @pytest.fixture
@@ -64,47 +88,47 @@ async def deploy(pool: Pool, name: str = "m", settings: Settings | None = None) 
 
 async def test_a_request_is_answered(pool: Pool) -> None:
     await deploy(pool)
-    events = await read(pool.generate("m", "a", message(max_tokens=4), 1))
-    assert events[0][1] == frames.START
-    assert len("".join(e[3] for e in events[1:]).split()) == 4
-    assert events[-1][6] == "length" and events[-1][4] == 4
+    events = await read(pool.open("m", "a", say(4)))
+    assert events[0] == Started(1, 7)
+    assert len("".join(e.text for e in events if isinstance(e, Text)).split()) == 4
+    assert events[-1] == Finished(1, 0, "length", tokens=4, cached=0)
 
 
 async def test_refusals_name_what_is_wrong(pool: Pool) -> None:
     with pytest.raises(ModelNotFound, match="deployed: none"):
-        pool.generate("m", "a", message(), 1)
+        pool.open("m", "a", say())
     deployment = pool.deploy("m", "0" * 64, fake())
     with pytest.raises(ModelNotReady):
-        pool.generate("m", "a", message(), 1)
+        pool.open("m", "a", say())
     await until(deployment, "ready")
-    events = await read(pool.generate("m", "a", {**message(), "prompt": "x" * 300}, 1))
-    assert events[0][1:3] == [frames.ERROR, ContextExceeded.code]
-    assert "302 tokens" in events[0][3] and "256" in events[0][3]
-    events = await read(pool.generate("m", "a", {**message(), "prompt": [5000]}, 1))
-    assert events[0][1:3] == [frames.ERROR, BadRequest.code]
-    with pytest.raises(BadRequest, match="no token 1001"):
-        await pool.call("m", "detokenize", tokens=[1001])
+    events = await read(pool.open("m", "a", say(prompt=RawText("x" * 300))))
+    assert failure(events) == ContextExceeded.code
+    assert isinstance(events[0], Failed) and "302 tokens" in events[0].message and "256" in events[0].message
+    events = await read(pool.open("m", "a", say(prompt=Tokens((5000,)))))
+    assert failure(events) == BadRequest.code
+    (refused,) = await read(pool.open("m", "a", Detokenize((1001,))))
+    assert isinstance(refused, Failed) and "no token 1001" in refused.message
 
 
 async def test_a_full_queue_says_when_to_come_back(pool: Pool) -> None:
     await deploy(pool, settings=fake(slots=1, step_seconds=0.05))
-    streams = [pool.generate("m", "a", message(max_tokens=100), 1) for _ in range(5)]
+    streams = [pool.open("m", "a", say(100)) for _ in range(5)]
     with pytest.raises(QueueFull) as e:
-        pool.generate("m", "a", message(), 1)
+        pool.open("m", "a", say())
     assert e.value.retry_after and e.value.retry_after >= 1
     streams[0].cancel()
-    streams.append(pool.generate("m", "a", message(), 1))
+    streams.append(pool.open("m", "a", say()))
     for stream in streams:
         stream.cancel()
 
 
 async def test_cancel_frees_the_slot(pool: Pool) -> None:
     deployment = await deploy(pool, settings=fake(slots=1, step_seconds=0.02))
-    first = pool.generate("m", "a", message(max_tokens=10_000), 1)
+    first = pool.open("m", "a", say(10_000))
     await first.next()
-    second = pool.generate("m", "a", message(max_tokens=3), 1)
+    second = pool.open("m", "a", say(3))
     first.cancel()
-    assert (await read(second))[-1][6] == "length"
+    assert finish(await read(second)) == "length"
     assert deployment.worker is not None and deployment.worker.open_sequences == 0
 
 
@@ -112,30 +136,30 @@ async def test_cancel_frees_the_slot(pool: Pool) -> None:
 async def test_a_dead_worker_is_answered_for_within_two_seconds_and_comes_back(pool: Pool, how: signal.Signals) -> None:
     other = await deploy(pool, "other", fake(step_seconds=0.01))
     deployment = await deploy(pool, settings=fake(step_seconds=0.01))
-    streams = [pool.generate("m", "a", message(max_tokens=10_000), 1) for _ in range(2)]
-    unharmed = pool.generate("other", "a", message(max_tokens=100), 1)
+    streams = [pool.open("m", "a", say(10_000)) for _ in range(2)]
+    unharmed = pool.open("other", "a", say(100))
     await asyncio.gather(*(s.next() for s in streams))
     assert deployment.worker is not None
     os.kill(deployment.worker.pid, how)
     began = time.monotonic()
     ends = await asyncio.gather(*(read(s) for s in streams))
     assert time.monotonic() - began < 2
-    assert [e[-1][1:3] for e in ends] == [[frames.ERROR, "worker_lost"]] * 2
-    assert (await read(unharmed))[-1][6] == "length"
+    assert [failure(e) for e in ends] == ["worker_lost"] * 2
+    assert finish(await read(unharmed)) == "length"
     assert other.restarts == 0
     await until(deployment, "ready")
     assert deployment.restarts == 1
-    assert (await read(pool.generate("m", "a", message(), 1)))[-1][6] == "length"
+    assert finish(await read(pool.open("m", "a", say()))) == "length"
 
 
 async def test_a_hanging_worker_is_noticed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "SILENT_SECONDS", 2.5)
     deployment = await deploy(pool, settings=fake(step_seconds=0.01))
-    stream = pool.generate("m", "a", message(max_tokens=10_000), 1)
+    stream = pool.open("m", "a", say(10_000))
     await stream.next()
     assert deployment.worker is not None
     os.kill(deployment.worker.pid, signal.SIGSTOP)
-    assert (await read(stream))[-1][2] == "worker_lost"
+    assert failure(await read(stream)) == "worker_lost"
     await until(deployment, "ready")
     assert worker_module.SILENT_SECONDS + 1 < 12
 
@@ -144,11 +168,10 @@ async def test_calls_to_a_dying_worker_fail(pool: Pool) -> None:
     deployment = await deploy(pool)
     assert deployment.worker is not None
     os.kill(deployment.worker.pid, signal.SIGSTOP)
-    call = asyncio.ensure_future(pool.call("m", "tokenize", text="x", special=False))
+    call = asyncio.ensure_future(read(pool.open("m", "a", Tokenize("x"))))
     await asyncio.sleep(0.05)
     os.kill(deployment.worker.pid, signal.SIGKILL)
-    with pytest.raises(Exception, match="lost"):
-        await call
+    assert failure(await call) == "worker_lost"
 
 
 async def test_a_model_that_cannot_load_says_why_and_backs_off(pool: Pool, tmp_path: Path) -> None:
@@ -174,33 +197,33 @@ async def test_health_asks_an_idle_model_for_a_token(pool: Pool, monkeypatch: py
 
 async def test_undeploy_lets_running_requests_finish_and_ends_the_process(pool: Pool) -> None:
     deployment = await deploy(pool, settings=fake(step_seconds=0.01))
-    stream = pool.generate("m", "a", message(max_tokens=20), 1)
+    stream = pool.open("m", "a", say(20))
     assert deployment.worker is not None
     pid = deployment.worker.pid
     _, events = await asyncio.gather(pool.undeploy("m", grace=10), read(stream))
-    assert events[-1][6] == "length"
+    assert finish(events) == "length"
     assert not psutil.pid_exists(pid)
     with pytest.raises(ModelNotFound):
-        pool.generate("m", "a", message(), 1)
+        pool.open("m", "a", say())
 
 
 async def test_closing_ends_what_does_not_finish(pool: Pool) -> None:
     await deploy(pool, settings=fake(step_seconds=0.05))
-    stream = pool.generate("m", "a", message(max_tokens=10_000), 1)
+    stream = pool.open("m", "a", say(10_000))
     _, events = await asyncio.gather(pool.close(0.3), read(stream))
-    assert events[-1][1] == frames.ERROR
+    assert failure(events)
     with pytest.raises(ShuttingDown):
-        pool.generate("m", "a", message(), 1)
+        pool.open("m", "a", say())
 
 
 async def test_a_client_that_does_not_read_is_cut_off(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_STREAM_BACKLOG", 200)
     deployment = await deploy(pool)
-    stream = pool.generate("m", "a", message(max_tokens=10_000), 1)
+    stream = pool.open("m", "a", say(10_000))
     async with asyncio.timeout(5):
         while not stream.ended:
             await asyncio.sleep(0.01)
-    assert (await stream.next())[-1][2] == "client_too_slow"
+    assert failure(await stream.next()) == "client_too_slow"
     assert deployment.worker is not None and deployment.worker.open_sequences == 0
 
 
@@ -208,7 +231,7 @@ DAEMON = """
 import asyncio, sys
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.pool import Pool
-from llmd.daemon.serving.worker import Settings
+from llmd.daemon.engine.messages import Settings
 async def main():
     pool = Pool(Metrics(), queue=1)
     d = pool.deploy("m", "", Settings("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "a"}))

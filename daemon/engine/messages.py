@@ -1,0 +1,304 @@
+"""The messages between the daemon and its workers, and what they carry: msgspec structs, each with a tag.
+
+To a worker: `Load` first, then `Open` and `Cancel`. From it: `Ready` or `Fatal`, then `Step` (one frame carries the
+events of one engine step) and `Beat` (once a second). An opened request is answered by
+
+    Generate      Started, then Text as it comes and one Finished a choice
+    Tokenize      Tokenized
+    Detokenize    Detokenized
+
+or, at any point, by one Failed, after which nothing comes. A frame is a message's length, 4 bytes big-endian, and its
+msgpack.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+# a request body's limit and what msgpack adds; a frame that is larger is a broken peer
+MAX_FRAME = 64 * 1024 * 1024
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """A tagged value. `gc=False`: none of them can be part of a cycle, and there are many."""
+
+
+# --- what to do
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker is started with. `runner` is `llama`, or `fake` with the fake's own arguments.
+
+    It sees the GPUs in `gpus` and no other, in this order; none: it computes on the CPU.
+    """
+
+    path: str
+    slots: int
+    context: int  # tokens a slot
+    batch: int
+    chunk: int
+    threads: int
+    gpus: tuple[str, ...] = ()  # UUIDs, MIG instances' too
+    split: str = "none"  # over several GPUs: `layer` or `tensor`
+    kv_type: str = "f16"  # of keys and values: f16, q8_0, q4_0
+    ubatch: int = 0  # most tokens the device computes in one pass; 0: 512
+    runner: str = "llama"
+    fake: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How a sequence's tokens are chosen and when it ends. Set by the API, validated there, never changed."""
+
+    max_tokens: int
+    temperature: float = 0.8  # 0 is greedy
+    top_k: int = 40  # 0: off
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None  # None: drawn by the runner
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None  # None: none; n: the chosen token's and the n likeliest
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+class ChatMessage(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One turn of a conversation, as chat templates take it."""
+
+    role: str
+    content: str
+
+
+class Chat(Message, frozen=True):
+    """A prompt that the model's chat template renders."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+class RawText(Message, frozen=True):
+    """A prompt as it is."""
+
+    text: str
+
+
+class Tokens(Message, frozen=True):
+    """A prompt that is tokenized already."""
+
+    tokens: tuple[int, ...]
+
+
+Prompt: TypeAlias = Chat | RawText | Tokens
+
+
+class Generate(Message, frozen=True):
+    """Continue a prompt, `choices` times."""
+
+    prompt: Prompt
+    params: SamplingParams
+    choices: int = 1
+
+
+class Tokenize(Message, frozen=True):
+    """`special`: add the model's own first tokens, and read special tokens' text as such."""
+
+    text: str
+    special: bool = False
+
+
+class Detokenize(Message, frozen=True):
+    tokens: tuple[int, ...]
+
+
+Work: TypeAlias = Generate | Tokenize | Detokenize
+
+
+# --- to a worker
+
+
+class Load(Message, frozen=True):
+    settings: Settings
+
+
+class Open(Message, frozen=True):
+    """Begin a request. `id` is unique in the worker; `owner` is whose prompt prefixes it may share."""
+
+    id: int
+    owner: str
+    work: Work
+
+
+class Cancel(Message, frozen=True):
+    """No event of this request follows what is on its way already."""
+
+    id: int
+
+
+ToWorker: TypeAlias = Load | Open | Cancel
+
+
+# --- events
+
+
+class Started(Message, frozen=True):
+    """The prompt is read in and fits; it waits for a slot or has one."""
+
+    id: int
+    prompt_tokens: int
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A token's bytes and its natural-log probability under the model's own distribution (temperature 1)."""
+
+    token: bytes
+    logprob: float
+
+
+class ChosenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A token of the text, and the likeliest at its place."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+class Text(Message, frozen=True):
+    """New text of one choice: whole characters, no part of a stop string."""
+
+    id: int
+    choice: int
+    text: str
+    tokens: int  # generated so far, those that show no text too
+    cached: int  # of the prompt, found in a shared prefix
+    logprobs: tuple[ChosenLogprob, ...] = ()  # of the tokens that this text shows, if they were asked for
+
+
+class Finished(Message, frozen=True):
+    """The end of one choice."""
+
+    id: int
+    choice: int
+    reason: str  # `stop` or `length`
+    tokens: int
+    cached: int
+
+
+class Failed(Message, frozen=True):
+    """The end of a request that cannot be answered (further). `code` is one of `daemon/errors.py`."""
+
+    id: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Tokenized(Message, frozen=True):
+    id: int
+    tokens: tuple[int, ...]
+
+
+class Detokenized(Message, frozen=True):
+    id: int
+    text: str
+
+
+Event: TypeAlias = Started | Text | Finished | Failed | Tokenized | Detokenized
+
+
+# --- from a worker
+
+
+class Ready(Message, frozen=True):
+    """The model is loaded."""
+
+    context: int  # tokens a slot
+    slots: int
+    vocab: int
+    parameters: int
+    size: int  # bytes of weights
+    description: str
+    chat: bool  # it has a chat template
+
+    @property
+    def positions(self) -> int:
+        """Tokens that all slots hold."""
+        return self.context * self.slots
+
+
+class Fatal(Message, frozen=True):
+    """The process ends; `code` is one of `daemon/errors.py`."""
+
+    code: str
+    message: str
+
+
+class Busy(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How busy an engine is."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_used: int = 0  # positions in use
+
+
+class Step(Message, frozen=True):
+    """What one engine step made visible. `busy` is None where no step was made."""
+
+    events: tuple[Event, ...]
+    busy: Busy | None = None
+
+
+class Beat(Message, frozen=True):
+    """The process lives. Seconds: `step` since the running step began, 0 between steps; `token` since the last one."""
+
+    step: float
+    token: float
+
+
+FromWorker: TypeAlias = Ready | Fatal | Step | Beat
+
+
+# --- frames
+
+_encoder = msgspec.msgpack.Encoder()
+_M = TypeVar("_M")
+
+
+def encode(message: ToWorker | FromWorker) -> bytes:
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+class Decoder(Generic[_M]):
+    """Bytes in, whole messages of `kind` out. Raises ValueError on what is none of them, or larger than MAX_FRAME."""
+
+    def __init__(self, kind: Any) -> None:
+        self._decode = msgspec.msgpack.Decoder(kind).decode
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[_M]:
+        self._buffer += data
+        while len(self._buffer) >= 4:
+            size = int.from_bytes(self._buffer[:4], "big")
+            if size > MAX_FRAME:
+                raise ValueError("not a frame")
+            if len(self._buffer) < 4 + size:
+                return
+            body = bytes(self._buffer[4 : 4 + size])
+            del self._buffer[: 4 + size]
+            try:
+                message: _M = self._decode(body)
+            except msgspec.DecodeError as e:
+                raise ValueError("not a frame") from e
+            yield message
+
+
+def from_daemon() -> Decoder[ToWorker]:
+    return Decoder(ToWorker)
+
+
+def from_worker() -> Decoder[FromWorker]:
+    return Decoder(FromWorker)
