@@ -8,113 +8,34 @@ import random
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_writer import (
+    ARR,
+    BOOL,
+    CODES,
+    F32,
+    F64,
+    I32,
+    STR,
+    U8,
+    U16,
+    U32,
+    U64,
+    File,
+    text,
+    tiny,
+    tiny_bytes,
+    value,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmd.daemon.errors import ModelInvalid
-from llmd.quantize import header as check
+from llmd.quantize import header
 from llmd.quantize.check import check_in_child, check_model, describe, read_header
-
-U8, U16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = 0, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12
-CODES = {U8: "B", U16: "H", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", I64: "q", F64: "d"}
-
-
-def text(value: str | bytes) -> bytes:
-    raw = value.encode() if isinstance(value, str) else value
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def value(kind: int, content: Any) -> bytes:
-    """A metadata value with its type in front; an array is (element kind, list)."""
-    head = struct.pack("<i", kind)
-    if kind == STR:
-        return head + text(content)
-    if kind == ARR:
-        inner, items = content
-        return head + struct.pack("<iQ", inner, len(items)) + b"".join(value(inner, item)[4:] for item in items)
-    return head + struct.pack("<" + CODES[kind], content)
-
-
-@dataclass
-class File:
-    """A GGUF file to be broken: keys are (kind, content), tensors (shape, type); `offsets` replaces right ones."""
-
-    keys: dict[str, tuple[int, Any]] = field(default_factory=dict)
-    tensors: dict[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
-    magic: bytes = b"GGUF"
-    version: int = 3
-    n_keys: int | None = None
-    n_tensors: int | None = None
-    alignment: int = 32
-    offsets: dict[str, int] = field(default_factory=dict)
-    more_keys: bytes = b""
-    more_tensors: bytes = b""
-    cut: int = 0
-
-    def layout(self) -> tuple[dict[str, int], int]:
-        at, offsets = 0, {}
-        for name, (shape, kind) in self.tensors.items():
-            _, block, width = check.TENSOR_TYPES.get(kind, ("", 1, 4))
-            offsets[name] = at
-            at += -(-(math.prod(shape) // block * width) // self.alignment) * self.alignment
-        return offsets, at
-
-    def head(self) -> bytes:
-        offsets, _ = self.layout()
-        offsets |= self.offsets
-        keys = b"".join(text(k) + value(*v) for k, v in self.keys.items())
-        tensors = b"".join(
-            text(name) + struct.pack(f"<I{len(shape)}qiQ", len(shape), *shape, kind, offsets[name])
-            for name, (shape, kind) in self.tensors.items()
-        )
-        n_tensors = len(self.tensors) if self.n_tensors is None else self.n_tensors
-        n_keys = len(self.keys) if self.n_keys is None else self.n_keys
-        return (
-            self.magic
-            + struct.pack("<Iqq", self.version, n_tensors, n_keys)
-            + keys
-            + self.more_keys
-            + tensors
-            + self.more_tensors
-        )
-
-    def bytes(self) -> bytes:
-        head = self.head()
-        head += bytes(-len(head) % max(1, min(self.alignment, 4096)))
-        whole = head + bytes(min(self.layout()[1], 1 << 22))
-        return whole[: len(whole) - self.cut]
-
-
-def tiny(seed: int = 0) -> File:
-    """A llama model with one block, which llama.cpp takes; the seed changes its bytes and nothing else."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "a"]
-    n = len(tokens)
-    keys: dict[str, tuple[int, Any]] = {
-        "general.architecture": (STR, "llama"), "general.name": (STR, f"tiny {seed}"), "general.file_type": (U32, 0),
-        "llama.block_count": (U32, 1), "llama.context_length": (U32, 64), "llama.embedding_length": (U32, 32),
-        "llama.feed_forward_length": (U32, 64), "llama.attention.head_count": (U32, 2),
-        "llama.attention.layer_norm_rms_epsilon": (F32, 1e-5), "llama.rope.freq_base": (F32, 10000.0),
-        "tokenizer.ggml.model": (STR, "llama"), "tokenizer.ggml.tokens": (ARR, (STR, tokens)),
-        "tokenizer.ggml.scores": (ARR, (F32, [0.0] * n)),
-        "tokenizer.ggml.token_type": (ARR, (I32, [2, 3, 3, *[6] * 256, 1])),
-    }  # fmt: skip
-    square, wide = (32, 32), (32, 64)
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (32, n), "output_norm.weight": (32,), "blk.0.attn_norm.weight": (32,),
-        "blk.0.attn_q.weight": square, "blk.0.attn_k.weight": square, "blk.0.attn_v.weight": square,
-        "blk.0.attn_output.weight": square, "blk.0.ffn_norm.weight": (32,), "blk.0.ffn_gate.weight": wide,
-        "blk.0.ffn_up.weight": wide, "blk.0.ffn_down.weight": (64, 32),
-    }  # fmt: skip
-    return File(keys, {name: (shape, 0) for name, shape in shapes.items()})
-
-
-def tiny_bytes(seed: int = 0) -> bytes:
-    return tiny(seed).bytes()
 
 
 def judge(path: Path) -> None:
@@ -145,7 +66,7 @@ GOOD: dict[str, Callable[[File], None]] = {
     "every array type": lambda f: f.keys.update({f"x.{k}": (ARR, (k, [1, 0])) for k in CODES}),
     "an empty array": lambda f: f.keys.update({"x": (ARR, (STR, []))}),
     "heads for each block": lambda f: f.keys.update({"llama.attention.head_count_kv": (ARR, (I32, [2]))}),
-    "every tensor type": lambda f: f.tensors.update({f"t{k}": ((512, 3), k) for k in check.TENSOR_TYPES}),
+    "every tensor type": lambda f: f.tensors.update({f"t{k}": ((512, 3), k) for k in header.TENSOR_TYPES}),
     "four dimensions": lambda f: f.tensors.update({"t": ((2, 3, 4, 5), 0)}),
     "unsigned count": lambda f: f.keys.update({"llama.block_count": (U64, 1)}),
     "the longest tensor name": lambda f: f.tensors.update({"n" * 63: ((1,), 0)}),
@@ -175,8 +96,8 @@ def test_long_arrays_are_only_counted(tmp_path: Path) -> None:
     file.keys["x.numbers"] = (ARR, (F64, [0.0] * 5000))
     (tmp_path / "x.gguf").write_bytes(file.bytes())
     found = read_header(tmp_path / "x.gguf").metadata
-    assert found["x.texts"] == check.Array("string", 10_000, None)
-    assert found["x.numbers"] == check.Array("float64", 5000, None)
+    assert found["x.texts"] == header.Array("string", 10_000, None)
+    assert found["x.numbers"] == header.Array("float64", 5000, None)
 
 
 def test_the_type_table_is_the_librarys() -> None:
@@ -185,10 +106,10 @@ def test_the_type_table_is_the_librarys() -> None:
     base = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
     base.ggml_type_name.restype, base.ggml_blck_size.restype = ctypes.c_char_p, ctypes.c_int64
     base.ggml_type_size.restype = ctypes.c_size_t
-    for kind, (name, block, width) in check.TENSOR_TYPES.items():
+    for kind, (name, block, width) in header.TENSOR_TYPES.items():
         there = base.ggml_type_name(kind).decode().upper(), base.ggml_blck_size(kind), base.ggml_type_size(kind)
         assert (name, block, width) == there
-    assert all(base.ggml_blck_size(kind) == 0 for kind in check._REMOVED_TYPES)
+    assert all(base.ggml_blck_size(kind) == 0 for kind in header._REMOVED_TYPES)
 
 
 # --- what is broken: a change to the good file, and what the verdict says
@@ -216,8 +137,8 @@ def tensor(shape: tuple[int, ...], kind: int = 0, **offset: int) -> Callable[[Fi
 
 def having(**attributes: Any) -> Callable[[File], None]:
     def change(f: File) -> None:
-        for name, value in attributes.items():
-            setattr(f, name, value)
+        for name, given in attributes.items():
+            setattr(f, name, given)
 
     return change
 
@@ -400,7 +321,7 @@ def test_spliced_headers(tmp_path: Path, at: int, put: bytes, tail: bytes) -> No
 
 @pytest.mark.parametrize("arrays", [1, 1024])
 def test_the_slowest_file_the_caps_allow(tmp_path: Path, arrays: int) -> None:
-    path, count = tmp_path / "x.gguf", check.MAX_STRINGS // arrays
+    path, count = tmp_path / "x.gguf", header.MAX_STRINGS // arrays
     with path.open("wb") as out:
         out.write(b"GGUF" + struct.pack("<Iqq", 3, 0, arrays))
         for i in range(arrays):

@@ -3,7 +3,6 @@ stays."""
 
 import asyncio
 import hashlib
-import importlib.util
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from gguf_writer import tiny_bytes as tiny
 
 from llmd.daemon.errors import (
     BadRequest,
@@ -29,20 +29,6 @@ from llmd.daemon.errors import (
 from llmd.daemon.models import files as models
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.store import Store
-
-
-def _writer() -> Callable[[int], bytes]:
-    """The small valid model of test_gguf.py; with --import-mode=importlib, tests cannot import each other by name."""
-    spec = importlib.util.spec_from_file_location("gguf_writer", Path(__file__).with_name("test_gguf.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    made: Callable[[int], bytes] = module.tiny_bytes
-    return made
-
-
-tiny = _writer()
 
 
 class Place(NamedTuple):
