@@ -141,6 +141,16 @@ def machine() -> str:
     return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
 
 
+def command(p: argparse.ArgumentParser, a: argparse.Namespace) -> str:
+    """What was typed: `make bench` names the peer and the model."""
+    given = [
+        f"--{k.replace('_', '-')} {v}"
+        for k, v in vars(a).items()
+        if v != p.get_default(k) and k not in ("peer", "model")
+    ]
+    return "make bench" + (f" ARGS='{' '.join(given)}'" if given else "")
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--peer", required=True, help="llama-server")
@@ -167,12 +177,11 @@ def main() -> None:
                         print(f"{name:12} ", end="", flush=True)
                         rounds[name][level].append(load(a, target, level, number + 1, work))
     head = (
-        f"# llmd and llama-server\n\n{machine()}, {datetime.now(UTC):%Y-%m-%d}. {Path(a.model).name}, {a.threads} "
-        "threads, "
-        f"{a.slots} slots of {a.context} tokens, prompts of {a.prompt_words} words, {a.max_tokens} output tokens, "
-        f"{a.requests} requests a level, medians of {a.rounds} rounds (lowest – highest; failures: sums). llmd with "
-        "mutual "
-        "TLS, SSE and audit; llama-server with plain HTTP.\n\nCommand: `make bench`\n\n"
+        f"# llmd and llama-server\n\n{machine()}, {datetime.now(UTC):%Y-%m-%d}. {Path(a.model).name}, "
+        f"{a.threads} threads, {a.slots} slots of {a.context} tokens, prompts of {a.prompt_words} words, "
+        f"{a.max_tokens} output tokens, {a.requests} requests a level, medians of {a.rounds} rounds (lowest – highest; "
+        "failures: sums). llmd with mutual TLS, SSE and audit; llama-server with plain HTTP.\n\n"
+        f"Command: `{command(p, a)}`\n\n"
     )
     text = head + table(rounds) + "\n" + failures(rounds)
     Path(a.out + ".md").write_text(text)

@@ -13,7 +13,7 @@ from llmd.daemon.errors import BadRequest, Conflict, ModelNotFound, NotFound
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import Authority, IssuedClient
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.serving.answer import Parts
+from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.pool import Deployment
 from llmd.daemon.store import Model, Store
 
@@ -27,7 +27,7 @@ class Service:
     """The daemon's parts as an admin's commands use them. Made once, by `main`."""
 
     config: Config
-    parts: Parts
+    serving: Serving
     store: Store
     models: ModelStore
     authority: Authority
@@ -58,42 +58,42 @@ class Service:
         """Start every model that should serve."""
         for wanted in self.store.deployments():
             model = self.store.model(wanted.model)
-            self.parts.pool.deploy(model.name, model.digest, self.settings(model, wanted.ctx, wanted.slots))
+            self.serving.pool.deploy(model.name, model.digest, self.settings(model, wanted.ctx, wanted.slots))
 
     def deploy(self, name: str, ctx: int | None, slots: int | None, actor: str) -> Deployment:
         """Serve a model; the worker starts in the background. Raises ModelNotFound, BadRequest."""
         model = self._imported(name)
         settings = self.settings(model, ctx, slots)
         self.store.set_deployment(name, ctx, slots)
-        self.parts.audit.event("admin.deploy", actor=actor, model=name, digest=model.digest, ctx=ctx, slots=slots)
-        return self.parts.pool.deploy(name, model.digest, settings)
+        self.serving.audit.event("admin.deploy", actor=actor, model=name, digest=model.digest, ctx=ctx, slots=slots)
+        return self.serving.pool.deploy(name, model.digest, settings)
 
     async def undeploy(self, name: str, actor: str) -> None:
         """Running requests may finish first. Raises ModelNotFound."""
-        self.parts.pool.find(name)
+        self.serving.pool.find(name)
         self.store.remove_deployment(name)
-        self.parts.audit.event("admin.undeploy", actor=actor, model=name)
-        await self.parts.pool.undeploy(name, float(self.config.drain_seconds))
+        self.serving.audit.event("admin.undeploy", actor=actor, model=name)
+        await self.serving.pool.undeploy(name, float(self.config.drain_seconds))
 
     async def import_model(
         self, path: str, name: str | None, actor: str, progress: Callable[[int, int], None]
     ) -> Model:
         model = await self.models.import_file(path, name, progress)
-        self.parts.audit.event(
+        self.serving.audit.event(
             "admin.model_import", actor=actor, model=model.name, digest=model.digest, size=model.size
         )
         return model
 
     async def remove_model(self, name: str, actor: str) -> None:
         """Raises ModelNotFound, Conflict while it is deployed."""
-        if any(d.model == name for d in self.parts.pool.all()):
+        if any(d.model == name for d in self.serving.pool.all()):
             raise Conflict(f"{name} is deployed; run `llmctl undeploy {name}` first")
         model = await self.models.remove(name)
-        self.parts.audit.event("admin.model_remove", actor=actor, model=name, digest=model.digest)
+        self.serving.audit.event("admin.model_remove", actor=actor, model=name, digest=model.digest)
 
     def show(self, name: str) -> dict[str, Any]:
         model = self._imported(name)
-        deployed = any(d.model == name for d in self.parts.pool.all())
+        deployed = any(d.model == name for d in self.serving.pool.all())
         return {**asdict(model), "deployed": deployed}
 
     def _imported(self, name: str) -> Model:
@@ -113,7 +113,7 @@ class Service:
             self.roles[name] = "infer"
         serial = f"{issued.serial:x}"
         self.store.add_certificate(serial, name, issued.not_before.timestamp(), issued.not_after.timestamp())
-        self.parts.audit.event("admin.client_issue", actor=actor, client=name, serial=serial, days=days)
+        self.serving.audit.event("admin.client_issue", actor=actor, client=name, serial=serial, days=days)
         return issued
 
     def revoke(self, name: str, actor: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Service:
         self.authority.revoke(numbers)
         self.reload_tls()
         cut = sum(self.connections.abort(number) for number in numbers)
-        self.parts.audit.event(
+        self.serving.audit.event(
             "admin.client_revoke", actor=actor, client=name, certificates=len(serials), connections=cut
         )
         return {"client": name, "revoked": serials, "connections": cut}
@@ -141,12 +141,12 @@ class Service:
     # --- what it looks like
 
     async def status(self) -> dict[str, Any]:
-        last = await self.parts.audit.tail(1)
+        last = await self.serving.audit.tail(1)
         soon = time.time() + WARN_DAYS * 86400
         return {
             "version": self.version, "node": self.config.node_name, "listen": self.config.listen,
-            "uptime": round(time.time() - self.started, 1), "models": [_deployed(d) for d in self.parts.pool.all()],
-            "audit": {"writable": self.parts.audit.writable, "seq": last[-1]["seq"] if last else 0},
+            "uptime": round(time.time() - self.started, 1), "models": [_deployed(d) for d in self.serving.pool.all()],
+            "audit": {"writable": self.serving.audit.writable, "seq": last[-1]["seq"] if last else 0},
             "connections": self.connections.count,
             "server_certificate_until": self.authority.server_not_after.timestamp(),
             "revocation_list_until": self.authority.crl_not_after.timestamp(),
@@ -163,7 +163,7 @@ class Service:
         return [*checks, _check("gpu", None, gpu)]
 
     def _check_models(self) -> list[dict[str, Any]]:
-        deployed = self.parts.pool.all()
+        deployed = self.serving.pool.all()
         if not deployed:
             return [
                 _check("models", False, "no model is deployed", "llmctl model import FILE, then llmctl deploy NAME")
@@ -175,9 +175,9 @@ class Service:
         ]  # fmt: skip
 
     async def _check_audit(self) -> dict[str, Any]:
-        if not self.parts.audit.writable:
+        if not self.serving.audit.writable:
             return _check("audit", False, "the audit log cannot be written", "free disk space where the state is")
-        report = await self.parts.audit.verify()
+        report = await self.serving.audit.verify()
         if not report.ok:
             return _check(
                 "audit", False, "the audit log's chain is broken", "run `llmctl audit verify` and keep a copy"

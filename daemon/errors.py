@@ -13,12 +13,14 @@ LlmdError                   500 internal_error
 ├── MethodNotAllowed        405 method_not_allowed
 ├── Conflict                409 conflict
 ├── QueueFull               429 queue_full               with Retry-After
+├── ClientTooSlow           408 client_too_slow          it does not read its stream
 └── Unavailable             503 unavailable              with Retry-After
     ├── ModelNotReady       503 model_not_ready          it loads, or waits for its restart
     ├── WorkerLost          503 worker_lost              the model's process died or hung
     ├── ShuttingDown        503 shutting_down
     ├── AuditUnavailable    503 audit_unavailable
-    └── NoSpace             503 no_space
+    ├── NoSpace             503 no_space
+    └── DeadlineExceeded    504 deadline_exceeded       the answer was not complete in time
 
 The message is written for the person who reads it: what is wrong and what to change. It never holds a secret, one of
 our paths or prompt text. Causes for the log travel as `__cause__`.
@@ -97,6 +99,10 @@ class QueueFull(LlmdError):
     retry_after = 1
 
 
+class ClientTooSlow(LlmdError):
+    status, code, kind = 408, "client_too_slow", "invalid_request_error"
+
+
 class Unavailable(LlmdError):
     status, code = 503, "unavailable"
     retry_after = 1
@@ -120,6 +126,10 @@ class AuditUnavailable(Unavailable):
 
 class NoSpace(Unavailable):
     code = "no_space"
+
+
+class DeadlineExceeded(Unavailable):
+    status, code = 504, "deadline_exceeded"
 
 
 def _tree(root: type[LlmdError]) -> dict[str, type[LlmdError]]:

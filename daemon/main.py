@@ -36,7 +36,8 @@ from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.principal import Identity
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.serving.answer import Parts
+from llmd.daemon.serving.admission import Admission
+from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.store import Store
 
@@ -65,12 +66,15 @@ class Daemon:
         self.store = Store(state / "state.db")
         self.authority = Authority.open(state / "pki", settings.node_name, settings.server_names)
         self.metrics = Metrics()
-        self.pool = Pool(self.metrics, queue=settings.queue)
-        self.parts = Parts(self.pool, self.audit, self.metrics, settings.audit_on_failure == "serve")
+        self.pool = Pool(self.metrics)
+        self.serving = Serving(
+            self.pool, Admission(settings.queue), self.audit, self.metrics,
+            serve_unaudited=settings.audit_on_failure == "serve",
+        )  # fmt: skip
         self.connections = Connections()
         self.context = tls.server_context(state / "pki")
         self.service = Service(
-            config=settings, parts=self.parts, store=self.store, models=ModelStore(state / "models", self.store),
+            config=settings, serving=self.serving, store=self.store, models=ModelStore(state / "models", self.store),
             authority=self.authority, connections=self.connections, reload_tls=self.reload_tls,
             started=time.time(), version=version("llmd-appliance"),
         )  # fmt: skip
@@ -86,7 +90,7 @@ class Daemon:
         clients = Listener(
             self._client_app(), ssl=self.context, connections=self.connections, hosts=self.config.allowed_hosts
         )
-        admin = Listener(admin_app(self.parts, self.service))
+        admin = Listener(admin_app(self.service))
         upkeep = asyncio.create_task(self._maintain(), name="maintain")
         try:
             self._demo_client()
@@ -135,7 +139,7 @@ class Daemon:
 
     def _client_app(self) -> object:
         identity = Identity(self.config.node_name, lambda: self.authority.revoked, self.service.roles.get)
-        return client_app(self.parts, identity, CLIENT_ROUTES)
+        return client_app(self.serving, identity, CLIENT_ROUTES)
 
     # --- certificates
 

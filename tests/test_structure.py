@@ -50,7 +50,7 @@ MAY_USE = {
     "starlette": {"api/*"},
     "uvicorn": {"api/http/protocol.py", "api/http/listener.py"},
     "httptools": {"api/http/protocol.py", "api/http/listener.py"},
-    "sse_starlette": {"api/openai/stream.py"},
+    "sse_starlette": {"api/http/streams.py"},
 }
 
 # a file of a stranger must never become code

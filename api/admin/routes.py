@@ -18,7 +18,6 @@ from llmd.api.openai.schema import Body, parse
 from llmd.daemon.admin import Service
 from llmd.daemon.errors import BadRequest, LlmdError, ModelNotReady
 from llmd.daemon.identity.principal import Principal
-from llmd.daemon.serving.answer import Parts
 from llmd.daemon.serving.pool import Deployment
 
 PROGRESS_SECONDS = 0.1
@@ -49,7 +48,7 @@ class IssueBody(Body):
     days: int = 90
 
 
-def admin_app(parts: Parts, service: Service) -> FastAPI:
+def admin_app(service: Service) -> FastAPI:
     """What answers on the admin socket."""
     app = bare_app()
 
@@ -78,7 +77,7 @@ def admin_app(parts: Parts, service: Service) -> FastAPI:
     route("GET", "/audit/verify", audit_verify)
 
     async def talk(request: Request) -> Response:
-        return await chat.chat(request, parts, Principal(actor(request), "admin", "", "local"))
+        return await chat.chat(request, service.serving, Principal(actor(request), "admin", "", "local"))
 
     app.add_api_route("/v1/chat/completions", talk, methods=["POST"], response_model=None)
     return app
@@ -119,7 +118,7 @@ async def ca(_: Request, service: Service) -> Response:
 
 async def reload(request: Request, service: Service) -> Response:
     service.reload_tls()
-    service.parts.audit.event("reload", actor=actor(request))
+    service.serving.audit.event("reload", actor=actor(request))
     return JSONResponse({"reloaded": True})
 
 
@@ -188,7 +187,7 @@ async def _until_ready(service: Service, deployment: Deployment, *, keep: bool) 
             reason = deployment.reason or "it was taken out of service"
             if not keep and deployment.state == "restarting":
                 service.store.remove_deployment(deployment.model)
-                await service.parts.pool.undeploy(deployment.model)
+                await service.serving.pool.undeploy(deployment.model)
             raise ModelNotReady(f"{deployment.model} could not be loaded: {reason}")
         await deployment.changed.wait()
 
@@ -226,7 +225,7 @@ async def revoke(request: Request, service: Service) -> Response:
 
 async def audit_tail(request: Request, service: Service) -> Response:
     """?n=&after=&follow=1: the last rows, one a line; with follow, new ones as they come."""
-    audit = service.parts.audit
+    audit = service.serving.audit
     count, after = _number(request, "n", 20), _number(request, "after", None)
     rows = await audit.tail(count or 0, after)
     if request.query_params.get("follow") != "1":
@@ -249,7 +248,7 @@ async def audit_tail(request: Request, service: Service) -> Response:
 
 async def audit_query(request: Request, service: Service) -> Response:
     given = {key: request.query_params.get(key) for key in ("principal", "model", "outcome", "kind", "request")}
-    rows = await service.parts.audit.query(
+    rows = await service.serving.audit.query(
         **given,
         since=_moment(request, "since"),
         until=_moment(request, "until"),
@@ -259,7 +258,7 @@ async def audit_query(request: Request, service: Service) -> Response:
 
 
 async def audit_verify(_: Request, service: Service) -> Response:
-    report = await service.parts.audit.verify()
+    report = await service.serving.audit.verify()
     return JSONResponse({"ok": report.ok, **report.to_dict()})
 
 

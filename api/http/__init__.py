@@ -5,5 +5,6 @@ protocol.py  HTTP/1.1 on one connection, with deadlines, bounds and the peer's i
 body.py      strict JSON from outside
 routes.py    the table of routes, and who may call them
 app.py       the client application; how errors look
+streams.py    answers that take long: Server-Sent Events, clients that leave or do not read
 probes.py    what machines ask: alive, ready, metrics
 """

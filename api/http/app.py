@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from llmd.api.http.routes import Route, granted
 from llmd.daemon.errors import BadRequest, LlmdError, MethodNotAllowed, NotFound
 from llmd.daemon.identity.principal import Identity
-from llmd.daemon.serving.answer import Parts
+from llmd.daemon.serving.answer import Serving
 
 log = logging.getLogger("llmd.api")
 
@@ -58,13 +58,13 @@ def bare_app() -> FastAPI:
     return app
 
 
-def client_app(parts: Parts, identity: Identity, routes: Iterable[Route]) -> FastAPI:
+def client_app(serving: Serving, identity: Identity, routes: Iterable[Route]) -> FastAPI:
     """What answers on the TLS listener: `routes`, and nothing else."""
     app = bare_app()
 
     def register(route: Route) -> None:
         async def endpoint(request: Request) -> Response:
-            return await route.handler(request, parts, granted(route, identity, request))
+            return await route.handler(request, serving, granted(route, identity, request))
 
         app.add_api_route(route.path, endpoint, methods=[route.method], response_model=None)
 

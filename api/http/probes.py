@@ -5,32 +5,32 @@ from starlette.responses import JSONResponse, Response
 
 from llmd.api.http.routes import INFER, Route
 from llmd.daemon.identity.principal import Principal
-from llmd.daemon.serving.answer import Parts
+from llmd.daemon.serving.answer import Serving
 
 
-async def livez(_: Request, __: Parts, ___: Principal) -> Response:
+async def livez(_: Request, __: Serving, ___: Principal) -> Response:
     """GET /livez: the event loop answers."""
     return JSONResponse({"status": "ok"})
 
 
-async def readyz(_: Request, parts: Parts, __: Principal) -> Response:
+async def readyz(_: Request, serving: Serving, __: Principal) -> Response:
     """GET /readyz: 200 when every deployed model answers and the audit log can be written, else 503 with the
     reasons."""
-    health = [await parts.pool.health(d.model) for d in parts.pool.all()]
+    health = [await serving.pool.health(d.model) for d in serving.pool.all()]
     reasons = [f"{h['model']}: {h.get('reason') or h.get('state')}" for h in health if not h["ready"]]
     if not health:
         reasons.append("no model is deployed")
-    if parts.pool.draining:
+    if serving.pool.draining:
         reasons.append("the server is stopping")
-    if not parts.audit.writable and not parts.serve_unaudited:
+    if not serving.audit.writable and not serving.serve_unaudited:
         reasons.append("the audit log cannot be written")
     answer = {"ready": not reasons, "reasons": reasons, "models": health}
     return JSONResponse(answer, status_code=503 if reasons else 200)
 
 
-async def metrics(_: Request, parts: Parts, __: Principal) -> Response:
+async def metrics(_: Request, serving: Serving, __: Principal) -> Response:
     """GET /metrics"""
-    return Response(parts.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 ROUTES = (

@@ -8,9 +8,9 @@ from starlette.responses import Response
 
 from llmd.daemon.errors import Forbidden
 from llmd.daemon.identity.principal import Identity, Principal
-from llmd.daemon.serving.answer import Parts
+from llmd.daemon.serving.answer import Serving
 
-Handler = Callable[[Request, Parts, Principal], Awaitable[Response]]
+Handler = Callable[[Request, Serving, Principal], Awaitable[Response]]
 
 INFER = frozenset({"infer"})
 

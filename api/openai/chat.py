@@ -1,149 +1,98 @@
 """The routes that a model answers: chat and plain completions, tokenize and detokenize."""
 
-import asyncio
-import json
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from llmd.api.http.body import read_json
 from llmd.api.http.routes import INFER, Route
-from llmd.api.openai.schema import (
-    ChatBody,
-    CompletionBody,
-    DetokenizeBody,
-    Generation,
-    TokenizeBody,
-    params_hash,
-    parse,
-)
-from llmd.api.openai.stream import Shape, StreamResponse, whole
+from llmd.api.http.streams import EventStream, Opened, until_left
+from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, Generation, TokenizeBody, parse
+from llmd.api.openai.stream import EventEncoder, Shape, encoded, whole
+from llmd.daemon import limits
 from llmd.daemon.engine.messages import (
     Chat,
     Detokenize,
     Detokenized,
     Generate,
     Prompt,
-    RawText,
     Tokenize,
     Tokenized,
 )
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.identity.principal import Principal
-from llmd.daemon.serving.answer import Exchange, Parts
+from llmd.daemon.serving.answer import Answer, Serving
+from llmd.daemon.serving.ask import Ask
+
+_E = TypeVar("_E", Tokenized, Detokenized)
 
 
-async def chat(request: Request, parts: Parts, principal: Principal) -> Response:
+async def chat(request: Request, serving: Serving, principal: Principal) -> Response:
     """POST /v1/chat/completions"""
     body = parse(ChatBody, await read_json(request))
-    turns = body.chat()
-    text = json.dumps([{"role": t.role, "content": t.content} for t in turns], separators=(",", ":"))
-    return await _generate(request, parts, principal, body, Chat(turns), text)
+    return await _generate(request, serving, principal, body, Chat(body.chat()))
 
 
-async def completions(request: Request, parts: Parts, principal: Principal) -> Response:
+async def completions(request: Request, serving: Serving, principal: Principal) -> Response:
     """POST /v1/completions"""
     body = parse(CompletionBody, await read_json(request))
-    prompt = body.given()
-    text = prompt.text if isinstance(prompt, RawText) else json.dumps(prompt.tokens, separators=(",", ":"))
-    return await _generate(request, parts, principal, body, prompt, text)
+    return await _generate(request, serving, principal, body, body.given())
 
 
 async def _generate(
-    request: Request, parts: Parts, principal: Principal, body: Generation, prompt: Prompt, text: str
+    request: Request, serving: Serving, principal: Principal, body: Generation, prompt: Prompt
 ) -> Response:
-    """`text`: the prompt as the audit log's hash covers it."""
-    params, choices = body.params(), body.n or 1
-    exchange = Exchange(parts, principal, request.url.path, _model(parts, body.model), choices)
-    shape = Shape(isinstance(prompt, Chat), exchange.request_id, exchange.model, params.logprobs is not None)
-    if shape.chat:
-        shape.id = exchange.request_id.replace("req-", "chatcmpl-")
-    handed_on = False
-    try:
-        await exchange.admit(text.encode(), params_hash(params))
-        await exchange.begin(Generate(prompt, params, choices))
-        if body.stream:
-            usage = bool(body.stream_options and body.stream_options.include_usage)
-            handed_on = True
-            return StreamResponse(exchange, shape, usage=usage)
-        answer = await _unless_left(request, whole(exchange, shape))
-        return JSONResponse(answer, headers={"X-Request-Id": exchange.request_id})
-    except ClientDisconnect:
-        raise  # closed as cancelled
-    except Exception as e:
-        exchange.fail(e)
-        raise
-    finally:
-        if not handed_on:
-            exchange.close()
+    ask = Ask(request.url.path, body.model, Generate(prompt, body.params(), body.n or 1))
+    if body.stream:
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        return EventStream(_stream(serving, principal, ask, usage=usage))
+    async with until_left(request.receive), serving.open(principal, ask) as answer:
+        return JSONResponse(await whole(answer, _shape(ask, answer)), headers={"X-Request-Id": answer.request_id})
 
 
-async def _unless_left(request: Request, answer: Any) -> dict[str, Any]:
-    """The answer, unless the client goes away first: then the work stops."""
-    work = asyncio.ensure_future(answer)
-    left = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect
-        return await work  # type: ignore[no-any-return]
-    finally:
-        work.cancel()
-        left.cancel()
+@asynccontextmanager
+async def _stream(serving: Serving, principal: Principal, ask: Ask, *, usage: bool) -> AsyncIterator[Opened]:
+    async with serving.open(principal, ask) as answer:
+        events = encoded(answer, EventEncoder(_shape(ask, answer), usage=usage))
+        yield Opened({"X-Request-Id": answer.request_id}, events)
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _shape(ask: Ask, answer: Answer) -> Shape:
+    assert isinstance(ask.work, Generate)
+    chat = isinstance(ask.work.prompt, Chat)
+    shown = answer.request_id.replace("req-", "chatcmpl-") if chat else answer.request_id
+    return Shape(chat, shown, answer.model, ask.work.params.logprobs is not None)
 
 
-async def tokenize(request: Request, parts: Parts, principal: Principal) -> Response:
+async def tokenize(request: Request, serving: Serving, principal: Principal) -> Response:
     """POST /tokenize: {"model", "prompt"} to {"tokens", "count", "max_model_len"}"""
     body = parse(TokenizeBody, await read_json(request))
     text = body.prompt if body.prompt is not None else body.content
     if text is None:
         raise BadRequest("prompt is missing", param="prompt")
-    model = _model(parts, body.model)
-    done = await _call(request, parts, principal, model, text.encode(), Tokenize(text, body.add_special))
-    assert isinstance(done, Tokenized)
-    context = parts.pool.context(model)
-    return JSONResponse({"tokens": done.tokens, "count": len(done.tokens), "max_model_len": context})
+    ask = Ask(request.url.path, body.model, Tokenize(text, body.add_special), limits.TOKENIZE_SECONDS)
+    async with until_left(request.receive), serving.open(principal, ask) as answer:
+        tokens = (await _only(answer, Tokenized)).tokens
+        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": answer.context})
 
 
-async def detokenize(request: Request, parts: Parts, principal: Principal) -> Response:
+async def detokenize(request: Request, serving: Serving, principal: Principal) -> Response:
     """POST /detokenize: {"model", "tokens"} to {"prompt"}; `content` is llama-server's name for the same."""
     body = parse(DetokenizeBody, await read_json(request))
-    data = json.dumps(body.tokens).encode()
-    done = await _call(request, parts, principal, _model(parts, body.model), data, Detokenize(tuple(body.tokens)))
-    assert isinstance(done, Detokenized)
-    return JSONResponse({"prompt": done.text, "content": done.text})
+    ask = Ask(request.url.path, body.model, Detokenize(tuple(body.tokens)), limits.TOKENIZE_SECONDS)
+    async with until_left(request.receive), serving.open(principal, ask) as answer:
+        text = (await _only(answer, Detokenized)).text
+        return JSONResponse({"prompt": text, "content": text})
 
 
-async def _call(
-    request: Request, parts: Parts, principal: Principal, model: str, data: bytes, work: Tokenize | Detokenize
-) -> Tokenized | Detokenized:
-    exchange = Exchange(parts, principal, request.url.path, model)
-    try:
-        await exchange.admit(data)
-        return await exchange.reply(work)
-    except ClientDisconnect:
-        raise  # closed as cancelled
-    except Exception as e:
-        exchange.fail(e)
-        raise
-    finally:
-        exchange.close()
-
-
-def _model(parts: Parts, asked: str | None) -> str:
-    """The model asked for; without a name, the only one there is."""
-    if asked is not None:
-        return asked
-    names = [d.model for d in parts.pool.all()]
-    if len(names) != 1:
-        raise BadRequest(f"model is missing; deployed: {', '.join(names) or 'none'}", param="model")
-    return names[0]
+async def _only(answer: Answer, kind: type[_E]) -> _E:
+    """The one event of an answer that is no stream; `open` has raised what refuses it."""
+    (event,) = await anext(answer)
+    assert isinstance(event, kind)
+    return event
 
 
 ROUTES = (

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from llmd.api.http.routes import INFER, Route
 from llmd.daemon.identity.principal import Principal
-from llmd.daemon.serving.answer import Parts
+from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.pool import Deployment
 
 
@@ -20,14 +20,14 @@ def _card(deployment: Deployment) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def models(_: Request, parts: Parts, __: Principal) -> Response:
+async def models(_: Request, serving: Serving, __: Principal) -> Response:
     """GET /v1/models"""
-    return JSONResponse({"object": "list", "data": [_card(d) for d in parts.pool.all()]})
+    return JSONResponse({"object": "list", "data": [_card(d) for d in serving.pool.all()]})
 
 
-async def model(request: Request, parts: Parts, _: Principal) -> Response:
+async def model(request: Request, serving: Serving, _: Principal) -> Response:
     """GET /v1/models/{model}"""
-    return JSONResponse(_card(parts.pool.find(request.path_params["model"])))
+    return JSONResponse(_card(serving.pool.find(request.path_params["model"])))
 
 
 ROUTES = (

@@ -4,9 +4,6 @@ Only what is listed passes: a field of another engine (`grammar_file`, `n_discar
 """
 
 import abc
-import hashlib
-import json
-from dataclasses import asdict
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -184,8 +181,3 @@ def _explain(error: ValidationError) -> BadRequest:
     if first["type"] == "missing":
         return BadRequest(f"{path} is missing", param=name)
     return BadRequest(f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}", param=name)
-
-
-def params_hash(params: SamplingParams) -> str:
-    """SHA-256 of the parameters, for the audit log: equal parameters have equal hashes."""
-    return hashlib.sha256(json.dumps(asdict(params), sort_keys=True).encode()).hexdigest()

@@ -127,10 +127,12 @@ class Worker:
     def _prepare(self, message: Open) -> None:
         match message.work:
             case Tokenize(text, special):
+                self._prompts.check_length(text)
                 tokens = self._runner.tokenize(text, add_special=special, parse_special=special)
                 self.send(Step((Tokenized(message.id, tuple(tokens)),)))
             case Detokenize(given):
                 self._check_tokens(given, "tokens")
+                self._check_count(len(given))
                 self.send(Step((Detokenized(message.id, self._runner.detokenize(given)),)))
             case Generate() as work:
                 self._generate(message.id, message.owner, work)
@@ -158,6 +160,14 @@ class Worker:
         if not tokens:
             raise BadRequest("the prompt is empty; give at least one token", param="prompt")
         return tokens
+
+    def _check_count(self, count: int) -> None:
+        context = self._runner.info.context
+        if count > context:
+            raise ContextExceeded(
+                f"these are {count} tokens and this model's context is {context} tokens; send fewer at a time",
+                param="tokens",
+            )
 
     def _check_tokens(self, tokens: Sequence[int], param: str) -> None:
         vocab = self._runner.info.vocab

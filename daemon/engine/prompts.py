@@ -49,7 +49,7 @@ class Prompts:
 
     def from_text(self, text: str) -> list[int]:
         """A raw prompt: special tokens in it are read as such, because its author lays out the template by hand."""
-        self._check_length(text)
+        self.check_length(text)
         return self._runner.tokenize(text, add_special=True, parse_special=True)
 
     def from_messages(self, messages: Sequence[ChatMessage]) -> list[int]:
@@ -76,7 +76,7 @@ class Prompts:
                 tools=None, documents=None)  # fmt: skip
             for part in stream:
                 size += len(part)
-                self._check_length(size)
+                self.check_length(size)
                 parts.append(part)
         except (jinja2.TemplateSyntaxError, jinja2.exceptions.SecurityError) as e:
             raise ModelInvalid(f"the model's chat template does not work: {type(e).__name__}") from e
@@ -88,7 +88,8 @@ class Prompts:
             raise BadRequest("the model's chat template cannot handle these messages", param="messages") from e
         return "".join(parts)
 
-    def _check_length(self, text: str | int) -> None:
+    def check_length(self, text: str | int) -> None:
+        """A text, or its length in characters. Raises BadRequest for more than the context's tokens can hold."""
         size = text if isinstance(text, int) else len(text)
         if size > self._max_chars:
             raise BadRequest(

@@ -1,6 +1,8 @@
 """Requests to models: it knows no HTTP, so every dialect, batch or job asks the same way.
 
-answer.py  one request from its `admit` row to its `finish` row
-pool.py    deployed models and their workers; restart with backoff
-worker.py  one worker process seen from the daemon: frames, heartbeats, streams
+ask.py        what somebody wants of a model
+admission.py  who is let in: a count of what runs and waits
+answer.py     one request from its `admit` row to its `finish` row
+pool.py       deployed models and their workers; restart with backoff
+worker.py     one worker process seen from the daemon: frames, heartbeats, streams
 """

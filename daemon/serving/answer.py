@@ -2,182 +2,182 @@
 
 import asyncio
 import secrets
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from llmd.daemon.audit.log import AuditLog
-from llmd.daemon.engine.messages import (
-    Detokenize,
-    Detokenized,
-    Event,
-    Failed,
-    Finished,
-    Generate,
-    Started,
-    Text,
-    Tokenize,
-    Tokenized,
-)
-from llmd.daemon.errors import AuditUnavailable, LlmdError, from_wire
+from llmd.daemon.engine.messages import Detokenized, Event, Failed, Finished, Started, Text, Tokenized
+from llmd.daemon.errors import AuditUnavailable, BadRequest, DeadlineExceeded, LlmdError, from_wire
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
+from llmd.daemon.serving.admission import Admission
+from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.worker import Stream
 
 
-@dataclass(slots=True)
-class Parts:
-    """What an exchange works with. Made once, by `main`."""
+class Answer:
+    """An open request. `async for events in answer` gives what has come since the last time, a list, until the last
+    event has been read (`engine/messages.py` says which that is): what waits can go out in one write.
 
-    pool: Pool
-    audit: AuditLog
-    metrics: Metrics
-    serve_unaudited: bool = False
+    A Failed is an event like others: the dialect says how it looks after its first byte. `context` is tokens a slot.
+    """
 
-
-class Exchange:
-    """`await admit()`, `await begin()`, then `next()` until `ended`; `close()` in a finally."""
-
-    def __init__(self, parts: Parts, principal: Principal, route: str, model: str, choices: int = 1) -> None:
-        self.request_id = "req-" + secrets.token_hex(12)
-        self.model = model
-        self.choices = choices
-        self.prompt_tokens = 0
-        self.cached_tokens = 0
-        self._parts, self._principal, self._route = parts, principal, route
-        self._stream: Stream | None = None
-        self._admitted = False
-        self._closed = False
-        self._rest: list[Event] = []
+    def __init__(self, request_id: str, model: str, context: int, stream: Stream) -> None:
+        self.request_id, self.model, self.context = request_id, model, context
+        self.prompt_tokens = self.cached_tokens = 0
+        self._stream = stream
+        self._unread: list[Event] = []
+        self._ends: set[str] = set()
         self._error: str | None = None
-        self._finishes: set[str] = set()
-        self._began = asyncio.get_running_loop().time()
+
+    def __aiter__(self) -> AsyncIterator[list[Event]]:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        if self._unread:
+            events, self._unread = self._unread, []
+            return events
+        if self._stream.read_out:
+            raise StopAsyncIteration
+        return await self._next()
 
     @property
-    def ended(self) -> bool:
-        """Everything has been read: every choice's finish, or the error."""
-        return self._stream is not None and self._stream.read_out and not self._rest
+    def choices(self) -> int:
+        return len(self._stream.tokens)
 
-    # --- in order
+    @property
+    def completion_tokens(self) -> int:
+        """Generated so far, by all choices."""
+        return sum(self._stream.tokens)
 
-    async def admit(self, prompt: bytes, params: str = "") -> None:
-        """Write the `admit` row; it is on disk when this returns. Raises AuditUnavailable, ModelNotFound."""
-        audit = self._parts.audit
-        try:
-            digest = self._parts.pool.find(self.model).digest
-            missing: LlmdError | None = None
-        except LlmdError as e:
-            digest, missing = "", e
-        try:
-            await audit.admit(
-                self.request_id, principal=self._principal.name, serial=self._principal.serial,
-                address=self._principal.address,
-                route=self._route, model=self.model, digest=digest, params=params,
-                prompt_mac=audit.prompt_mac(prompt), prompt_bytes=len(prompt),
-            )  # fmt: skip
-            self._admitted = True
-        except AuditUnavailable:
-            if not self._parts.serve_unaudited:
-                raise
-        if missing:
-            raise missing
+    async def accepted(self) -> None:
+        """Until the worker has taken it. Raises the LlmdError that refuses it."""
+        events = await self._next()
+        if isinstance(events[0], Failed):
+            raise from_wire(events[0].code, events[0].message, events[0].param)
+        self._unread = events
 
-    async def begin(self, work: Generate) -> None:
-        """Send it to the model and wait until the worker has taken the prompt. Raises the LlmdError that refuses it."""
-        self._began = asyncio.get_running_loop().time()
-        self._stream = self._parts.pool.open(self.model, self._principal.name, work)
-        first, *rest = await self._stream.next()
-        self._note([first, *rest])
-        if isinstance(first, Failed):
-            raise from_wire(first.code, first.message, first.param)
-        self._rest = rest
-
-    async def next(self) -> list[Event]:
-        """Events since the last call: Text and Finished, or a Failed as the last."""
-        if self._rest:
-            rest, self._rest = self._rest, []
-            return rest
-        assert self._stream is not None
-        events = await self._stream.next()
-        self._note(events)
-        return events
-
-    async def reply(self, work: Tokenize | Detokenize) -> Tokenized | Detokenized:
-        """Tokenize or detokenize by the model's worker."""
-        self._stream = self._parts.pool.open(self.model, self._principal.name, work)
-        (event,) = await self._stream.next()
-        if isinstance(event, Failed):
-            raise from_wire(event.code, event.message, event.param)
-        assert isinstance(event, Tokenized | Detokenized)
-        self._finishes.add("ok")
-        return event
-
-    def fail(self, error: Exception) -> None:
-        """It was refused or broke before an event could say so."""
-        self._finish("error", error.code if isinstance(error, LlmdError) else LlmdError.code)
-
-    def close(self) -> None:
-        """Exactly one `finish` row is written, by the first of `fail` and `close`. Work that still runs is
-        cancelled."""
-        running = self._stream is not None and not self._stream.ended
-        if self._stream is not None:
-            self._stream.cancel()
+    def outcome(self) -> tuple[str, str | None]:
+        """How it stands: how its work ended, `cancelled` while it runs; and the error's code."""
         if self._error:
-            self._finish("error", self._error)
-        elif running or not self._finishes:
-            self._finish("cancelled", None)
-        else:
-            self._finish("length" if "length" in self._finishes else min(self._finishes), None)
+            return "error", self._error
+        if not self._stream.ended:
+            return "cancelled", None
+        return ("length" if "length" in self._ends else min(self._ends, default="cancelled")), None
 
-    def usage(self) -> dict[str, Any]:
-        completion = sum(self._stream.tokens) if self._stream else 0
-        return {
-            "prompt_tokens": self.prompt_tokens, "completion_tokens": completion,
-            "total_tokens": self.prompt_tokens + completion,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }  # fmt: skip
-
-    # --- inside
-
-    def _note(self, events: list[Event]) -> None:
+    async def _next(self) -> list[Event]:
+        events = await self._stream.next()
         for event in events:
             match event:
                 case Started():
                     self.prompt_tokens = event.prompt_tokens
-                case Text():
-                    self._cached(event)
-                case Finished():
-                    self._cached(event)
-                    self._finishes.add(event.reason)
+                case Text() | Finished():
+                    if event.choice == 0:
+                        self.cached_tokens = event.cached
+                    if isinstance(event, Finished):
+                        self._ends.add(event.reason)
+                case Tokenized() | Detokenized():
+                    self._ends.add("ok")
                 case Failed():
                     self._error = event.code
+        return events
 
-    def _cached(self, event: Text | Finished) -> None:
-        if event.choice == 0:
-            self.cached_tokens = max(self.cached_tokens, event.cached)
 
-    def _finish(self, outcome: str, error: str | None) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._parts.metrics.outcome(self.model if self._known() else "", outcome)
-        stream, now = self._stream, asyncio.get_running_loop().time()
+class Serving:
+    """The way to ask a model: `async with serving.open(principal, ask) as answer`. Made once, by `main`."""
+
+    def __init__(
+        self, pool: Pool, admission: Admission, audit: AuditLog, metrics: Metrics, *, serve_unaudited: bool = False
+    ) -> None:
+        self.pool, self.audit, self.metrics, self.serve_unaudited = pool, audit, metrics, serve_unaudited
+        self._admission = admission
+
+    @asynccontextmanager
+    async def open(self, principal: Principal, ask: Ask) -> AsyncIterator[Answer]:
+        """In this order: 1. a name for the model; 2. the `admit` row is on disk; 3. the model serves; 4. admission;
+        5. a worker has taken it. Raises the LlmdError of the first that refuses.
+
+        Leaving the block, in whatever way, cancels what still runs, gives its place back and writes the `finish` row.
+        """
+        model = self._model(ask)
+        books = _Books(self, principal, ask, model)
+        outcome: tuple[str, str | None] = ("cancelled", None)
+        try:
+            await books.admit()
+            worker, info = self.pool.serves(model)
+            place = self._admission.enter(model, ask.places, info.slots)
+            books.stream = stream = worker.open(principal.name, ask.work, place.leave)
+            late = f"the answer was not complete after {ask.deadline:.0f} s"
+            timer = asyncio.get_running_loop().call_later(ask.deadline, stream.fail, DeadlineExceeded(late))
+            try:
+                books.answer = answer = Answer(books.request_id, model, info.context, stream)
+                await answer.accepted()
+                yield answer
+            finally:
+                timer.cancel()
+                outcome = answer.outcome()
+                stream.cancel()
+        except (asyncio.CancelledError, GeneratorExit):
+            raise  # its client left
+        except Exception as e:
+            outcome = "error", e.code if isinstance(e, LlmdError) else LlmdError.code
+            raise
+        finally:
+            books.finish(*outcome)
+
+    def _model(self, ask: Ask) -> str:
+        if ask.model is not None:
+            return ask.model
+        names = [d.model for d in self.pool.all()]
+        if len(names) != 1:
+            raise BadRequest(f"model is missing; deployed: {', '.join(names) or 'none'}", param="model")
+        return names[0]
+
+    def took(self, model: str, seconds: float) -> None:
+        self._admission.took(model, seconds)
+
+
+class _Books:
+    """One request's rows in the audit log, and its metrics."""
+
+    def __init__(self, serving: Serving, principal: Principal, ask: Ask, model: str) -> None:
+        self.request_id = "req-" + secrets.token_hex(12)
+        self.stream: Stream | None = None
+        self.answer: Answer | None = None
+        self._serving, self._principal, self._ask, self._model = serving, principal, ask, model
+        self._written = False
+        self._began = asyncio.get_running_loop().time()
+
+    async def admit(self) -> None:
+        """The `admit` row is on disk when this returns. Raises AuditUnavailable."""
+        audit, by, ask = self._serving.audit, self._principal, self._ask
+        prompt = ask.prompt()
+        try:
+            await audit.admit(
+                self.request_id, principal=by.name, serial=by.serial, address=by.address, route=ask.route,
+                model=self._model, digest=self._serving.pool.digest(self._model), params=ask.parameters(),
+                prompt_mac=audit.prompt_mac(prompt), prompt_bytes=len(prompt),
+            )  # fmt: skip
+            self._written = True
+        except AuditUnavailable:
+            if not self._serving.serve_unaudited:
+                raise
+        self._began = asyncio.get_running_loop().time()
+
+    def finish(self, outcome: str, error: str | None) -> None:
+        serving, stream, answer = self._serving, self.stream, self.answer
+        now = asyncio.get_running_loop().time()
+        # a label that a client may choose freely would grow the metrics without bound
+        serving.metrics.outcome(self._model if serving.pool.digest(self._model) else "", outcome)
         first = stream.first if stream else None
         if first is not None:
-            self._parts.pool.took(self.model, now - first)
-        if self._admitted:
-            self._parts.audit.finish(
-                self.request_id, outcome, error=error, prompt_tokens=self.prompt_tokens,
-                cached_tokens=self.cached_tokens,
-                completion_tokens=sum(stream.tokens) if stream else 0,
+            serving.took(self._model, now - first)
+        if self._written:
+            serving.audit.finish(
+                self.request_id, outcome, error=error, prompt_tokens=answer.prompt_tokens if answer else 0,
+                cached_tokens=answer.cached_tokens if answer else 0,
+                completion_tokens=answer.completion_tokens if answer else 0,
                 queue_ms=round(1000 * ((first or now) - self._began), 3),
                 generate_ms=round(1000 * (now - first), 3) if first is not None else 0.0,
             )  # fmt: skip
-
-    def _known(self) -> bool:
-        """A label that a client may choose freely would grow the metrics without bound."""
-        try:
-            self._parts.pool.find(self.model)
-        except LlmdError:
-            return False
-        return True

@@ -10,10 +10,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmd.daemon.engine.messages import Generate, Ready, SamplingParams, Settings, Tokens, Work
-from llmd.daemon.errors import LlmdError, ModelNotFound, ModelNotReady, QueueFull, ShuttingDown
+from llmd.daemon.engine.messages import Generate, Ready, SamplingParams, Settings, Tokens
+from llmd.daemon.errors import LlmdError, ModelNotFound, ModelNotReady, ShuttingDown
 from llmd.daemon.metrics import Metrics
-from llmd.daemon.serving.worker import Stream, Worker
+from llmd.daemon.serving.worker import Worker
 
 log = logging.getLogger("llmd.pool")
 
@@ -39,7 +39,6 @@ class Deployment:
     task: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     since: float = field(default_factory=time.time)  # Unix time of the deployment
-    seconds: float = 1.0  # a request's usual time in a slot, for Retry-After
 
     @property
     def ready(self) -> bool:
@@ -52,10 +51,10 @@ class Deployment:
 
 
 class Pool:
-    """`queue`: how many sequences may wait for a slot, a model."""
+    """Made once, by `main`."""
 
-    def __init__(self, metrics: Metrics, *, queue: int) -> None:
-        self._metrics, self._queue = metrics, queue
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._deployed: dict[str, Deployment] = {}
         self.draining = False
 
@@ -107,32 +106,11 @@ class Pool:
 
     # --- requests
 
-    def open(self, model: str, owner: str, work: Work) -> Stream:
-        """Send a request to its model's worker. In this order:
+    def serves(self, model: str) -> tuple[Worker, Ready]:
+        """The worker that answers for a model, and what it has loaded. Raises, in this order:
 
-        1. the daemon stops: ShuttingDown; 2. not deployed: ModelNotFound; 3. not ready: ModelNotReady;
-        4. its slots and its queue are full: QueueFull; 5. sent.
+        1. the daemon stops: ShuttingDown; 2. not deployed: ModelNotFound; 3. not ready: ModelNotReady.
         """
-        worker, info = self._ready(model)
-        deployment = self.find(model)
-        slots = info.slots
-        waiting = worker.open_sequences + (work.choices if isinstance(work, Generate) else 0) - slots
-        if waiting > self._queue:
-            after = max(1, min(60, round(deployment.seconds * waiting / slots)))
-            raise QueueFull(f"{model} has {self._queue} requests waiting; try again in {after} s", retry_after=after)
-        return worker.open(owner, work)
-
-    def context(self, model: str) -> int:
-        """Tokens a slot of a model that is ready."""
-        return self._ready(model)[1].context
-
-    def took(self, model: str, seconds: float) -> None:
-        """A request has ended after this long in its slot."""
-        deployment = self._deployed.get(model)
-        if deployment:
-            deployment.seconds += 0.1 * (seconds - deployment.seconds)
-
-    def _ready(self, model: str) -> tuple[Worker, Ready]:
         if self.draining:
             raise ShuttingDown("this server is stopping; try again soon", retry_after=5)
         deployment = self.find(model)
@@ -141,6 +119,11 @@ class Pool:
             why = f": {deployment.reason}" if deployment.reason else ""
             raise ModelNotReady(f"{model} is {deployment.state}{why}; try again soon", retry_after=2)
         return worker, worker.info
+
+    def digest(self, model: str) -> str:
+        """The SHA-256 of a deployed model's file, "" for any other name."""
+        found = self._deployed.get(model)
+        return found.digest if found else ""
 
     # --- health
 

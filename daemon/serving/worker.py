@@ -36,7 +36,7 @@ from llmd.daemon.engine.messages import (
     ToWorker,
     Work,
 )
-from llmd.daemon.errors import LlmdError, ModelNotReady, WorkerLost, from_wire
+from llmd.daemon.errors import ClientTooSlow, LlmdError, ModelNotReady, WorkerLost, from_wire
 from llmd.daemon.metrics import ModelMetrics
 
 log = logging.getLogger("llmd.worker")
@@ -54,6 +54,7 @@ class Stream:
     __slots__ = (
         "_events",
         "_loop",
+        "_on_end",
         "_waiter",
         "_worker",
         "began",
@@ -66,8 +67,9 @@ class Stream:
         "tokens",
     )
 
-    def __init__(self, worker: "Worker", id_: int, choices: int, loop: asyncio.AbstractEventLoop) -> None:
-        self._worker, self.id, self._loop = worker, id_, loop
+    def __init__(self, worker: "Worker", id_: int, choices: int, on_end: Callable[[], None]) -> None:
+        self._worker, self.id, self._on_end, self._loop = worker, id_, on_end, worker.loop
+        loop = self._loop
         self._events: list[Event] = []
         self._waiter: asyncio.Future[None] | None = None
         self.left = choices  # choices that have not finished
@@ -104,21 +106,33 @@ class Stream:
             case Failed() | Tokenized() | Detokenized():
                 self.left = 0
         if self.owed > limits.MAX_STREAM_BACKLOG and self.left:
-            self.cancel()
-            event = Failed(self.id, "client_too_slow", "the client does not read its stream")
-        elif not self.left:
-            self.ended = True
-            self._worker.forget(self)
-        self._events.append(event)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self.fail(ClientTooSlow("the client does not read its stream"))
+            return
+        if not self.left:
+            self._end()
+        self._append(event)
 
     def cancel(self) -> None:
         """Stop the work. No event follows. May be called at any time, also after the end."""
         if not self.ended:
-            self.ended = True
-            self._worker.forget(self)
+            self._end()
             self._worker.send(Cancel(self.id))
+
+    def fail(self, error: LlmdError) -> None:
+        """Stop the work; a Failed is the last event. May be called at any time, also after the end."""
+        if not self.ended:
+            self.cancel()
+            self._append(Failed(self.id, error.code, error.message, error.param))
+
+    def _end(self) -> None:
+        self.ended = True
+        self._worker.forget(self)
+        self._on_end()
+
+    def _append(self, event: Event) -> None:
+        self._events.append(event)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _count(self, event: Text | Finished) -> None:
         metrics, now, choice = self._worker.metrics, self._loop.time(), event.choice
@@ -167,7 +181,7 @@ class Worker:
         self.token_age = 0.0  # seconds between the last token and the last beat
         self.reason = "it stopped"
         self.lost = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
+        self.loop = self._loop = asyncio.get_running_loop()
         self._streams: dict[int, Stream] = {}
         self._ids = itertools.count(1)
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -256,10 +270,10 @@ class Worker:
 
     # --- requests
 
-    def open(self, owner: str, work: Work) -> Stream:
-        """Send a request; `messages` says what events answer it."""
+    def open(self, owner: str, work: Work, on_end: Callable[[], None] = lambda: None) -> Stream:
+        """Send a request; `messages` says what events answer it. `on_end` is called once, when its work has ended."""
         choices = work.choices if isinstance(work, Generate) else 1
-        stream = Stream(self, next(self._ids), choices, self._loop)
+        stream = Stream(self, next(self._ids), choices, on_end)
         self._streams[stream.id] = stream
         self.send(Open(stream.id, owner, work))
         return stream

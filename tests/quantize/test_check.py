@@ -137,8 +137,8 @@ def tensor(shape: tuple[int, ...], kind: int = 0, **offset: int) -> Callable[[Fi
 
 def having(**attributes: Any) -> Callable[[File], None]:
     def change(f: File) -> None:
-        for name, given in attributes.items():
-            setattr(f, name, given)
+        for key, content in attributes.items():
+            setattr(f, key, content)
 
     return change
 
@@ -414,7 +414,7 @@ CHILDREN = [
 async def test_a_child_that_misbehaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, says: str) -> None:
     package = tmp_path / "llmd" / "quantize"
     package.mkdir(parents=True)
-    (package / "gguf.py").write_text(code)
+    (package / "check.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ModelInvalid, match=says):
         await check_in_child(tmp_path / "x.gguf", timeout=0.7 if "sleep" in code else 20.0)
@@ -423,7 +423,7 @@ async def test_a_child_that_misbehaves(tmp_path: Path, monkeypatch: pytest.Monke
 async def test_a_cancelled_check_leaves_no_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package, pid = tmp_path / "llmd" / "quantize", tmp_path / "pid"
     package.mkdir(parents=True)
-    (package / "gguf.py").write_text(
+    (package / "check.py").write_text(
         f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

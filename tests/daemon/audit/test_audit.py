@@ -260,8 +260,9 @@ def test_the_file_is_private_and_held(path: Path, log: AuditLog) -> None:
 
 def test_a_second_daemon_is_refused(path: Path, log: AuditLog) -> None:
     script = """
-import sys; from pathlib import Path; from llmd.daemon.audit import AuditLog; from llmd.daemon.errors import Conflict
-import llmd.daemon.audit as audit, sqlite3
+import sys; from pathlib import Path
+from llmd.daemon.audit.log import AuditLog; from llmd.daemon.errors import Conflict
+import llmd.daemon.audit.log as audit, sqlite3
 connect = sqlite3.connect
 audit.sqlite3.connect = lambda *a, **k: connect(*a, **{**k, "timeout": 0.1})
 try: AuditLog(Path(sys.argv[1]), b"k" * 32).open()
@@ -402,7 +403,7 @@ def test_a_view_in_the_tables_place_is_refused(written: Path) -> None:
 
 def test_a_copy_in_a_folder_without_write_permission_is_checked(written: Path) -> None:
     script = """
-import os, sys; from pathlib import Path; from llmd.daemon.chain import verify_file
+import os, sys; from pathlib import Path; from llmd.daemon.audit.chain import verify_file
 if os.geteuid() == 0: os.setuid(65534)
 print(verify_file(Path(sys.argv[1])))
 """
@@ -466,7 +467,7 @@ def test_a_body_says_what_it_was_given() -> None:
 # the process or the disk dies
 
 KILLED = """
-import asyncio, os, sys; from pathlib import Path; from llmd.daemon.audit import AuditLog
+import asyncio, os, sys; from pathlib import Path; from llmd.daemon.audit.log import AuditLog
 async def requests(worker):
     for i in range(100000):
         name = f"{sys.argv[2]}-{worker}-{i}"

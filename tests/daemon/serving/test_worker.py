@@ -28,8 +28,9 @@ from llmd.daemon.engine.messages import (
     Text,
     Tokenize,
     Tokens,
+    Work,
 )
-from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, ModelNotReady, QueueFull, ShuttingDown
+from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, ModelNotReady, ShuttingDown
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving import pool as pool_module
 from llmd.daemon.serving import worker as worker_module
@@ -46,6 +47,10 @@ def fake(slots: int = 2, **arguments: Any) -> Settings:
 
 def say(max_tokens: int = 8, prompt: Prompt = HELLO) -> Generate:
     return Generate(prompt, SamplingParams(max_tokens, temperature=0.0))
+
+
+def ask(pool: Pool, model: str, work: Work) -> Stream:
+    return pool.serves(model)[0].open("a", work)
 
 
 async def until(deployment: Deployment, state: str, seconds: float = 15.0) -> None:
@@ -75,7 +80,7 @@ def finish(events: list[Event]) -> str:
 
 @pytest.fixture
 async def pool() -> AsyncIterator[Pool]:
-    pool = Pool(Metrics(), queue=4)
+    pool = Pool(Metrics())
     yield pool
     await pool.close(0)
 
@@ -88,7 +93,7 @@ async def deploy(pool: Pool, name: str = "m", settings: Settings | None = None) 
 
 async def test_a_request_is_answered(pool: Pool) -> None:
     await deploy(pool)
-    events = await read(pool.open("m", "a", say(4)))
+    events = await read(ask(pool, "m", say(4)))
     assert events[0] == Started(1, 7)
     assert len("".join(e.text for e in events if isinstance(e, Text)).split()) == 4
     assert events[-1] == Finished(1, 0, "length", tokens=4, cached=0)
@@ -96,37 +101,25 @@ async def test_a_request_is_answered(pool: Pool) -> None:
 
 async def test_refusals_name_what_is_wrong(pool: Pool) -> None:
     with pytest.raises(ModelNotFound, match="deployed: none"):
-        pool.open("m", "a", say())
+        ask(pool, "m", say())
     deployment = pool.deploy("m", "0" * 64, fake())
     with pytest.raises(ModelNotReady):
-        pool.open("m", "a", say())
+        ask(pool, "m", say())
     await until(deployment, "ready")
-    events = await read(pool.open("m", "a", say(prompt=RawText("x" * 300))))
+    events = await read(ask(pool, "m", say(prompt=RawText("x" * 300))))
     assert failure(events) == ContextExceeded.code
     assert isinstance(events[0], Failed) and "302 tokens" in events[0].message and "256" in events[0].message
-    events = await read(pool.open("m", "a", say(prompt=Tokens((5000,)))))
+    events = await read(ask(pool, "m", say(prompt=Tokens((5000,)))))
     assert failure(events) == BadRequest.code
-    (refused,) = await read(pool.open("m", "a", Detokenize((1001,))))
+    (refused,) = await read(ask(pool, "m", Detokenize((1001,))))
     assert isinstance(refused, Failed) and "no token 1001" in refused.message
-
-
-async def test_a_full_queue_says_when_to_come_back(pool: Pool) -> None:
-    await deploy(pool, settings=fake(slots=1, step_seconds=0.05))
-    streams = [pool.open("m", "a", say(100)) for _ in range(5)]
-    with pytest.raises(QueueFull) as e:
-        pool.open("m", "a", say())
-    assert e.value.retry_after and e.value.retry_after >= 1
-    streams[0].cancel()
-    streams.append(pool.open("m", "a", say()))
-    for stream in streams:
-        stream.cancel()
 
 
 async def test_cancel_frees_the_slot(pool: Pool) -> None:
     deployment = await deploy(pool, settings=fake(slots=1, step_seconds=0.02))
-    first = pool.open("m", "a", say(10_000))
+    first = ask(pool, "m", say(10_000))
     await first.next()
-    second = pool.open("m", "a", say(3))
+    second = ask(pool, "m", say(3))
     first.cancel()
     assert finish(await read(second)) == "length"
     assert deployment.worker is not None and deployment.worker.open_sequences == 0
@@ -136,8 +129,8 @@ async def test_cancel_frees_the_slot(pool: Pool) -> None:
 async def test_a_dead_worker_is_answered_for_within_two_seconds_and_comes_back(pool: Pool, how: signal.Signals) -> None:
     other = await deploy(pool, "other", fake(step_seconds=0.01))
     deployment = await deploy(pool, settings=fake(step_seconds=0.01))
-    streams = [pool.open("m", "a", say(10_000)) for _ in range(2)]
-    unharmed = pool.open("other", "a", say(100))
+    streams = [ask(pool, "m", say(10_000)) for _ in range(2)]
+    unharmed = ask(pool, "other", say(100))
     await asyncio.gather(*(s.next() for s in streams))
     assert deployment.worker is not None
     os.kill(deployment.worker.pid, how)
@@ -149,13 +142,13 @@ async def test_a_dead_worker_is_answered_for_within_two_seconds_and_comes_back(p
     assert other.restarts == 0
     await until(deployment, "ready")
     assert deployment.restarts == 1
-    assert finish(await read(pool.open("m", "a", say()))) == "length"
+    assert finish(await read(ask(pool, "m", say()))) == "length"
 
 
 async def test_a_hanging_worker_is_noticed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "SILENT_SECONDS", 2.5)
     deployment = await deploy(pool, settings=fake(step_seconds=0.01))
-    stream = pool.open("m", "a", say(10_000))
+    stream = ask(pool, "m", say(10_000))
     await stream.next()
     assert deployment.worker is not None
     os.kill(deployment.worker.pid, signal.SIGSTOP)
@@ -168,7 +161,7 @@ async def test_calls_to_a_dying_worker_fail(pool: Pool) -> None:
     deployment = await deploy(pool)
     assert deployment.worker is not None
     os.kill(deployment.worker.pid, signal.SIGSTOP)
-    call = asyncio.ensure_future(read(pool.open("m", "a", Tokenize("x"))))
+    call = asyncio.ensure_future(read(ask(pool, "m", Tokenize("x"))))
     await asyncio.sleep(0.05)
     os.kill(deployment.worker.pid, signal.SIGKILL)
     assert failure(await call) == "worker_lost"
@@ -197,29 +190,29 @@ async def test_health_asks_an_idle_model_for_a_token(pool: Pool, monkeypatch: py
 
 async def test_undeploy_lets_running_requests_finish_and_ends_the_process(pool: Pool) -> None:
     deployment = await deploy(pool, settings=fake(step_seconds=0.01))
-    stream = pool.open("m", "a", say(20))
+    stream = ask(pool, "m", say(20))
     assert deployment.worker is not None
     pid = deployment.worker.pid
     _, events = await asyncio.gather(pool.undeploy("m", grace=10), read(stream))
     assert finish(events) == "length"
     assert not psutil.pid_exists(pid)
     with pytest.raises(ModelNotFound):
-        pool.open("m", "a", say())
+        ask(pool, "m", say())
 
 
 async def test_closing_ends_what_does_not_finish(pool: Pool) -> None:
     await deploy(pool, settings=fake(step_seconds=0.05))
-    stream = pool.open("m", "a", say(10_000))
+    stream = ask(pool, "m", say(10_000))
     _, events = await asyncio.gather(pool.close(0.3), read(stream))
     assert failure(events)
     with pytest.raises(ShuttingDown):
-        pool.open("m", "a", say())
+        ask(pool, "m", say())
 
 
 async def test_a_client_that_does_not_read_is_cut_off(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_STREAM_BACKLOG", 200)
     deployment = await deploy(pool)
-    stream = pool.open("m", "a", say(10_000))
+    stream = ask(pool, "m", say(10_000))
     async with asyncio.timeout(5):
         while not stream.ended:
             await asyncio.sleep(0.01)
@@ -233,7 +226,7 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.engine.messages import Settings
 async def main():
-    pool = Pool(Metrics(), queue=1)
+    pool = Pool(Metrics())
     d = pool.deploy("m", "", Settings("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "a"}))
     while d.state != "ready":
         await d.changed.wait()

@@ -1,0 +1,107 @@
+"""Answers that take long: they end when their client leaves, or when it does not read."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+from sse_starlette import ServerSentEvent
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llmd.daemon import limits
+
+log = logging.getLogger("llmd.stream")
+
+KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n").encode()
+
+
+def event(data: str, name: str | None = None) -> bytes:
+    """One event as it is sent."""
+    return ServerSentEvent(data, event=name, sep="\n").encode()
+
+
+@asynccontextmanager
+async def until_left(receive: Receive) -> AsyncIterator[None]:
+    """The block is cancelled when the client leaves, and ClientDisconnect raised. The body must have been read."""
+
+    async def watch(left: asyncio.Timeout) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with asyncio.timeout(None) as left:
+            watching = asyncio.create_task(watch(left), name="client leaves")
+            try:
+                yield
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if left.expired():
+            raise ClientDisconnect from None
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A stream that can begin: its own headers, and its events in encoded form, as many at a time as there are."""
+
+    headers: Mapping[str, str]
+    events: AsyncIterator[bytes]
+
+
+class EventStream(Response):
+    """Server-Sent Events. What `opening` raises before its first event is an error like any other; whatever happens,
+    its block is left.
+
+    It hands on what is encoded already; what sse-starlette's own response costs stands in benchmarks/results/sse.md.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, opening: AbstractAsyncContextManager[Opened]) -> None:
+        self.status_code, self.background = 200, None
+        self.init_headers(MutableHeaders({
+            "Cache-Control": "no-store", "Connection": "keep-alive", "X-Accel-Buffering": "no"
+        }))  # fmt: skip
+        self._opening = opening
+        self._sends_since: float | None = None  # when a send began that has not ended
+        self._sent = 0.0  # when the last one ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with until_left(receive), self._opening as opened:
+                for name, value in opened.headers.items():
+                    self.headers[name] = value
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                keeper = asyncio.create_task(self._keep(scope, send), name="keep alive")
+                try:
+                    async for data in opened.events:
+                        await self._send(send, data)
+                finally:
+                    keeper.cancel()
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except ClientDisconnect:
+            pass  # nobody reads what could be said
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        clock = asyncio.get_running_loop().time
+        self._sends_since = clock()
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sends_since, self._sent = None, clock()
+
+    async def _keep(self, scope: Scope, send: Send) -> None:
+        """A comment while nothing comes, and the end of a client that has not read for STALL_SECONDS."""
+        clock = asyncio.get_running_loop().time
+        self._sent = clock()
+        while self._sends_since is None or clock() - self._sends_since < limits.STALL_SECONDS:
+            await asyncio.sleep(min(limits.PING_SECONDS, limits.STALL_SECONDS) / 4)
+            if self._sends_since is None and clock() - self._sent >= limits.PING_SECONDS:
+                ping = asyncio.create_task(self._send(send, KEEP_ALIVE))
+                await asyncio.wait({ping}, timeout=limits.STALL_SECONDS)
+        log.warning("a client did not read its stream for %.0f s: cut", limits.STALL_SECONDS)
+        scope["extensions"]["abort"]()

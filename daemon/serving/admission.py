@@ -1,0 +1,55 @@
+"""Who is let in to a model: a count of what runs and waits, above its workers. The event loop owns it."""
+
+from dataclasses import dataclass
+
+from llmd.daemon.errors import QueueFull
+
+# how much one request's time counts in the usual time
+SMOOTHING = 0.1
+
+
+@dataclass(slots=True)
+class _Model:
+    inside: int = 0  # sequences that were let in and have not ended
+    seconds: float = 1.0  # a request's usual time in a slot
+
+
+class Place:
+    """What one request holds. `leave` is called when its work ends, for whatever reason; more often does nothing."""
+
+    __slots__ = ("_count", "_model")
+
+    def __init__(self, model: _Model, count: int) -> None:
+        self._model, self._count = model, count
+        model.inside += count
+
+    def leave(self) -> None:
+        self._model.inside -= self._count
+        self._count = 0
+
+
+class Admission:
+    """`queue`: how many sequences may wait for a slot, a model."""
+
+    def __init__(self, queue: int) -> None:
+        self._queue = queue
+        self._models: dict[str, _Model] = {}
+
+    def enter(self, model: str, count: int, slots: int) -> Place:
+        """Room for `count` sequences on `slots` slots, or QueueFull with the time until there should be room:
+
+        1. all that is inside and these have a slot, or wait within the queue's limit: let in;
+        2. else refused: the queue is `waiting` long, and a slot serves one in the usual time.
+        """
+        known = self._models.setdefault(model, _Model())
+        waiting = known.inside + count - slots
+        if waiting > self._queue:
+            after = max(1, min(60, round(known.seconds * waiting / slots)))
+            raise QueueFull(f"{model} has {self._queue} requests waiting; try again in {after} s", retry_after=after)
+        return Place(known, count)
+
+    def took(self, model: str, seconds: float) -> None:
+        """A request has ended after this long in its slot."""
+        known = self._models.get(model)
+        if known:
+            known.seconds += SMOOTHING * (seconds - known.seconds)

@@ -1,0 +1,173 @@
+"""A request from its admit row to its finish row, over a real worker process: exactly one of each, whatever happens."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmd.daemon.audit.log import AuditLog
+from llmd.daemon.engine.messages import (
+    Detokenize,
+    Detokenized,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    RawText,
+    SamplingParams,
+    Settings,
+    Text,
+    Tokenize,
+    Tokenized,
+    Work,
+)
+from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, QueueFull
+from llmd.daemon.identity.principal import Principal
+from llmd.daemon.metrics import Metrics
+from llmd.daemon.serving.admission import Admission
+from llmd.daemon.serving.answer import Serving
+from llmd.daemon.serving.ask import Ask
+from llmd.daemon.serving.pool import Deployment, Pool
+
+ALICE = Principal("alice", "infer", "1f", "127.0.0.1")
+
+
+def generate(tokens: int, text: str = "hello", choices: int = 1) -> Work:
+    return Generate(RawText(text), SamplingParams(tokens, temperature=0.0), choices)
+
+
+class Place:
+    """Everything that a request passes through, with one model `m` that says a word a step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.audit = AuditLog(folder / "audit.db", bytes(32))
+        self.audit.open()
+        self.metrics = Metrics()
+        self.pool = Pool(self.metrics)
+        self.serving = Serving(self.pool, Admission(queue=1), self.audit, self.metrics)
+
+    async def deploy(self) -> Deployment:
+        settings = Settings("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.01})
+        deployment = self.pool.deploy("m", "d" * 64, settings)
+        async with asyncio.timeout(15):
+            while deployment.state != "ready":
+                await deployment.changed.wait()
+        return deployment
+
+    async def ask(self, work: Work, model: str | None = "m", **more: Any) -> list[Event]:
+        async with self.serving.open(ALICE, Ask("/there", model, work, **more)) as answer:
+            return [event async for events in answer for event in events]
+
+    async def rows(self) -> list[dict[str, Any]]:
+        """The admit and finish rows, each with its body's fields."""
+        rows = await self.audit.tail(100)
+        assert (await self.audit.verify()).ok
+        return [{**r["body"], "kind": r["kind"]} for r in rows if r["kind"] in ("admit", "finish")]
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    place = Place(tmp_path)
+    await place.deploy()
+    yield place
+    await place.pool.close(0)
+    place.audit.close()
+
+
+async def test_a_request_has_one_admit_and_one_finish_row(place: Place) -> None:
+    events = await place.ask(generate(3))
+    assert "".join(e.text for e in events if isinstance(e, Text)) == "one two one "
+    assert isinstance(events[-1], Finished)
+    admit, finish = await place.rows()
+    assert admit["kind"] == "admit" and admit["principal"] == "alice" and admit["route"] == "/there"
+    assert admit["prompt_bytes"] == 5 and admit["digest"] == "d" * 64 and len(admit["params"]) == 64
+    assert finish["outcome"] == "length" and finish["completion_tokens"] == 3 and finish["prompt_tokens"] == 7
+
+
+async def test_tokenize_and_detokenize_go_the_same_way(place: Place) -> None:
+    (tokenized,) = await place.ask(Tokenize("abc"))
+    assert isinstance(tokenized, Tokenized)
+    (detokenized,) = await place.ask(Detokenize((1, 1, 97, 98, 99)))
+    assert isinstance(detokenized, Detokenized) and detokenized.text == "abc"
+    assert [r.get("outcome") for r in await place.rows()] == [None, "ok", None, "ok"]
+
+
+@pytest.mark.parametrize("work", [Tokenize("x" * 10_000), Detokenize((1,) * 1000), generate(1, "x" * 300)])
+async def test_all_have_the_length_check(place: Place, work: Work) -> None:
+    with pytest.raises((BadRequest, ContextExceeded), match="context"):
+        await place.ask(work)
+    assert (await place.rows())[-1]["outcome"] == "error"
+
+
+@pytest.mark.parametrize("work", [Tokenize("x"), Detokenize((1,)), generate(1)])
+async def test_all_have_the_queue(place: Place, work: Work) -> None:
+    running = [asyncio.create_task(place.ask(generate(100_000))) for _ in range(2)]
+    await asyncio.sleep(0.2)
+    with pytest.raises(QueueFull):
+        await place.ask(work)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    assert await place.ask(work)
+    outcomes = [r["outcome"] for r in await place.rows() if r["kind"] == "finish"]
+    assert sorted(outcomes[:3]) == ["cancelled", "cancelled", "error"] and len(outcomes) == 4
+
+
+async def test_all_have_a_deadline(place: Place) -> None:
+    *_, last = await place.ask(generate(100_000), deadline=0.3)
+    assert isinstance(last, Failed) and last.code == "deadline_exceeded"
+    assert (await place.rows())[-1]["error"] == "deadline_exceeded"
+    worker, _ = place.pool.serves("m")
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(Exception, match="not complete after"):
+        await place.ask(Tokenize("x"), deadline=0.2)
+    os.kill(worker.pid, signal.SIGCONT)
+    assert (await place.rows())[-1]["error"] == "deadline_exceeded"
+
+
+async def test_leaving_the_block_cancels_the_work(place: Place) -> None:
+    async with place.serving.open(ALICE, Ask("/there", "m", generate(100_000))) as answer:
+        await anext(answer)
+    assert (await place.rows())[-1]["outcome"] == "cancelled"
+    assert isinstance((await place.ask(generate(1)))[-1], Finished), "its slot is free"
+
+
+async def test_an_exception_in_the_block_is_an_error(place: Place) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with place.serving.open(ALICE, Ask("/there", "m", generate(100_000))):
+            raise ZeroDivisionError
+    finish = (await place.rows())[-1]
+    assert finish["outcome"] == "error" and finish["error"] == "internal_error"
+
+
+async def test_a_lost_worker_is_a_failed_event(place: Place) -> None:
+    worker, _ = place.pool.serves("m")
+    events: list[Event] = []
+    async with place.serving.open(ALICE, Ask("/there", "m", generate(100_000))) as answer:
+        async for some in answer:
+            events += some
+            if worker.pid and isinstance(events[-1], Text):
+                os.kill(worker.pid, signal.SIGKILL)
+    assert isinstance(events[-1], Failed) and events[-1].code == "worker_lost"
+    assert (await place.rows())[-1]["error"] == "worker_lost"
+
+
+async def test_the_model_may_be_left_out_where_there_is_one(place: Place) -> None:
+    assert await place.ask(generate(1), model=None)
+    with pytest.raises(ModelNotFound):
+        await place.ask(generate(1), model="other")
+    admit, finish = (await place.rows())[-2:]
+    assert admit["model"] == "other" and finish["error"] == "model_not_found"
+    await place.pool.undeploy("m")
+    with pytest.raises(BadRequest, match="model is missing; deployed: none"):
+        await place.ask(generate(1), model=None)
+    assert len(await place.rows()) == 4
+
+
+async def test_equal_parameters_have_equal_hashes() -> None:
+    a, b = Ask("", "m", generate(3)), Ask("", "m", generate(3, "another prompt"))
+    assert a.parameters() == b.parameters() != Ask("", "m", generate(4)).parameters()
