@@ -43,13 +43,7 @@ def serve(state: str, slots: int, step_seconds: float) -> None:
     from llmd.daemon.engine.messages import Settings
     from llmd.daemon.main import Daemon
 
-    async def filesystem(folder: str) -> str:
-    """Its type: an fsync costs nothing on a tmpfs."""
-    mounts = [m for m in psutil.disk_partitions(all=True) if Path(folder).is_relative_to(m.mountpoint)]
-    return str(max(mounts, key=lambda m: len(m.mountpoint)).fstype)
-
-
-def main() -> None:
+    async def main() -> None:
         daemon = Daemon(Config(state_dir=state, listen=f"127.0.0.1:{PORT}", queue=1000))
         settings = Settings(
             path="", slots=slots, context=100_000, batch=512, chunk=512, threads=1, runner="fake",
@@ -241,6 +235,12 @@ def table(rounds: dict[str, list[Round]]) -> str:
     return "\n".join(lines)
 
 
+def filesystem(folder: str) -> str:
+    """Its type: an fsync costs nothing on a tmpfs."""
+    mounts = [m for m in psutil.disk_partitions(all=True) if Path(folder).is_relative_to(m.mountpoint)]
+    return str(max(mounts, key=lambda m: len(m.mountpoint)).fstype)
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rounds", type=int, default=5)
@@ -263,9 +263,9 @@ def main() -> None:
             rounds[name].append(measure(checkouts[name], a.seconds))
             print(number + 1, name, rounds[name][-1], flush=True)
     text = (
-        f"# What the gateway costs\n\n{machine()}, {datetime.now(UTC):%Y-%m-%d}. Client, daemon and fake worker on this "
-        "machine; mutual TLS, SSE and audit on. Paced: 32 streams of 30 tokens/s, a new request every 50 ms; the CPU "
-        f"time is the daemon's, with its 20 requests a second. Medians of {a.rounds} rounds (lowest – highest).\n\n"
+        f"# What the gateway costs\n\n{machine()}, {datetime.now(UTC):%Y-%m-%d}. Client, daemon and fake worker on "
+        "this machine; mutual TLS, SSE and audit on. Paced: 32 streams of 30 tokens/s, a new request every 50 ms; the "
+        f"CPU time is the daemon's, with its 20 requests a second. Medians of {a.rounds} rounds (lowest – highest).\n\n"
         f"Command: `.venv/bin/python benchmarks/gateway.py`, the state on {filesystem(tempfile.gettempdir())}\n\n"
         f"{table(rounds)}\n"
     )
