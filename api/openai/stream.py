@@ -4,6 +4,7 @@ The text of a token is the only part of an event that changes, so the rest is en
 """
 
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ from llmd.daemon.serving.answer import Answer
 def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
+
+# stands for a choice's number and for a text where an event's unchanging parts are cut
+_MARK = secrets.token_hex(8)
+_CUT = f'"{_MARK}"'.encode()
 
 DONE = sse("[DONE]")
 
@@ -77,30 +82,26 @@ class EventEncoder:
     def __init__(self, shape: Shape, *, usage: bool) -> None:
         self._shape, self._usage = shape, usage
         self._kind = "chat.completion.chunk" if shape.chat else "text_completion"
-        self._before = _json(shape.head(self._kind))[:-1] + ',"choices":[{"index":'
-        self._middle = ',"delta":{"content":' if shape.chat else ',"text":'
-        closing = "}" if shape.chat else ""
-        tail = ',"usage":null}' if usage else "}"
-        self._after = f'{closing},"logprobs":null,"finish_reason":null}}]{tail}'
+        # what stands before the choice's number, between it and the text, and after the text
+        self._before, self._between, self._after = self._chunk(_MARK, self._content(_MARK), None, None).split(_CUT)
 
     def first(self, choices: int) -> bytes:
         """Chat: each choice begins with its role."""
         if not self._shape.chat:
             return b""
         return b"".join(
-            self._event(c, {"delta": {"role": "assistant", "content": ""}}, None, None) for c in range(choices)
+            self._chunk(c, {"delta": {"role": "assistant", "content": ""}}, None, None) for c in range(choices)
         )
 
     def text(self, event: Text) -> bytes:
         shown = self._shape.show_logprobs(event.logprobs, event.choice)
         if shown is None:
-            return sse(f"{self._before}{event.choice}{self._middle}{quoted(event.text)}{self._after}")
-        content: dict[str, Any] = {"delta": {"content": event.text}} if self._shape.chat else {"text": event.text}
-        return self._event(event.choice, content, shown, None)
+            return b"%s%d%s%s%s" % (self._before, event.choice, self._between, quoted(event.text).encode(), self._after)
+        return self._chunk(event.choice, self._content(event.text), shown, None)
 
     def finished(self, event: Finished) -> bytes:
         content: dict[str, Any] = {"delta": {}} if self._shape.chat else {"text": ""}
-        return self._event(event.choice, content, None, event.reason)
+        return self._chunk(event.choice, content, None, event.reason)
 
     def failed(self, event: Failed) -> bytes:
         error = from_wire(event.code, event.message, event.param)
@@ -111,8 +112,11 @@ class EventEncoder:
             return DONE
         return sse(_json({**self._shape.head(self._kind), "choices": [], "usage": usage})) + DONE
 
-    def _event(
-        self, choice: int, content: dict[str, Any], logprobs: dict[str, Any] | None, finish: str | None
+    def _content(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text}} if self._shape.chat else {"text": text}
+
+    def _chunk(
+        self, choice: int | str, content: dict[str, Any], logprobs: dict[str, Any] | None, finish: str | None
     ) -> bytes:
         value = {
             **self._shape.head(self._kind),

@@ -25,8 +25,7 @@ def test_what_is_encoded_once_a_stream_looks_like_what_is_encoded_each_time() ->
     for chat in (True, False):
         for usage in (True, False):
             encoder = EventEncoder(Shape(chat, "id", "m", False), usage=usage)
-            content: dict[str, object] = {"delta": {"content": "x"}} if chat else {"text": "x"}
-            assert encoder.text(Text(1, 2, "x", 1, 0)) == encoder._event(2, content, None, None)
+            assert encoder.text(Text(1, 2, "é", 1, 0)) == encoder._chunk(2, encoder._content("é"), None, None)
 
 
 def test_an_error_after_the_first_byte_is_an_error_event() -> None:
