@@ -20,9 +20,9 @@ from pathlib import Path
 
 import uvloop
 
-from llmd.api.admin.routes import admin_app
-from llmd.api.http import probes
-from llmd.api.http.app import client_app
+from llmd.api.admin import routes
+from llmd.api.http import openapi, probes
+from llmd.api.http.app import application, client
 from llmd.api.http.listener import Listener
 from llmd.api.openai import chat, models
 from llmd.daemon import banner, config
@@ -46,7 +46,7 @@ log = logging.getLogger("llmd")
 MAINTAIN_SECONDS = 3600.0
 DEMO_CLIENT = "demo"
 # what answers on the TLS listener
-CLIENT_ROUTES = (*chat.ROUTES, *models.ROUTES, *probes.ROUTES)
+CLIENT_ROUTES = (*chat.ROUTES, *models.ROUTES, *probes.ROUTES, *openapi.ROUTES)
 
 
 class Fatal(Exception):
@@ -90,7 +90,7 @@ class Daemon:
         clients = Listener(
             self._client_app(), ssl=self.context, connections=self.connections, hosts=self.config.allowed_hosts
         )
-        admin = Listener(admin_app(self.service))
+        admin = Listener(application(routes.ROUTES, routes.who, serving=self.serving, service=self.service))
         upkeep = asyncio.create_task(self._maintain(), name="maintain")
         try:
             self._demo_client()
@@ -139,7 +139,7 @@ class Daemon:
 
     def _client_app(self) -> object:
         identity = Identity(self.config.node_name, lambda: self.authority.revoked, self.service.roles.get)
-        return client_app(self.serving, identity, CLIENT_ROUTES)
+        return application(CLIENT_ROUTES, client(identity), serving=self.serving)
 
     # --- certificates
 

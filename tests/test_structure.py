@@ -138,6 +138,15 @@ def test_a_dependency_has_one_file(file: Path) -> None:
     assert wrong_dependencies(name_of(file), tree(file)) == []
 
 
+def test_nothing_of_sse_starlettes_inside_is_used() -> None:
+    """Its public names only, and none of its classes as a base."""
+    module = tree(ROOT / "api/http/streams.py")
+    used = {name for name in imports(module) if name.startswith("sse_starlette")}
+    assert used == {"sse_starlette.EventSourceResponse", "sse_starlette.ServerSentEvent"}
+    bases = {ast.unparse(base) for node in ast.walk(module) if isinstance(node, ast.ClassDef) for base in node.bases}
+    assert not bases & {"EventSourceResponse", "ServerSentEvent"}
+
+
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_data_never_becomes_code(file: Path) -> None:
     assert list(dangers(tree(file))) == []

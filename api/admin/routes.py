@@ -1,22 +1,20 @@
-"""The admin socket's application: what `llmctl` calls. The kernel says who calls; the listener lets only admins in."""
+"""The admin socket's routes: what `llmctl` calls. The kernel says who calls; the listener lets only admins in."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import FastAPI
-from pydantic import Field
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from fastapi import Depends, Query, Request
+from pydantic import ConfigDict, Field
+from starlette.responses import Response
 
-from llmd.api.http.app import bare_app
-from llmd.api.http.body import read_json
+from llmd.api.http.body import Body
+from llmd.api.http.routes import ADMIN, Caller, Route
+from llmd.api.http.streams import progress
 from llmd.api.openai import chat
-from llmd.api.openai.schema import Body, parse
 from llmd.daemon.admin import Service
-from llmd.daemon.errors import BadRequest, LlmdError, ModelNotReady
+from llmd.daemon.errors import BadRequest, ModelNotReady
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.pool import Deployment
 
@@ -24,7 +22,6 @@ PROGRESS_SECONDS = 0.1
 FOLLOW_SECONDS = 0.25
 MAX_ROWS = 2000
 
-Handler = Callable[[Request, Service], Awaitable[Response]]
 _Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -48,106 +45,62 @@ class IssueBody(Body):
     days: int = 90
 
 
-def admin_app(service: Service) -> FastAPI:
-    """What answers on the admin socket."""
-    app = bare_app()
-
-    def route(method: str, path: str, handler: Handler) -> None:
-        async def endpoint(request: Request) -> Response:
-            return await handler(request, service)
-
-        app.add_api_route(path, endpoint, methods=[method], response_model=None)
-
-    route("GET", "/status", status)
-    route("GET", "/doctor", doctor)
-    route("GET", "/ca", ca)
-    route("POST", "/reload", reload)
-    route("GET", "/models", models)
-    route("POST", "/models", import_model)
-    route("GET", "/models/{name}", show)
-    route("DELETE", "/models/{name}", remove)
-    route("POST", "/models/{name}/verify", verify_model)
-    route("POST", "/deploy", deploy)
-    route("POST", "/undeploy", undeploy)
-    route("GET", "/clients", clients)
-    route("POST", "/clients", issue)
-    route("DELETE", "/clients/{name}", revoke)
-    route("GET", "/audit/tail", audit_tail)
-    route("GET", "/audit/query", audit_query)
-    route("GET", "/audit/verify", audit_verify)
-
-    async def talk(request: Request) -> Response:
-        return await chat.chat(request, service.serving, Principal(actor(request), "admin", "", "local"))
-
-    app.add_api_route("/v1/chat/completions", talk, methods=["POST"], response_model=None)
-    return app
+def who(request: Request) -> Principal:
+    """Whom the kernel names; the listener lets only admins in."""
+    return Principal(f"uid:{request.scope['extensions']['peer']['uid']}", "admin", "", "local")
 
 
-def actor(request: Request) -> str:
-    """Who calls, as the audit log names them."""
-    return f"uid:{request.scope['extensions']['peer']['uid']}"
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
 
 
-def _lines(values: AsyncIterator[dict[str, Any]]) -> Response:
-    """One JSON object a line, as they come; an error that comes late is a line too."""
-
-    async def encoded() -> AsyncIterator[bytes]:
-        try:
-            async for value in values:
-                yield json.dumps(value).encode() + b"\n"
-        except LlmdError as e:
-            yield json.dumps(e.body()).encode() + b"\n"
-
-    return StreamingResponse(encoded(), media_type="application/x-ndjson")
+Admin = Annotated[Service, Depends(_service)]
 
 
 # --- the daemon
 
 
-async def status(_: Request, service: Service) -> Response:
-    return JSONResponse(await service.status())
+async def status(service: Admin) -> dict[str, Any]:
+    return await service.status()
 
 
-async def doctor(_: Request, service: Service) -> Response:
-    return JSONResponse({"checks": await service.doctor()})
+async def doctor(service: Admin) -> dict[str, Any]:
+    return {"checks": await service.doctor()}
 
 
-async def ca(_: Request, service: Service) -> Response:
-    return JSONResponse({"ca_pem": service.authority.ca_pem.decode()})
+async def ca(service: Admin) -> dict[str, Any]:
+    return {"ca_pem": service.authority.ca_pem.decode()}
 
 
-async def reload(request: Request, service: Service) -> Response:
+async def reload(service: Admin, caller: Caller) -> dict[str, Any]:
     service.reload_tls()
-    service.serving.audit.event("reload", actor=actor(request))
-    return JSONResponse({"reloaded": True})
+    service.serving.audit.event("reload", actor=caller.name)
+    return {"reloaded": True}
 
 
 # --- models
 
 
-async def models(_: Request, service: Service) -> Response:
-    return JSONResponse({"models": [service.show(m.name) for m in service.models.list()]})
+async def models(service: Admin) -> dict[str, Any]:
+    return {"models": [service.show(m.name) for m in service.models.list()]}
 
 
-async def show(request: Request, service: Service) -> Response:
-    return JSONResponse(service.show(request.path_params["name"]))
+async def show(name: str, service: Admin) -> dict[str, Any]:
+    return service.show(name)
 
 
-async def remove(request: Request, service: Service) -> Response:
-    await service.remove_model(request.path_params["name"], actor(request))
-    return JSONResponse({"removed": request.path_params["name"]})
+async def remove(name: str, service: Admin, caller: Caller) -> dict[str, Any]:
+    await service.remove_model(name, caller.name)
+    return {"removed": name}
 
 
-async def verify_model(request: Request, service: Service) -> Response:
-    return JSONResponse(
-        {"model": request.path_params["name"], "ok": await service.models.verify(request.path_params["name"])}
-    )
+async def verify_model(name: str, service: Admin) -> dict[str, Any]:
+    return {"model": name, "ok": await service.models.verify(name)}
 
 
-async def import_model(request: Request, service: Service) -> Response:
-    """Lines {"done", "total"} in bytes, then {"model"} or {"error"}. A client that goes away ends the import."""
-    body = parse(ImportBody, await read_json(request))
-    who = actor(request)
+async def import_model(body: ImportBody, service: Admin, caller: Caller) -> Response:
+    """Events {"done", "total"} in bytes, then {"model"} or an error. A client that goes away ends the import."""
 
     async def steps() -> AsyncIterator[dict[str, Any]]:
         at = [0, 0]
@@ -155,7 +108,7 @@ async def import_model(request: Request, service: Service) -> Response:
         def note(done: int, total: int) -> None:
             at[:] = done, total
 
-        work = asyncio.ensure_future(service.import_model(body.path, body.name, who, note))
+        work = asyncio.ensure_future(service.import_model(body.path, body.name, caller.name, note))
         try:
             while not work.done():
                 await asyncio.wait({work}, timeout=PROGRESS_SECONDS)
@@ -167,15 +120,14 @@ async def import_model(request: Request, service: Service) -> Response:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
-    return _lines(steps())
+    return progress(steps())
 
 
-async def deploy(request: Request, service: Service) -> Response:
-    """Lines {"state"} until the model is ready or has failed to load."""
-    body = parse(DeployBody, await read_json(request))
+async def deploy(body: DeployBody, service: Admin, caller: Caller) -> Response:
+    """Events {"state"} until the model is ready or has failed to load."""
     before = any(d.model == body.model for d in service.store.deployments())
-    deployment = service.deploy(body.model, body.ctx, body.slots, actor(request))
-    return _lines(_until_ready(service, deployment, keep=before))
+    deployment = service.deploy(body.model, body.ctx, body.slots, caller.name)
+    return progress(_until_ready(service, deployment, keep=before))
 
 
 async def _until_ready(service: Service, deployment: Deployment, *, keep: bool) -> AsyncIterator[dict[str, Any]]:
@@ -192,49 +144,48 @@ async def _until_ready(service: Service, deployment: Deployment, *, keep: bool) 
         await deployment.changed.wait()
 
 
-async def undeploy(request: Request, service: Service) -> Response:
-    body = parse(UndeployBody, await read_json(request))
-    await service.undeploy(body.model, actor(request))
-    return JSONResponse({"undeployed": body.model})
+async def undeploy(body: UndeployBody, service: Admin, caller: Caller) -> dict[str, Any]:
+    await service.undeploy(body.model, caller.name)
+    return {"undeployed": body.model}
 
 
 # --- clients
 
 
-async def clients(_: Request, service: Service) -> Response:
-    return JSONResponse({"clients": service.clients()})
+async def clients(service: Admin) -> dict[str, Any]:
+    return {"clients": service.clients()}
 
 
-async def issue(request: Request, service: Service) -> Response:
-    body = parse(IssueBody, await read_json(request))
-    issued = service.issue(body.name, body.days, actor(request))
-    return JSONResponse({
+async def issue(body: IssueBody, service: Admin, caller: Caller) -> dict[str, Any]:
+    issued = service.issue(body.name, body.days, caller.name)
+    return {
         "name": issued.name, "uri": issued.uri, "serial": f"{issued.serial:x}",
-        "not_after": issued.not_after.timestamp(),
-        "certificate_pem": issued.certificate_pem.decode(), "key_pem": issued.key_pem.decode(),
-        "ca_pem": service.authority.ca_pem.decode(), "listen": service.config.listen,
-    })  # fmt: skip
+        "not_after": issued.not_after.timestamp(), "certificate_pem": issued.certificate_pem.decode(),
+        "key_pem": issued.key_pem.decode(), "ca_pem": service.authority.ca_pem.decode(),
+        "listen": service.config.listen,
+    }  # fmt: skip
 
 
-async def revoke(request: Request, service: Service) -> Response:
-    return JSONResponse(service.revoke(request.path_params["name"], actor(request)))
+async def revoke(name: str, service: Admin, caller: Caller) -> dict[str, Any]:
+    return service.revoke(name, caller.name)
 
 
 # --- audit
 
 
-async def audit_tail(request: Request, service: Service) -> Response:
-    """?n=&after=&follow=1: the last rows, one a line; with follow, new ones as they come."""
+Count = Annotated[int, Query(ge=0, le=10**18)]
+
+
+async def audit_tail(service: Admin, n: Count = 20, after: Count | None = None, follow: bool = False) -> Any:
+    """The last rows; with `follow` an event a row, and new ones as they come."""
     audit = service.serving.audit
-    count, after = _number(request, "n", 20), _number(request, "after", None)
-    rows = await audit.tail(count or 0, after)
-    if request.query_params.get("follow") != "1":
-        return JSONResponse({"rows": rows})
-
+    rows = await audit.tail(n, after)
+    if not follow:
+        return {"rows": rows}
     newest = await audit.tail(1)
-    at = after if after is not None else newest[-1]["seq"] if newest else 0
+    at: int = after if after is not None else newest[-1]["seq"] if newest else 0
 
-    async def follow() -> AsyncIterator[dict[str, Any]]:
+    async def following() -> AsyncIterator[dict[str, Any]]:
         last, fresh = at, rows
         while True:
             for row in fresh:
@@ -243,39 +194,60 @@ async def audit_tail(request: Request, service: Service) -> Response:
             await asyncio.sleep(FOLLOW_SECONDS)
             fresh = await audit.tail(MAX_ROWS, last)
 
-    return _lines(follow())
+    return progress(following())
 
 
-async def audit_query(request: Request, service: Service) -> Response:
-    given = {key: request.query_params.get(key) for key in ("principal", "model", "outcome", "kind", "request")}
-    rows = await service.serving.audit.query(
-        **given,
-        since=_moment(request, "since"),
-        until=_moment(request, "until"),
-        limit=_number(request, "limit", 100) or 100,
-    )
-    return JSONResponse({"rows": rows})
+class AuditQuery(Body):
+    """`since` and `until`: a date or time, in this server's zone where it names none."""
+
+    model_config = ConfigDict(strict=False)
+
+    principal: str | None = None
+    model: str | None = None
+    outcome: str | None = None
+    kind: str | None = None
+    request: str | None = None
+    since: str | None = None
+    until: str | None = None
+    limit: Annotated[int, Field(ge=1, le=10**18)] = 100
 
 
-async def audit_verify(_: Request, service: Service) -> Response:
+async def audit_query(asked: Annotated[AuditQuery, Query()], service: Admin) -> dict[str, Any]:
+    given = asked.model_dump() | {name: _moment(getattr(asked, name), name) for name in ("since", "until")}
+    return {"rows": await service.serving.audit.query(**given)}
+
+
+async def audit_verify(service: Admin) -> dict[str, Any]:
     report = await service.serving.audit.verify()
-    return JSONResponse({"ok": report.ok, **report.to_dict()})
+    return {"ok": report.ok, **report.to_dict()}
 
 
-def _number(request: Request, name: str, default: int | None) -> int | None:
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise BadRequest(f"{name} takes a whole number", param=name)
-    return int(text)
-
-
-def _moment(request: Request, name: str) -> datetime | None:
-    text = request.query_params.get(name)
+def _moment(text: str | None, name: str) -> datetime | None:
     if text is None:
         return None
     try:
         return datetime.fromisoformat(text).astimezone()
     except ValueError as e:
         raise BadRequest(f"{name} takes a date or time as in 2026-11-23 or 2026-11-23T18:00", param=name) from e
+
+
+ROUTES = (
+    Route("GET", "/status", status, ADMIN),
+    Route("GET", "/doctor", doctor, ADMIN),
+    Route("GET", "/ca", ca, ADMIN),
+    Route("POST", "/reload", reload, ADMIN),
+    Route("GET", "/models", models, ADMIN),
+    Route("POST", "/models", import_model, ADMIN),
+    Route("GET", "/models/{name}", show, ADMIN),
+    Route("DELETE", "/models/{name}", remove, ADMIN),
+    Route("POST", "/models/{name}/verify", verify_model, ADMIN),
+    Route("POST", "/deploy", deploy, ADMIN),
+    Route("POST", "/undeploy", undeploy, ADMIN),
+    Route("GET", "/clients", clients, ADMIN),
+    Route("POST", "/clients", issue, ADMIN),
+    Route("DELETE", "/clients/{name}", revoke, ADMIN),
+    Route("GET", "/audit/tail", audit_tail, ADMIN),
+    Route("GET", "/audit/query", audit_query, ADMIN),
+    Route("GET", "/audit/verify", audit_verify, ADMIN),
+    Route("POST", "/v1/chat/completions", chat.chat, ADMIN),
+)

@@ -39,7 +39,7 @@ def tail(client: Client, count: int, follow: bool, json_: bool) -> None:
         for row in client.call("GET", "/audit/tail", n=count)["rows"]:
             _print(row, json_)
         return
-    for row in client.lines("GET", "/audit/tail", n=count, follow=1):
+    for row in client.events("GET", "/audit/tail", n=count, follow=1):
         _print(row, json_)
         sys.stdout.flush()
 

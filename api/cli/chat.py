@@ -68,7 +68,7 @@ def _talk(client: Client, options: dict[str, Any], messages: list[dict[str, str]
 def _answer(client: Client, options: dict[str, Any], messages: list[dict[str, str]]) -> str:
     """Print an answer as it comes; Ctrl-C ends it. Returns what was printed."""
     parts: list[str] = []
-    stream = client.events("/v1/chat/completions", {**options, "messages": messages, "stream": True})
+    stream = client.events("POST", "/v1/chat/completions", {**options, "messages": messages, "stream": True})
     try:
         for event in stream:
             text = event["choices"][0]["delta"].get("content") or "" if event["choices"] else ""

@@ -43,18 +43,10 @@ class Client:
             answer: dict[str, Any] = json.loads(response.read() or b"{}")
         return answer
 
-    def lines(self, method: str, route: str, body: Any = None, **query: Any) -> Iterator[dict[str, Any]]:
-        """One request, JSON objects one a line; an `error` among them is raised."""
+    def events(self, method: str, route: str, body: Any = None, **query: Any) -> Iterator[dict[str, Any]]:
+        """One request that is answered by Server-Sent Events: their data until the end or [DONE]; an error is
+        raised."""
         with self._open(method, route, body, query) as response:
-            for line in response:
-                value = json.loads(line)
-                if "error" in value:
-                    raise DaemonError(value["error"]["message"], value["error"]["code"])
-                yield value
-
-    def events(self, route: str, body: Any) -> Iterator[dict[str, Any]]:
-        """A POST that is answered by Server-Sent Events; yields their data until [DONE]."""
-        with self._open("POST", route, body, {}) as response:
             for line in response:
                 if not line.startswith(b"data:"):
                     continue

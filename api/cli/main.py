@@ -130,7 +130,7 @@ def doctor(client: Client, json_: bool) -> None:
 def deploy(client: Client, model: str, ctx: int | None, slots: int | None, json_: bool) -> None:
     """Serve an imported model; waits until it is ready."""
     last: dict[str, Any] = {}
-    for last in client.lines("POST", "/deploy", {"model": model, "ctx": ctx, "slots": slots}):
+    for last in client.events("POST", "/deploy", {"model": model, "ctx": ctx, "slots": slots}):
         if not json_ and last["state"] != "ready":
             click.echo(f"{safe(model)}: {last['state']}", err=True)
     if json_:

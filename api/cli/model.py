@@ -27,7 +27,7 @@ def import_(client: Client, file: Path, name: str | None, json_: bool) -> None:
     bar = Progress(f"importing {safe(file.name)}")
     found: dict[str, Any] = {}
     try:
-        for line in client.lines("POST", "/models", {"path": str(file.absolute()), "name": name}):
+        for line in client.events("POST", "/models", {"path": str(file.absolute()), "name": name}):
             if "model" in line:
                 found = line["model"]
             else:

@@ -4,7 +4,8 @@ listener.py  TLS and Unix sockets that serve one application
 protocol.py  HTTP/1.1 on one connection, with deadlines, bounds and the peer's identity
 body.py      strict JSON from outside
 routes.py    the table of routes, and who may call them
-app.py       the client application; how errors look
+app.py       an application of routes; how errors look
 streams.py    answers that take long: Server-Sent Events, clients that leave or do not read
+openapi.py    /openapi.json
 probes.py    what machines ask: alive, ready, metrics
 """

@@ -6,12 +6,20 @@ bounded depth and size. Everything that is wrong is a BadRequest (413 and 415 fo
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from pydantic import BaseModel, ConfigDict
 from starlette.requests import ClientDisconnect, Request
 
 from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest, BodyTooLarge, MediaType
+
+
+class Body(BaseModel):
+    """What a route takes: strict, nothing unknown in it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -122,3 +130,19 @@ def _check_texts(text: str, value: Any) -> None:
 def _short(text: str) -> str:
     """A client's text for a message back to it: printable ASCII, at most 40 characters."""
     return ascii(text[:40])
+
+
+def explain(errors: Sequence[Any]) -> BadRequest:
+    """What pydantic refuses, as an error that names the field and says what it takes; it never repeats a value."""
+    first = errors[0]
+    # FastAPI begins with where it was: body, query or path
+    where = [str(part) for part in first["loc"][1:]]
+    # a union's branch names ("constrained-str") mean nothing to a client
+    path = ".".join(part for part in where if part.isidentifier() or part.isdigit())[:200]
+    name = where[0][:64] if where else "body"
+    if first["type"] == "extra_forbidden":
+        shown = ascii(".".join(where)[:80])
+        return BadRequest(f"there is no parameter {shown} here; remove it", param=name)
+    if first["type"] == "missing":
+        return BadRequest(f"{path} is missing", param=name)
+    return BadRequest(f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}", param=name)

@@ -1,40 +1,67 @@
 """What machines ask: is it alive, does it serve, how much does it do."""
 
-from starlette.requests import Request
+from typing import Literal
+
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from llmd.api.http.routes import INFER, Route
-from llmd.daemon.identity.principal import Principal
+from llmd.api.http.routes import INFER, Asks, Route
 from llmd.daemon.serving.answer import Serving
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-async def livez(_: Request, __: Serving, ___: Principal) -> Response:
-    """GET /livez: the event loop answers."""
+
+class Alive(BaseModel):
+    status: Literal["ok"]
+
+
+class ModelHealth(BaseModel):
+    """`beat_age` and `token_age`: seconds since its process said that it lives, and since its last token."""
+
+    model: str
+    ready: bool
+    state: str
+    reason: str | None = None
+    beat_age: float | None = None
+    token_age: float | None = None
+
+
+class Readiness(BaseModel):
+    ready: bool
+    reasons: list[str]
+    models: list[ModelHealth]
+
+
+async def livez() -> Response:
+    """The daemon answers."""
     return JSONResponse({"status": "ok"})
 
 
-async def readyz(_: Request, serving: Serving, __: Principal) -> Response:
-    """GET /readyz: 200 when every deployed model answers and the audit log can be written, else 503 with the
-    reasons."""
+async def readyz(serving: Asks) -> Response:
+    """200 when every deployed model answers and the audit log can be written, else 503 with the reasons."""
     health = [await serving.pool.health(d.model) for d in serving.pool.all()]
     reasons = [f"{h['model']}: {h.get('reason') or h.get('state')}" for h in health if not h["ready"]]
     if not health:
         reasons.append("no model is deployed")
     if serving.pool.draining:
         reasons.append("the server is stopping")
-    if not serving.audit.writable and not serving.serve_unaudited:
+    if not _audited(serving):
         reasons.append("the audit log cannot be written")
     answer = {"ready": not reasons, "reasons": reasons, "models": health}
     return JSONResponse(answer, status_code=503 if reasons else 200)
 
 
-async def metrics(_: Request, serving: Serving, __: Principal) -> Response:
-    """GET /metrics"""
-    return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+async def metrics(serving: Asks) -> Response:
+    """Prometheus' text format."""
+    return Response(serving.metrics.text(), media_type=METRICS_TYPE)
+
+
+def _audited(serving: Serving) -> bool:
+    return serving.audit.writable or serving.serve_unaudited
 
 
 ROUTES = (
-    Route("GET", "/livez", livez, INFER),
-    Route("GET", "/readyz", readyz, INFER),
-    Route("GET", "/metrics", metrics, INFER),
+    Route("GET", "/livez", livez, INFER, {200: {"model": Alive}}),
+    Route("GET", "/readyz", readyz, INFER, {200: {"model": Readiness}, 503: {"model": Readiness}}),
+    Route("GET", "/metrics", metrics, INFER, {200: {"content": {METRICS_TYPE: {"schema": {"type": "string"}}}}}),
 )

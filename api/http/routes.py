@@ -1,43 +1,131 @@
 """The table that routes are registered in. Who may call a route stands at its declaration; nobody else may."""
 
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import Depends, Request
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope
 
+from llmd.api.http.body import read_json
 from llmd.daemon.errors import Forbidden
-from llmd.daemon.identity.principal import Identity, Principal
+from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.answer import Serving
 
-Handler = Callable[[Request, Serving, Principal], Awaitable[Response]]
-
 INFER = frozenset({"infer"})
+ADMIN = frozenset({"admin"})
+
+# role to the names of routes
+Granted = Mapping[str, Sequence[str]]
+Who = Callable[[Request], Principal]
+Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`roles`: the roles that may call it."""
+    """`endpoint` as FastAPI takes it: a pydantic model among its parameters is the body. `roles`: the roles that may
+    call it. `answers`: status to `model` and other `content`, for /openapi.json, as FastAPI takes them."""
 
     method: str
     path: str
-    handler: Handler
+    endpoint: Callable[..., Any]
     roles: frozenset[str]
+    answers: dict[int | str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.path}"
 
 
-def granted(route: Route, identity: Identity, request: Request) -> Principal:
-    """Who calls. Raises Forbidden for whoever has no identity here, or a role that is not one of the route's."""
-    peer = request.scope.get("extensions", {}).get("tls", {}).get("peer")
-    principal = identity.principal(peer, request.client.host if request.client else "")
-    if principal.role not in route.roles:
-        raise Forbidden(f"the role {principal.role} may not call this route")
-    return principal
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
 
 
-def table(routes: Iterable[Route]) -> dict[str, list[str]]:
-    """The routes that each role may call, as `METHOD PATH`."""
+class ErrorAnswer(BaseModel):
+    """Every error."""
+
+    error: ErrorDetail
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "refused"},
+    "5XX": {"model": ErrorAnswer, "description": "not answered"},
+}
+
+
+class _Read(Request):
+    """A request whose body has been read and checked by us."""
+
+    def __init__(self, scope: Scope, receive: Receive, value: dict[str, Any]) -> None:
+        super().__init__(scope, receive)
+        self._value = value
+
+    async def body(self) -> bytes:
+        return b"{}"  # FastAPI asks only whether there is one
+
+    async def json(self) -> dict[str, Any]:
+        return self._value
+
+
+class GuardedRoute(APIRoute):
+    """`who` says who calls, and `granted` whether they may, before anything of the body is read; the body comes through
+    `read_json`."""
+
+    def __init__(self, route: Route, who: Who, granted: Granted) -> None:
+        self._name, self._who, self._granted = route.name, who, granted
+        ok = route.answers.get(200, {})
+        super().__init__(
+            route.path, route.endpoint, methods=[route.method], response_model=None, strict_content_type=False,
+            # without a media type of its own, the document has none beside the ones that are declared
+            response_class=Response if "content" in ok and "model" not in ok else JSONResponse,
+            responses={**_ERRORS, **route.answers},
+        )  # fmt: skip
+
+    def granted_to(self, role: str) -> bool:
+        return self._name in self._granted.get(role, ())
+
+    def get_route_handler(self) -> Handle:
+        handle = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            principal = self._who(request)
+            if not self.granted_to(principal.role):
+                raise Forbidden(f"the role {principal.role} may not call this route")
+            request.scope["principal"] = principal
+            if self.body_field is not None:
+                request = _Read(request.scope, request.receive, await read_json(request))
+            return await handle(request)
+
+        return guarded
+
+
+def table(routes: Iterable[Route]) -> Granted:
+    """What each role may call, gathered from the routes' declarations; whatever does not stand here is denied."""
     found: dict[str, list[str]] = {}
     for route in routes:
         for role in sorted(route.roles):
-            found.setdefault(role, []).append(f"{route.method} {route.path}")
+            found.setdefault(role, []).append(route.name)
     return found
+
+
+# --- what an endpoint may ask for
+
+
+async def _principal(request: Request) -> Principal:
+    principal: Principal = request.scope["principal"]
+    return principal
+
+
+async def _serving(request: Request) -> Serving:
+    serving: Serving = request.app.state.serving
+    return serving
+
+
+Caller = Annotated[Principal, Depends(_principal)]
+Asks = Annotated[Serving, Depends(_serving)]

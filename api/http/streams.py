@@ -1,18 +1,21 @@
 """Answers that take long: they end when their client leaves, or when it does not read."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sse_starlette import ServerSentEvent
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llmd.daemon import limits
+from llmd.daemon.errors import LlmdError
 
 log = logging.getLogger("llmd.stream")
 
@@ -22,6 +25,19 @@ KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n").encode()
 def event(data: str, name: str | None = None) -> bytes:
     """One event as it is sent."""
     return ServerSentEvent(data, event=name, sep="\n").encode()
+
+
+def progress(values: AsyncIterator[Any]) -> Response:
+    """A JSON value an event, as they come. An error that comes late is an `error` event, and the last."""
+
+    async def events() -> AsyncIterator[ServerSentEvent]:
+        try:
+            async for value in values:
+                yield ServerSentEvent(json.dumps(value), sep="\n")
+        except LlmdError as e:
+            yield ServerSentEvent(json.dumps(e.body()), event="error", sep="\n")
+
+    return EventSourceResponse(events(), ping=limits.PING_SECONDS, sep="\n", send_timeout=limits.STALL_SECONDS)
 
 
 @asynccontextmanager

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from starlette.requests import Request
+from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from llmd.api.http.body import read_json
-from llmd.api.http.routes import INFER, Route
+from llmd.api.http.routes import INFER, Asks, Caller, Route
 from llmd.api.http.streams import EventStream, Opened, until_left
-from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, Generation, TokenizeBody, parse
+from llmd.api.openai.answers import ChatCompletion, Completion, DetokenizeAnswer, TokenizeAnswer
+from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, Generation, TokenizeBody
 from llmd.api.openai.stream import EventEncoder, Shape, encoded, whole
 from llmd.daemon import limits
 from llmd.daemon.engine.messages import (
@@ -27,18 +27,19 @@ from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.answer import Answer, Serving
 from llmd.daemon.serving.ask import Ask
 
+# what a stream is to /openapi.json; docs/api.md says what its events are
+EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+
 _E = TypeVar("_E", Tokenized, Detokenized)
 
 
-async def chat(request: Request, serving: Serving, principal: Principal) -> Response:
-    """POST /v1/chat/completions"""
-    body = parse(ChatBody, await read_json(request))
+async def chat(body: ChatBody, request: Request, serving: Asks, principal: Caller) -> Response:
+    """The model's own chat template, and its answer."""
     return await _generate(request, serving, principal, body, Chat(body.chat()))
 
 
-async def completions(request: Request, serving: Serving, principal: Principal) -> Response:
-    """POST /v1/completions"""
-    body = parse(CompletionBody, await read_json(request))
+async def completions(body: CompletionBody, request: Request, serving: Asks, principal: Caller) -> Response:
+    """The continuation of a text or of a list of tokens."""
     return await _generate(request, serving, principal, body, body.given())
 
 
@@ -67,9 +68,8 @@ def _shape(ask: Ask, answer: Answer) -> Shape:
     return Shape(chat, shown, answer.model, ask.work.params.logprobs is not None)
 
 
-async def tokenize(request: Request, serving: Serving, principal: Principal) -> Response:
-    """POST /tokenize: {"model", "prompt"} to {"tokens", "count", "max_model_len"}"""
-    body = parse(TokenizeBody, await read_json(request))
+async def tokenize(body: TokenizeBody, request: Request, serving: Asks, principal: Caller) -> Response:
+    """A text's tokens."""
     text = body.prompt if body.prompt is not None else body.content
     if text is None:
         raise BadRequest("prompt is missing", param="prompt")
@@ -79,9 +79,8 @@ async def tokenize(request: Request, serving: Serving, principal: Principal) -> 
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": answer.context})
 
 
-async def detokenize(request: Request, serving: Serving, principal: Principal) -> Response:
-    """POST /detokenize: {"model", "tokens"} to {"prompt"}; `content` is llama-server's name for the same."""
-    body = parse(DetokenizeBody, await read_json(request))
+async def detokenize(body: DetokenizeBody, request: Request, serving: Asks, principal: Caller) -> Response:
+    """Tokens' text."""
     ask = Ask(request.url.path, body.model, Detokenize(tuple(body.tokens)), limits.TOKENIZE_SECONDS)
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         text = (await _only(answer, Detokenized)).text
@@ -96,8 +95,8 @@ async def _only(answer: Answer, kind: type[_E]) -> _E:
 
 
 ROUTES = (
-    Route("POST", "/v1/chat/completions", chat, INFER),
-    Route("POST", "/v1/completions", completions, INFER),
-    Route("POST", "/tokenize", tokenize, INFER),
-    Route("POST", "/detokenize", detokenize, INFER),
+    Route("POST", "/v1/chat/completions", chat, INFER, {200: {"model": ChatCompletion, "content": EVENTS}}),
+    Route("POST", "/v1/completions", completions, INFER, {200: {"model": Completion, "content": EVENTS}}),
+    Route("POST", "/tokenize", tokenize, INFER, {200: {"model": TokenizeAnswer}}),
+    Route("POST", "/detokenize", detokenize, INFER, {200: {"model": DetokenizeAnswer}}),
 )

@@ -1,36 +1,49 @@
 """The models that a client can ask, as OpenAI's API lists them."""
 
-from typing import Any
+from typing import Literal
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from pydantic import BaseModel
 
-from llmd.api.http.routes import INFER, Route
-from llmd.daemon.identity.principal import Principal
-from llmd.daemon.serving.answer import Serving
+from llmd.api.http.routes import INFER, Asks, Route
 from llmd.daemon.serving.pool import Deployment
 
 
-def _card(deployment: Deployment) -> dict[str, Any]:
+class Model(BaseModel):
+    """`created` is in Unix seconds, `max_model_len` in tokens, known once it is loaded."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["llmd"] = "llmd"
+    ready: bool
+    max_model_len: int | None
+    digest: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+def _card(deployment: Deployment) -> Model:
     info = deployment.worker.info if deployment.worker else None
-    return {
-        "id": deployment.model, "object": "model", "created": int(deployment.since), "owned_by": "llmd",
-        "ready": deployment.ready, "max_model_len": info.context if info else None,
-        "digest": f"sha256:{deployment.digest}",
-    }  # fmt: skip
+    return Model(
+        id=deployment.model, created=int(deployment.since), ready=deployment.ready,
+        max_model_len=info.context if info else None, digest=f"sha256:{deployment.digest}",
+    )  # fmt: skip
 
 
-async def models(_: Request, serving: Serving, __: Principal) -> Response:
-    """GET /v1/models"""
-    return JSONResponse({"object": "list", "data": [_card(d) for d in serving.pool.all()]})
+async def models(serving: Asks) -> ModelList:
+    """What is deployed."""
+    return ModelList(data=[_card(d) for d in serving.pool.all()])
 
 
-async def model(request: Request, serving: Serving, _: Principal) -> Response:
-    """GET /v1/models/{model}"""
-    return JSONResponse(_card(serving.pool.find(request.path_params["model"])))
+async def model(model: str, serving: Asks) -> Model:
+    """One deployed model."""
+    return _card(serving.pool.find(model))
 
 
 ROUTES = (
-    Route("GET", "/v1/models", models, INFER),
-    Route("GET", "/v1/models/{model}", model, INFER),
+    Route("GET", "/v1/models", models, INFER, {200: {"model": ModelList}}),
+    Route("GET", "/v1/models/{model}", model, INFER, {200: {"model": Model}}),
 )

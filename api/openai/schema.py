@@ -1,13 +1,14 @@
-"""What the routes take: pydantic models, strict, every field bounded. After `parse` nothing is validated again.
+"""What the routes take: pydantic models, strict, every field bounded. Nothing is validated again after them.
 
 Only what is listed passes: a field of another engine (`grammar_file`, `n_discard`, …) is refused by name.
 """
 
 import abc
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from llmd.api.http.body import Body
 from llmd.daemon import limits
 from llmd.daemon.engine.messages import ChatMessage, RawText, SamplingParams, Tokens
 from llmd.daemon.errors import BadRequest
@@ -21,12 +22,6 @@ _Positive = Annotated[int, Field(ge=1, le=limits.MAX_TOKENS)]
 _Bias = dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]]
 # a sequence without max_tokens ends with the context at the latest
 _NO_LIMIT = limits.MAX_TOKENS
-
-
-class Body(BaseModel):
-    """A request's body: strict, nothing unknown in it."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class StreamOptions(Body):
@@ -156,28 +151,3 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     model: Annotated[str, Field(max_length=256)] | None = None
     tokens: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=limits.MAX_JSON_NODES)]
-
-
-_B = TypeVar("_B", bound=Body)
-
-
-def parse(kind: type[_B], body: dict[str, Any]) -> _B:
-    """The body as `kind`. Raises BadRequest that names the field and says what it takes; it never repeats a value."""
-    try:
-        return kind.model_validate(body)
-    except ValidationError as e:
-        raise _explain(e) from None
-
-
-def _explain(error: ValidationError) -> BadRequest:
-    first = error.errors(include_url=False, include_context=True, include_input=False)[0]
-    where = [str(part) for part in first["loc"]]
-    # a union's branch names ("constrained-str") mean nothing to a client
-    path = ".".join(part for part in where if part.isidentifier() or part.isdigit())[:200]
-    name = where[0][:64] if where else "body"
-    if first["type"] == "extra_forbidden":
-        shown = ascii(".".join(where)[:80])
-        return BadRequest(f"there is no parameter {shown} here; remove it", param=name)
-    if first["type"] == "missing":
-        return BadRequest(f"{path} is missing", param=name)
-    return BadRequest(f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}", param=name)

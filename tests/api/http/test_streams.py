@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from sse_starlette import EventSourceResponse
 from starlette.requests import ClientDisconnect
 
-from llmd.api.http.streams import EventStream, Opened, until_left
+from llmd.api.http.streams import EventStream, Opened, progress, until_left
 from llmd.daemon import limits
 from llmd.daemon.errors import QueueFull
 
@@ -140,3 +141,18 @@ async def test_cancelling_from_outside_is_no_leaving() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_progress_is_events_and_a_late_error_is_the_last() -> None:
+    """What comes a few times a second is sse-starlette's own response; benchmarks/results/sse.md has the figures."""
+
+    async def values() -> AsyncIterator[dict[str, int]]:
+        yield {"done": 1}
+        raise QueueFull("full")
+
+    client, response = Client(), progress(values())
+    assert type(response) is EventSourceResponse and not issubclass(EventStream, EventSourceResponse)
+    await response({"type": "http", "method": "POST", "extensions": {}}, client.receive, client.send)
+    first, last = client.body.decode().strip().split("\n\n")
+    assert first == 'data: {"done": 1}'
+    assert last.startswith("event: error\ndata: ") and "queue_full" in last

@@ -1,0 +1,27 @@
+"""/openapi.json: what the caller may ask of this server, made from the routes themselves."""
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import JSONResponse, Response
+
+from llmd.api.http.routes import INFER, Caller, GuardedRoute, Route
+
+
+def described(app: FastAPI, role: str) -> dict[str, Any]:
+    """The OpenAPI document of the routes that `role` may call."""
+    routes = [r for r in app.routes if isinstance(r, GuardedRoute) and r.granted_to(role)]
+    document = get_openapi(title="llmd", version=version("llmd-appliance"), routes=routes)
+    document.setdefault("components", {})["securitySchemes"] = {"certificate": {"type": "mutualTLS"}}
+    document["security"] = [{"certificate": []}]
+    return document
+
+
+async def openapi(request: Request, principal: Caller) -> Response:
+    """This document."""
+    return JSONResponse(described(request.app, principal.role))
+
+
+ROUTES = (Route("GET", "/openapi.json", openapi, INFER),)
