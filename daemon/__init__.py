@@ -5,6 +5,7 @@ admin.py    what an admin can do to a running daemon
 banner.py   what `llmd serve` prints once it can answer
 config.py   the one frozen dataclass, its TOML file
 errors.py   the error tree
+files.py   atomic writes
 limits.py   every limit on what comes in
 metrics.py  Prometheus metrics
 store.py    `state.db`: clients, models, deployments

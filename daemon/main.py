@@ -25,7 +25,7 @@ from llmd.api.http import openapi, probes
 from llmd.api.http.app import application, client
 from llmd.api.http.listener import Listener
 from llmd.api.openai import chat, models
-from llmd.daemon import banner, config
+from llmd.daemon import banner, config, files
 from llmd.daemon.admin import Service
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.config import Config, ConfigError
@@ -172,8 +172,8 @@ class Daemon:
             return
         issued = self.service.issue(DEMO_CLIENT, 90, "first start")
         folder.mkdir(mode=0o700)
-        _write(folder / f"{DEMO_CLIENT}.crt", issued.certificate_pem, 0o644)
-        _write(folder / f"{DEMO_CLIENT}.key", issued.key_pem, 0o600)
+        files.write(folder / f"{DEMO_CLIENT}.crt", issued.certificate_pem, 0o644)
+        files.write(folder / f"{DEMO_CLIENT}.key", issued.key_pem, 0o600)
 
     # --- the first model
 
@@ -211,18 +211,8 @@ def _lock(state: Path) -> int:
 def _key(file: Path) -> bytes:
     """The audit log's key, made on first use: whoever lacks it cannot guess prompts from their hashes."""
     if not file.exists():
-        _write(file, secrets.token_bytes(32), 0o600)
+        files.write(file, secrets.token_bytes(32), 0o600)
     return file.read_bytes()
-
-
-def _write(file: Path, data: bytes, mode: int) -> None:
-    part = file.with_suffix(".part")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(fd, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(file)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -14,26 +14,35 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlite_utils import Database
+from sqlite_utils import Database, Migrations
 
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
 
-# a migration is never edited once it has shipped: a change is a new one at the end
-MIGRATIONS = (
-    """
-    CREATE TABLE principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT;
-    CREATE TABLE certificates (
+# a migration is never edited once it has shipped: a change is a new one at the end, with the next number
+MIGRATIONS = Migrations("state")
+VERSION = 1
+
+_FIRST = (
+    "CREATE TABLE IF NOT EXISTS principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT",
+    """CREATE TABLE IF NOT EXISTS certificates (
         serial TEXT PRIMARY KEY, principal TEXT NOT NULL REFERENCES principals (name),
-        not_before REAL NOT NULL, not_after REAL NOT NULL, revoked_at REAL, issued REAL NOT NULL) STRICT;
-    CREATE INDEX certificates_principal ON certificates (principal);
-    CREATE TABLE models (
+        not_before REAL NOT NULL, not_after REAL NOT NULL, revoked_at REAL, issued REAL NOT NULL) STRICT""",
+    "CREATE INDEX IF NOT EXISTS certificates_principal ON certificates (principal)",
+    """CREATE TABLE IF NOT EXISTS models (
         name TEXT PRIMARY KEY, digest TEXT NOT NULL, size INTEGER NOT NULL, source TEXT NOT NULL,
-        imported REAL NOT NULL, info TEXT NOT NULL) STRICT;
-    CREATE TABLE deployments (
+        imported REAL NOT NULL, info TEXT NOT NULL) STRICT""",
+    """CREATE TABLE IF NOT EXISTS deployments (
         model TEXT PRIMARY KEY REFERENCES models (name) ON UPDATE CASCADE,
-        ctx INTEGER, slots INTEGER, created REAL NOT NULL) STRICT;
-    """,
+        ctx INTEGER, slots INTEGER, created REAL NOT NULL) STRICT""",
 )
+
+
+@MIGRATIONS()
+def tables(db: Database) -> None:
+    """Files that were made before migrations had names have these tables already."""
+    for statement in _FIRST:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +121,12 @@ class Store:
         if verdict != "ok":
             raise Unavailable("the state database is damaged: restore it from a backup")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if not 0 <= version <= len(MIGRATIONS):
+        if not 0 <= version <= VERSION:
             raise Unavailable(
-                f"a newer llmd wrote the state database (version {version}, known {len(MIGRATIONS)}): upgrade llmd"
+                f"a newer llmd wrote the state database (version {version}, known {VERSION}): upgrade llmd"
             )
-        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
-            with self._db.atomic():
-                for statement in filter(str.strip, statements.split(";")):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {number}")
+        with self._db.atomic():
+            MIGRATIONS.apply(self._db)
 
     def close(self) -> None:
         self._db.close()
@@ -248,7 +254,7 @@ class Store:
     def _insert(self, table: str, row: Any, taken: str) -> None:
         values = {f.name: getattr(row, f.name) for f in fields(row)}
         with _explained(taken), self._db.atomic():
-            self._db[table].insert({k: json.dumps(v) if isinstance(v, dict) else v for k, v in values.items()})
+            self._db.table(table).insert({k: json.dumps(v) if isinstance(v, dict) else v for k, v in values.items()})
 
     def _write(self, statement: str, *values: Any) -> int:
         """How many rows changed."""

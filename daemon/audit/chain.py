@@ -21,15 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        "CREATE TABLE audit(seq INTEGER PRIMARY KEY, ts TEXT NOT NULL, kind TEXT NOT NULL, request TEXT,"
-        " body TEXT NOT NULL, prev BLOB NOT NULL, hash BLOB NOT NULL) STRICT",
-        # A start looks for requests left open since the last start; this finds that row without a scan.
-        "CREATE INDEX audit_start ON audit(seq) WHERE kind = 'start'",
-    ),
-)
-SCHEMA_VERSION = len(MIGRATIONS)
+SCHEMA_VERSION = 1  # PRAGMA user_version of a log that this llmd reads; `writer.py` has the schema
 GENESIS = bytes(32)
 PAGE_ROWS = 2000
 COLUMNS = "seq, ts, kind, request, body, prev, hash"
@@ -40,10 +32,6 @@ Value = str | int | float | bool | None
 _encode: Callable[[Any], str] = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
 ).encode
-
-
-class NotALog(Exception):
-    """A database that is not an audit log, or one of a newer llmd; the message says which."""
 
 
 class Row(NamedTuple):
@@ -247,21 +235,6 @@ def _well_formed(row: Row) -> bool:
     )
 
 
-def migrate(conn: sqlite3.Connection) -> None:
-    """Bring an empty file or an older log to this schema. Raises NotALog, the file unchanged, where it is neither.
-
-    `conn` must be in autocommit mode.
-    """
-    version = conn.execute("PRAGMA user_version").fetchone()[0]
-    empty = conn.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
-    problem = None if version == 0 and empty else _schema_problem(conn)
-    if problem is not None:
-        raise NotALog(problem)
-    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
-        for statement in ("BEGIN", *statements, f"PRAGMA user_version={number}", "COMMIT"):
-            conn.execute(statement)
-
-
 def carried(fields: Mapping[str, Any]) -> dict[str, Value]:
     """What a finish row says of its admit again, so that a query for a principal or a model finds both."""
     return {name: fields[name] for name in ("principal", "model") if name in fields}
@@ -313,7 +286,7 @@ def verify_file(path: Path) -> Report:
         return state.report(error=f"{path}: no such file")
     try:
         with closing(_open_copy(path)) as conn:
-            problem = _schema_problem(conn)
+            problem = schema_problem(conn)
             if problem is not None:
                 return state.report(error=f"{path}: {problem}")
             cursor = conn.execute(f"SELECT {COLUMNS} FROM audit ORDER BY seq")
@@ -348,7 +321,8 @@ def _connect(uri: str) -> sqlite3.Connection:
     return conn
 
 
-def _schema_problem(conn: sqlite3.Connection) -> str | None:
+def schema_problem(conn: sqlite3.Connection) -> str | None:
+    """Why this database is not an audit log that can be read, in words for a person; None where it is one."""
     version = conn.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         return f"written by a newer llmd (schema {version}, this one knows {SCHEMA_VERSION}): use that version"

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlite_utils import Database
+from sqlite_utils import Database, Migrations
 
 from llmd.daemon.audit import chain
 from llmd.daemon.audit.chain import COLUMNS, GENESIS, Entry, Row, Value
@@ -31,6 +31,25 @@ RETRY_SECONDS = 1.0
 INSERT = f"INSERT INTO audit({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 log = logging.getLogger("llmd.audit")
+
+# a migration is never edited once it has shipped: a change is a new one at the end, with chain.SCHEMA_VERSION
+MIGRATIONS = Migrations("audit")
+
+
+@MIGRATIONS()
+def log_table(db: Database) -> None:
+    """Files that were made before migrations had names have this table already."""
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS audit(seq INTEGER PRIMARY KEY, ts TEXT NOT NULL, kind TEXT NOT NULL, request TEXT,"
+        " body TEXT NOT NULL, prev BLOB NOT NULL, hash BLOB NOT NULL) STRICT"
+    )
+    # A start looks for requests left open since the last start; this finds that row without a scan.
+    db.execute("CREATE INDEX IF NOT EXISTS audit_start ON audit(seq) WHERE kind = 'start'")
+    db.execute("PRAGMA user_version = 1")
+
+
+class NotALog(Exception):
+    """A database that is not an audit log, or one of a newer llmd; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +216,12 @@ def _prepare(db: Database) -> None:
     db.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
     for pragma in ("foreign_keys=ON", "trusted_schema=OFF", "cell_size_check=ON", "synchronous=FULL"):
         db.execute(f"PRAGMA {pragma}").fetchall()
-    chain.migrate(db.conn)
+    empty = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+    problem = None if empty else chain.schema_problem(db.conn)
+    if problem is not None:
+        raise NotALog(problem)
+    with db.atomic():  # a first start that is cut off leaves an empty file
+        MIGRATIONS.apply(db)
     for pragma in ("journal_mode=WAL", "wal_autocheckpoint=1000", "journal_size_limit=67108864"):
         db.execute(f"PRAGMA {pragma}").fetchall()
 
@@ -209,7 +233,7 @@ def _explain(error: Exception) -> Exception:
         return Conflict(f"the audit log is damaged ({error}): move it away, or put back a copy")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Conflict("the audit log is in use by another process")
-    if isinstance(error, chain.NotALog):
+    if isinstance(error, NotALog):
         return Conflict(f"the audit log's file cannot be used: {error}")
     if isinstance(error, sqlite3.Error | OSError):
         return AuditUnavailable(f"the audit log cannot be opened: {getattr(error, 'strerror', None) or error}")

@@ -9,7 +9,6 @@ nothing. Roles live in the state database, never in a certificate. This is the o
 """
 
 import ipaddress
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from llmd.daemon import files
 from llmd.daemon.errors import BadRequest, Conflict, Forbidden, Unavailable
 
 ROOT_LIFE = timedelta(days=3650)
@@ -170,12 +170,12 @@ class Authority:
         issuer = self._authority(
             issuer_key.public_key(), _named(f"llmd issuer {self._node}"), root_key, root_name, root, ISSUER_LIFE, 0
         )
-        self._write("root.key", _key_pem(root_key), 0o600)
-        self._write("ca.crt", _pem(root), 0o644)
-        self._write("clients-ca.crt", _pem(root) + _pem(issuer), 0o644)
-        self._write("issuer.key", _key_pem(issuer_key), 0o600)
+        files.write(self._folder / "root.key", _key_pem(root_key), 0o600)
+        files.write(self._folder / "ca.crt", _pem(root), 0o644)
+        files.write(self._folder / "clients-ca.crt", _pem(root) + _pem(issuer), 0o644)
+        files.write(self._folder / "issuer.key", _key_pem(issuer_key), 0o600)
         # last: its presence says that all the others are there
-        self._write("issuer.crt", _pem(issuer), 0o644)
+        files.write(self._folder / "issuer.crt", _pem(issuer), 0o644)
 
     def _authority(
         self, key: ec.EllipticCurvePublicKey, subject: x509.Name, signer: ec.EllipticCurvePrivateKey, issuer: x509.Name,
@@ -244,8 +244,8 @@ class Authority:
         certificate = self._leaf(key, "llmd server", self._names, ExtendedKeyUsageOID.SERVER_AUTH, end)
         # one file holds both: a crash between two files would leave a key that does not fit
         pem = _key_pem(key) + _pem(certificate) + _pem(self._issuer)
-        self._write("server.key", pem, 0o600)
-        self._write("server.crt", _pem(certificate) + _pem(self._issuer), 0o644)
+        files.write(self._folder / "server.key", pem, 0o600)
+        files.write(self._folder / "server.crt", _pem(certificate) + _pem(self._issuer), 0o644)
 
     # --- the revocation list
 
@@ -277,17 +277,8 @@ class Authority:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(when).build()
             builder = builder.add_revoked_certificate(entry)
         pem = builder.sign(self._issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-        self._write("crl.pem", pem, 0o644)
+        files.write(self._folder / "crl.pem", pem, 0o644)
         self._crl_number, self._crl_made = self._crl_number + 1, made
-
-    def _write(self, name: str, data: bytes, mode: int) -> None:
-        part = self._folder / f".{name}.part"
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._folder / name)
 
 
 def _server_names(given: Sequence[str]) -> list[x509.GeneralName]:

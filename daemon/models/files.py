@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, NotFound, Unavailable
+from llmd.daemon.files import sync_folder
 from llmd.daemon.store import Model, Store
 from llmd.quantize.check import check_in_child, refuse_foreign
 
@@ -201,7 +202,7 @@ class ModelStore:
             if new:
                 shutil.rmtree(target, ignore_errors=True)
                 stage.rename(target)
-                _sync_folder(self._folder)
+                sync_folder(self._folder)
             try:
                 made = held or self._store.add_model(model.name, digest, model.size, model.source, model.info)
             except LlmdError:
@@ -305,15 +306,7 @@ def _seal(stage: Path) -> None:
         with (stage / FILE).open("rb") as file:
             os.fchmod(file.fileno(), 0o440)
             os.fsync(file.fileno())
-        _sync_folder(stage)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        sync_folder(stage)
 
 
 @contextlib.contextmanager

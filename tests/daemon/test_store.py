@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
-from llmd.daemon.store import MIGRATIONS, Store
+from llmd.daemon.store import VERSION, Store
 
 INFO = {"architecture": "llama", "parameters": 7}
 
@@ -90,7 +90,7 @@ def test_it_is_kept_and_private(tmp_path: Path) -> None:
     assert again.model("a").info == INFO
     check = sqlite3.connect(file)
     assert check.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert check.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+    assert check.execute("PRAGMA user_version").fetchone() == (VERSION,)
     assert all(row[5] for row in check.execute("PRAGMA table_list") if row[1] == "models"), "STRICT"
     check.close()
     again.close()
@@ -125,6 +125,21 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(Unavailable, match="newer llmd .*99"):
         Store(file)
+
+
+def test_a_file_from_before_migrations_had_names_is_taken_over(tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    first = Store(file)
+    first.add_principal("ann", "infer")
+    first.close()
+    db = sqlite3.connect(file)
+    with db:
+        db.execute("DROP TABLE _sqlite_migrations")
+    db.close()
+    for _ in range(2):
+        again = Store(file)
+        assert [p.name for p in again.principals()] == ["ann"]
+        again.close()
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

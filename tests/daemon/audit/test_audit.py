@@ -281,6 +281,17 @@ def test_a_newer_schema_is_refused(written: Path) -> None:
     assert "newer llmd" in str(verify_file(written).error)
 
 
+def test_a_file_from_before_migrations_had_names_is_taken_over(written: Path) -> None:
+    with closing(sqlite3.connect(written)) as conn:
+        conn.execute("DROP TABLE _sqlite_migrations")
+    before = verify_file(written)
+    log = AuditLog(written, KEY)
+    log.open()
+    log.close()
+    after = verify_file(written)
+    assert before.ok and after.ok and after.rows == before.rows + 2, "a start row and a stop row"
+
+
 def test_another_database_is_refused(path: Path) -> None:
     with closing(sqlite3.connect(path)) as conn:
         conn.execute("CREATE TABLE something(x)")

@@ -1,0 +1,28 @@
+"""Small files that are there whole or not at all, whatever the power does."""
+
+import os
+from pathlib import Path
+
+
+def write(file: Path, data: bytes, mode: int) -> None:
+    """Put `data` in the place of `file`, with these permissions. On disk when it returns; until then, and if it fails,
+    the old content stays. Raises OSError."""
+    part = file.with_name(f".{file.name}.part")
+    part.unlink(missing_ok=True)  # what a killed process left may be readable for others
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as f:
+        os.fchmod(fd, mode)
+        f.write(data)
+        f.flush()
+        os.fsync(fd)
+    part.replace(file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was created, renamed or removed in it last. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
