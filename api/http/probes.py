@@ -6,6 +6,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from llmd.api.http.routes import INFER, Asks, Route
+from llmd.daemon.errors import AuditUnavailable, ModelNotReady, ShuttingDown
 from llmd.daemon.serving.answer import Serving
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,6 +38,17 @@ async def livez() -> Response:
     return JSONResponse({"status": "ok"})
 
 
+async def health(serving: Asks) -> Response:
+    """What load balancers ask: 200 while a request would be taken, else 503. It asks no model; /readyz does."""
+    if serving.pool.draining:
+        raise ShuttingDown("this server is stopping")
+    if not _audited(serving):
+        raise AuditUnavailable("the audit log cannot be written")
+    if not any(d.ready for d in serving.pool.all()):
+        raise ModelNotReady("no model is ready")
+    return JSONResponse({"status": "ok"})
+
+
 async def readyz(serving: Asks) -> Response:
     """200 when every deployed model answers and the audit log can be written, else 503 with the reasons."""
     health = [await serving.pool.health(d.model) for d in serving.pool.all()]
@@ -62,6 +74,7 @@ def _audited(serving: Serving) -> bool:
 
 ROUTES = (
     Route("GET", "/livez", livez, INFER, {200: {"model": Alive}}),
+    Route("GET", "/health", health, INFER, {200: {"model": Alive}}),
     Route("GET", "/readyz", readyz, INFER, {200: {"model": Readiness}, 503: {"model": Readiness}}),
     Route("GET", "/metrics", metrics, INFER, {200: {"content": {METRICS_TYPE: {"schema": {"type": "string"}}}}}),
 )

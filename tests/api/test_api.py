@@ -328,3 +328,10 @@ def _wait_for_outcome(llmd: Llmd, request: str, outcome: str) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("no finish row came")
+
+
+def test_health_is_about_taking_requests(own_llmd: Llmd) -> None:
+    assert own_llmd.get("/health")[0::2] == (200, {"status": "ok"})
+    own_llmd.llmctl("undeploy", "smol")
+    status, headers, answer = own_llmd.get("/health")
+    assert status == 503 and answer["error"]["code"] == "model_not_ready" and int(headers["retry-after"]) >= 1

@@ -24,8 +24,8 @@ def test_who_may_call_what() -> None:
     assert table(CLIENT_ROUTES) == {
         "infer": [
             "POST /v1/chat/completions", "POST /v1/completions", "POST /tokenize", "POST /detokenize",
-            "GET /v1/models", "GET /v1/models/{model}", "GET /livez", "GET /readyz", "GET /metrics",
-            "GET /openapi.json",
+            "GET /v1/models", "GET /v1/models/{model}", "GET /livez", "GET /health",
+            "GET /readyz", "GET /metrics", "GET /openapi.json",
         ]
     }  # fmt: skip
     assert set(table(admin.ROUTES)) == {"admin"}
