@@ -27,7 +27,7 @@ test: setup ## the fast tests; ARGS='-k audit'
 test-slow: setup ## the tests that take longer than ten seconds each
 	@$(PYTHON) -m pytest -m slow $(ARGS)
 
-check: setup ## ruff and mypy --strict
+check: setup ## ruff and mypy --strict, over tests and benchmarks too
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check --quiet .
 	@MYPYPATH=packaging/typing .venv/bin/mypy --strict $(addprefix -p ,$(PACKAGES))

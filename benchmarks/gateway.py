@@ -46,9 +46,15 @@ def serve(state: str, slots: int, step_seconds: float) -> None:
     async def main() -> None:
         daemon = Daemon(Config(state_dir=state, listen=f"127.0.0.1:{PORT}", queue=1000))
         settings = Settings(
-            path="", slots=slots, context=100_000, batch=512, chunk=512, threads=1, runner="fake",
+            path="",
+            slots=slots,
+            context=100_000,
+            batch=512,
+            chunk=512,
+            threads=1,
+            runner="fake",
             fake={"step_seconds": step_seconds},
-        )  # fmt: skip
+        )
         daemon.pool.deploy("fake", "0" * 64, settings)
         await daemon.run()
 
@@ -177,9 +183,11 @@ def server(checkout: Path, step_seconds: float, slots: int) -> Iterator[tuple[ss
     command = [checkout / ".venv/bin/python", checkout / "benchmarks/gateway.py", "--serve"]
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [*map(str, command), folder, str(slots), str(step_seconds)], stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            [*map(str, command), folder, str(slots), str(step_seconds)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         try:
             assert process.stdout is not None
             if not any(line.startswith("llmd serves") for line in process.stdout):

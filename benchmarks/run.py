@@ -81,11 +81,27 @@ def load(a: argparse.Namespace, target: list[str], level: str, seed: int, work: 
     """Run the client at one concurrency. Returns its row."""
     out = work / "rows.json"
     subprocess.run(
-        [sys.executable, str(HERE / "bench_openai.py"), *target, "--concurrency", level, "--requests", str(a.requests),
-         "--prompt-words", str(a.prompt_words), "--max-tokens", str(a.max_tokens), "--extra", '{"ignore_eos": true}',
-         "--seed", str(seed),  # other prompts every round: a prefix cache may not help
-         "--json", str(out)], check=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(HERE / "bench_openai.py"),
+            *target,
+            "--concurrency",
+            level,
+            "--requests",
+            str(a.requests),
+            "--prompt-words",
+            str(a.prompt_words),
+            "--max-tokens",
+            str(a.max_tokens),
+            "--extra",
+            '{"ignore_eos": true}',
+            "--seed",
+            str(seed),  # other prompts every round: a prefix cache may not help
+            "--json",
+            str(out),
+        ],
+        check=True,
+    )
     row: dict[str, Any] = json.loads(out.read_text())["rows"][0]
     return row
 

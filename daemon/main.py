@@ -68,16 +68,25 @@ class Daemon:
         self.metrics = Metrics()
         self.pool = Pool(self.metrics)
         self.serving = Serving(
-            self.pool, Admission(settings.queue), self.audit, self.metrics,
+            self.pool,
+            Admission(settings.queue),
+            self.audit,
+            self.metrics,
             serve_unaudited=settings.audit_on_failure == "serve",
-        )  # fmt: skip
+        )
         self.connections = Connections()
         self.context = tls.server_context(state / "pki")
         self.service = Service(
-            config=settings, serving=self.serving, store=self.store, models=ModelStore(state / "models", self.store),
-            authority=self.authority, connections=self.connections, reload_tls=self.reload_tls,
-            started=time.time(), version=version("llmd-appliance"),
-        )  # fmt: skip
+            config=settings,
+            serving=self.serving,
+            store=self.store,
+            models=ModelStore(state / "models", self.store),
+            authority=self.authority,
+            connections=self.connections,
+            reload_tls=self.reload_tls,
+            started=time.time(),
+            version=version("llmd-appliance"),
+        )
         self._stopping = asyncio.Event()
         self._signals = 0
 

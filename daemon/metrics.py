@@ -35,10 +35,16 @@ class Metrics:
         self._restarts = Counter(
             "llmd_worker_restarts", "Times a worker had to be started again", model, registry=registry
         )
-        self._ttft = Histogram("llmd_time_to_first_token_seconds", "From admission to the first token", model,
-                               buckets=_TTFT, registry=registry)  # fmt: skip
-        self._gap = Histogram("llmd_inter_token_seconds", "Between two tokens of a sequence", model,
-                              buckets=_GAP, registry=registry)  # fmt: skip
+        self._ttft = Histogram(
+            "llmd_time_to_first_token_seconds",
+            "From admission to the first token",
+            model,
+            buckets=_TTFT,
+            registry=registry,
+        )
+        self._gap = Histogram(
+            "llmd_inter_token_seconds", "Between two tokens of a sequence", model, buckets=_GAP, registry=registry
+        )
         self._models: dict[str, ModelMetrics] = {}
 
     def model(self, name: str) -> "ModelMetrics":

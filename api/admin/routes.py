@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
@@ -226,8 +226,8 @@ def _moment(text: str | None, name: str) -> datetime | None:
     if text is None:
         return None
     try:
-        return datetime.fromisoformat(text).astimezone()
-    except ValueError as e:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as e:  # a zone can move the first or the last day out of the calendar
         raise BadRequest(f"{name} takes a date or time as in 2026-11-23 or 2026-11-23T18:00", param=name) from e
 
 

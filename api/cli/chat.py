@@ -20,10 +20,14 @@ from llmd.api.cli.terminal import safe, show_json
 )
 @click.pass_obj
 def chat(
-    client: Client, model: str, message: str | None, system: str | None, temperature: float | None,
+    client: Client,
+    model: str,
+    message: str | None,
+    system: str | None,
+    temperature: float | None,
     max_tokens: int | None,
     json_: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Chat with a deployed model. With a MESSAGE (- is standard input) it answers once.
 
     Ctrl-C stops an answer; Ctrl-D, or Ctrl-C at the prompt, ends.

@@ -63,8 +63,11 @@ class Client:
         connection = _UnixConnection(self.path)
         try:
             connection.request(
-                method, route + (f"?{urlencode(given)}" if given else ""), None if body is None else json.dumps(body),
-                {"Content-Type": "application/json"})  # fmt: skip
+                method,
+                route + (f"?{urlencode(given)}" if given else ""),
+                None if body is None else json.dumps(body),
+                {"Content-Type": "application/json"},
+            )
             response = connection.getresponse()
         except FileNotFoundError as e:
             raise NoDaemon(

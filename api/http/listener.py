@@ -27,14 +27,24 @@ class Listener:
     """`await start(host, port)` for TLS, or `await start_unix(path, mode)`; then `await stop(grace)`."""
 
     def __init__(
-        self, app: Any, *, ssl: ssl_module.SSLContext | None = None, connections: Connections | None = None,
+        self,
+        app: Any,
+        *,
+        ssl: ssl_module.SSLContext | None = None,
+        connections: Connections | None = None,
         hosts: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         # proxy_headers would let any client choose the address that the audit log shows
         self._config = Config(
-            app, lifespan="off", log_config=None, access_log=False, ws="none", proxy_headers=False, server_header=False,
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
             timeout_keep_alive=int(limits.KEEP_ALIVE_SECONDS),
-        )  # fmt: skip
+        )
         self._config.load()
         self._ssl, self._hosts, self._open = ssl, hosts, connections or Connections()
         self._state = ServerState()
@@ -50,9 +60,14 @@ class Listener:
         """Listen with TLS. Raises OSError when the address cannot be had."""
         make = functools.partial(ClientProtocol, self._config, self._state, self._hosts, self._open)
         self._server = await asyncio.get_running_loop().create_server(
-            make, host, port, ssl=self._ssl, backlog=BACKLOG, ssl_handshake_timeout=limits.HANDSHAKE_SECONDS,
+            make,
+            host,
+            port,
+            ssl=self._ssl,
+            backlog=BACKLOG,
+            ssl_handshake_timeout=limits.HANDSHAKE_SECONDS,
             ssl_shutdown_timeout=1.0,
-        )  # fmt: skip
+        )
         self._begin()
 
     async def start_unix(self, path: Path, mode: int) -> None:

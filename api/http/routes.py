@@ -81,11 +81,15 @@ class GuardedRoute(APIRoute):
         self._name, self._who, self._granted = route.name, who, granted
         ok = route.answers.get(200, {})
         super().__init__(
-            route.path, route.endpoint, methods=[route.method], response_model=None, strict_content_type=False,
+            route.path,
+            route.endpoint,
+            methods=[route.method],
+            response_model=None,
+            strict_content_type=False,
             # without a media type of its own, the document has none beside the ones that are declared
             response_class=Response if "content" in ok and "model" not in ok else JSONResponse,
             responses={**_ERRORS, **route.answers},
-        )  # fmt: skip
+        )
 
     def granted_to(self, role: str) -> bool:
         return self._name in self._granted.get(role, ())

@@ -81,9 +81,9 @@ class EventStream(Response):
 
     def __init__(self, opening: AbstractAsyncContextManager[Opened]) -> None:
         self.status_code, self.background = 200, None
-        self.init_headers(MutableHeaders({
-            "Cache-Control": "no-store", "Connection": "keep-alive", "X-Accel-Buffering": "no"
-        }))  # fmt: skip
+        self.init_headers(
+            MutableHeaders({"Cache-Control": "no-store", "Connection": "keep-alive", "X-Accel-Buffering": "no"})
+        )
         self._opening = opening
         self._sends_since: float | None = None  # when a send began that has not ended
         self._sent = 0.0  # when the last one ended

@@ -28,9 +28,12 @@ class ModelList(BaseModel):
 def _card(deployment: Deployment) -> Model:
     info = deployment.worker.info if deployment.worker else None
     return Model(
-        id=deployment.model, created=int(deployment.since), ready=deployment.ready,
-        max_model_len=info.context if info else None, digest=f"sha256:{deployment.digest}",
-    )  # fmt: skip
+        id=deployment.model,
+        created=int(deployment.since),
+        ready=deployment.ready,
+        max_model_len=info.context if info else None,
+        digest=f"sha256:{deployment.digest}",
+    )
 
 
 async def models(serving: Asks) -> ModelList:

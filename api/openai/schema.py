@@ -76,10 +76,12 @@ class Generation(Body, abc.ABC):
             "seed": None if self.seed is None else (self.seed ^ (self.seed >> 32)) & 0xFFFFFFFF,
         }  # fmt: skip
         return SamplingParams(
-            max_tokens=self.limit() or _NO_LIMIT, stop=tuple(stop), logprobs=self.wanted_logprobs(),
+            max_tokens=self.limit() or _NO_LIMIT,
+            stop=tuple(stop),
+            logprobs=self.wanted_logprobs(),
             logit_bias=tuple((int(t), b) for t, b in (self.logit_bias or {}).items()),
             **{k: v for k, v in given.items() if v is not None},
-        )  # fmt: skip
+        )
 
 
 class TextPart(Body):

@@ -129,10 +129,17 @@ class AuditLog:
         return [row.to_dict() for row in sorted(rows)]
 
     async def query(
-        self, *, principal: str | None = None, model: str | None = None, outcome: str | None = None,
+        self,
+        *,
+        principal: str | None = None,
+        model: str | None = None,
+        outcome: str | None = None,
         kind: str | None = None,
-        since: datetime | None = None, until: datetime | None = None, request: str | None = None, limit: int = 100,
-    ) -> list[dict[str, Any]]:  # fmt: skip
+        since: datetime | None = None,
+        until: datetime | None = None,
+        request: str | None = None,
+        limit: int = 100,
+    ) -> list[dict[str, Any]]:
         """The newest `limit` rows that match everything given, oldest first; `since <= ts < until`.
 
         It reads the log in pages from its end, so that writes go on in between. Raises ValueError for a time without a

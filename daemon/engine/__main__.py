@@ -80,10 +80,17 @@ class Worker:
         self._prompts = Prompts(runner)
         self._engine = Engine(runner, self.send, batch=settings.batch, chunk=settings.chunk)
         info = runner.info
-        self.send(Ready(
-            context=info.context, slots=info.slots, vocab=info.vocab, parameters=info.parameters, size=info.size,
-            description=info.description, chat=bool(info.chat_template),
-        ))  # fmt: skip
+        self.send(
+            Ready(
+                context=info.context,
+                slots=info.slots,
+                vocab=info.vocab,
+                parameters=info.parameters,
+                size=info.size,
+                description=info.description,
+                chat=bool(info.chat_template),
+            )
+        )
         self._prepare_thread = threading.Thread(target=self._prepare_all, name="prompts", daemon=True)
         self._prepare_thread.start()
         threading.Thread(target=self._read, args=(received,), name="read", daemon=True).start()
@@ -201,9 +208,16 @@ def make_runner(s: Settings) -> Runner:
     from llmd.daemon.engine.llama import LlamaRunner
 
     return LlamaRunner(
-        s.path, slots=s.slots, context=s.context, batch=s.batch, threads=s.threads, gpus=len(s.gpus), split=s.split,
-        kv_type=s.kv_type, ubatch=s.ubatch,
-    )  # fmt: skip
+        s.path,
+        slots=s.slots,
+        context=s.context,
+        batch=s.batch,
+        threads=s.threads,
+        gpus=len(s.gpus),
+        split=s.split,
+        kv_type=s.kv_type,
+        ubatch=s.ubatch,
+    )
 
 
 def main() -> None:

@@ -18,10 +18,18 @@ class FakeRunner:
 
     def __init__(self, *, slots: int, context: int = 4096, step_seconds: float = 0.0, text: str = "") -> None:
         self.info = ModelInfo(
-            vocab=1000, context=context, slots=slots, eos=frozenset({0}), can_trim=True,
-            chat_template="{{ messages[-1].content }}", bos_text="", eos_text="", description="fake", parameters=0,
+            vocab=1000,
+            context=context,
+            slots=slots,
+            eos=frozenset({0}),
+            can_trim=True,
+            chat_template="{{ messages[-1].content }}",
+            bos_text="",
+            eos_text="",
+            description="fake",
+            parameters=0,
             size=0,
-        )  # fmt: skip
+        )
         self.step_seconds = step_seconds
         self._words = [w + " " for w in text.split()]
         self._arrived = [0] * slots

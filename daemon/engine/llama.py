@@ -57,9 +57,18 @@ class LlamaRunner:
     """
 
     def __init__(
-        self, path: str, *, slots: int, context: int = 0, batch: int = 512, threads: int = 0,
-        gpus: int = 0, split: str = "none", kv_type: str = "f16", ubatch: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        path: str,
+        *,
+        slots: int,
+        context: int = 0,
+        batch: int = 512,
+        threads: int = 0,
+        gpus: int = 0,
+        split: str = "none",
+        kv_type: str = "f16",
+        ubatch: int = 0,
+    ) -> None:
         lib.llama_log_set(_log_callback, None)
         lib.llama_backend_init()
         self.threads = threads or len(os.sched_getaffinity(0))
@@ -159,10 +168,14 @@ class LlamaRunner:
             return ctypes.cast(array.ctypes.data, field[name])
 
         self._batch = lib.llama_batch(
-            n_tokens=0, token=pointer("token", self._token), embd=None, pos=pointer("pos", self._pos),
-            n_seq_id=pointer("n_seq_id", self._one), seq_id=pointer("seq_id", self._seq_at),
+            n_tokens=0,
+            token=pointer("token", self._token),
+            embd=None,
+            pos=pointer("pos", self._pos),
+            n_seq_id=pointer("n_seq_id", self._one),
+            seq_id=pointer("seq_id", self._seq_at),
             logits=pointer("logits", self._out),
-        )  # fmt: skip
+        )
 
     def _warm_up(self) -> None:
         """One token, so that the first request does not pay for page faults and thread creation."""
@@ -207,8 +220,11 @@ class LlamaRunner:
 
     def _sample_some(self, rows: list[tuple[int, int]], logits: np.ndarray[Any, Any]) -> list[Sample]:
         simple = [i for i, (_, slot) in enumerate(rows) if slot not in self._samplers]
-        tokens = {slot: lib.llama_sampler_sample(self._samplers[slot], self._ctx, row)
-                  for row, slot in rows if slot in self._samplers}  # fmt: skip
+        tokens = {
+            slot: lib.llama_sampler_sample(self._samplers[slot], self._ctx, row)
+            for row, slot in rows
+            if slot in self._samplers
+        }
         if simple:
             slots = [rows[i][1] for i in simple]
             given = logits if len(simple) == len(rows) else logits[simple]
@@ -272,8 +288,12 @@ class LlamaRunner:
             lib.llama_sampler_chain_add(chain, repeat)
         if params.presence_penalty or params.frequency_penalty:
             # over everything generated, not the prompt: what OpenAI's parameters mean
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_penalties(
-                self._n_vocab, self.info.context, 1.0, params.frequency_penalty, params.presence_penalty))  # fmt: skip
+            lib.llama_sampler_chain_add(
+                chain,
+                lib.llama_sampler_init_penalties(
+                    self._n_vocab, self.info.context, 1.0, params.frequency_penalty, params.presence_penalty
+                ),
+            )
         if params.temperature <= 0:
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
             return chain

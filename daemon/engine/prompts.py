@@ -72,8 +72,13 @@ class Prompts:
         parts, size = [], 0
         try:
             stream = _compile(template).generate(
-                messages=messages, add_generation_prompt=True, bos_token=info.bos_text, eos_token=info.eos_text,
-                tools=None, documents=None)  # fmt: skip
+                messages=messages,
+                add_generation_prompt=True,
+                bos_token=info.bos_text,
+                eos_token=info.eos_text,
+                tools=None,
+                documents=None,
+            )
             for part in stream:
                 size += len(part)
                 self.check_length(size)

@@ -137,9 +137,14 @@ class Authority:
         end = min(self._now() + timedelta(days=days), self._issuer.not_valid_after_utc)
         certificate = self._leaf(key, name, [x509.UniformResourceIdentifier(uri)], ExtendedKeyUsageOID.CLIENT_AUTH, end)
         return IssuedClient(
-            name, uri, certificate.serial_number, certificate.not_valid_before_utc, certificate.not_valid_after_utc,
-            _pem(certificate) + _pem(self._issuer), _key_pem(key),
-        )  # fmt: skip
+            name,
+            uri,
+            certificate.serial_number,
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+            _pem(certificate) + _pem(self._issuer),
+            _key_pem(key),
+        )
 
     def revoke(self, serials: Iterable[int]) -> None:
         """Put certificates on the revocation list, for ever. On disk when it returns; the caller reloads TLS."""
@@ -178,9 +183,15 @@ class Authority:
         files.write(self._folder / "issuer.crt", _pem(issuer), 0o644)
 
     def _authority(
-        self, key: ec.EllipticCurvePublicKey, subject: x509.Name, signer: ec.EllipticCurvePrivateKey, issuer: x509.Name,
-        parent: x509.Certificate | None, life: timedelta, path_length: int,
-    ) -> x509.Certificate:  # fmt: skip
+        self,
+        key: ec.EllipticCurvePublicKey,
+        subject: x509.Name,
+        signer: ec.EllipticCurvePrivateKey,
+        issuer: x509.Name,
+        parent: x509.Certificate | None,
+        life: timedelta,
+        path_length: int,
+    ) -> x509.Certificate:
         usage = _usage(key_cert_sign=True, crl_sign=True)
         builder = self._builder(key, subject, issuer, self._now() + life, signer.public_key())
         return (
@@ -190,9 +201,13 @@ class Authority:
         )
 
     def _leaf(
-        self, key: ec.EllipticCurvePrivateKey, name: str, names: Sequence[x509.GeneralName],
-        purpose: x509.ObjectIdentifier, end: datetime,
-    ) -> x509.Certificate:  # fmt: skip
+        self,
+        key: ec.EllipticCurvePrivateKey,
+        name: str,
+        names: Sequence[x509.GeneralName],
+        purpose: x509.ObjectIdentifier,
+        end: datetime,
+    ) -> x509.Certificate:
         builder = self._builder(
             key.public_key(), _named(name), self._issuer.subject, end, self._issuer_key.public_key()
         )
@@ -205,9 +220,13 @@ class Authority:
         )
 
     def _builder(
-        self, key: ec.EllipticCurvePublicKey, subject: x509.Name, issuer: x509.Name, end: datetime,
+        self,
+        key: ec.EllipticCurvePublicKey,
+        subject: x509.Name,
+        issuer: x509.Name,
+        end: datetime,
         signer: ec.EllipticCurvePublicKey,
-    ) -> x509.CertificateBuilder:  # fmt: skip
+    ) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
             .subject_name(subject)

@@ -90,8 +90,8 @@ class Serving:
     def __init__(
         self, pool: Pool, admission: Admission, audit: AuditLog, metrics: Metrics, *, serve_unaudited: bool = False
     ) -> None:
-        self.pool, self.audit, self.metrics, self.serve_unaudited = pool, audit, metrics, serve_unaudited
-        self._admission = admission
+        self.pool, self.admission, self.audit, self.metrics = pool, admission, audit, metrics
+        self.serve_unaudited = serve_unaudited
 
     @asynccontextmanager
     async def open(self, principal: Principal, ask: Ask) -> AsyncIterator[Answer]:
@@ -106,7 +106,7 @@ class Serving:
         try:
             await books.admit()
             worker, info = self.pool.serves(model)
-            place = self._admission.enter(model, ask.places, info.slots)
+            place = self.admission.enter(model, ask.places, info.slots)
             books.stream = stream = worker.open(principal.name, ask.work, place.leave)
             late = f"the answer was not complete after {ask.deadline:.0f} s"
             timer = asyncio.get_running_loop().call_later(ask.deadline, stream.fail, DeadlineExceeded(late))
@@ -134,9 +134,6 @@ class Serving:
             raise BadRequest(f"model is missing; deployed: {', '.join(names) or 'none'}", param="model")
         return names[0]
 
-    def took(self, model: str, seconds: float) -> None:
-        self._admission.took(model, seconds)
-
 
 class _Books:
     """One request's rows in the audit log, and its metrics."""
@@ -155,10 +152,17 @@ class _Books:
         prompt = ask.prompt()
         try:
             await audit.admit(
-                self.request_id, principal=by.name, serial=by.serial, address=by.address, route=ask.route,
-                model=self._model, digest=self._serving.pool.digest(self._model), params=ask.parameters(),
-                prompt_mac=audit.prompt_mac(prompt), prompt_bytes=len(prompt),
-            )  # fmt: skip
+                self.request_id,
+                principal=by.name,
+                serial=by.serial,
+                address=by.address,
+                route=ask.route,
+                model=self._model,
+                digest=self._serving.pool.digest(self._model),
+                params=ask.parameters(),
+                prompt_mac=audit.prompt_mac(prompt),
+                prompt_bytes=len(prompt),
+            )
             self._written = True
         except AuditUnavailable:
             if not self._serving.serve_unaudited:
@@ -172,12 +176,15 @@ class _Books:
         serving.metrics.outcome(self._model if serving.pool.digest(self._model) else "", outcome)
         first = stream.first if stream else None
         if first is not None:
-            serving.took(self._model, now - first)
+            serving.admission.took(self._model, now - first)
         if self._written:
             serving.audit.finish(
-                self.request_id, outcome, error=error, prompt_tokens=answer.prompt_tokens if answer else 0,
+                self.request_id,
+                outcome,
+                error=error,
+                prompt_tokens=answer.prompt_tokens if answer else 0,
                 cached_tokens=answer.cached_tokens if answer else 0,
                 completion_tokens=answer.completion_tokens if answer else 0,
                 queue_ms=round(1000 * ((first or now) - self._began), 3),
                 generate_ms=round(1000 * (now - first), 3) if first is not None else 0.0,
-            )  # fmt: skip
+            )

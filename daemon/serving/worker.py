@@ -207,9 +207,17 @@ class Worker:
         seen = {"CUDA_VISIBLE_DEVICES": ",".join(self.settings.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "llmd.daemon.engine", str(theirs.fileno()), str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
-                env={**os.environ, **seen})  # fmt: skip
+                sys.executable,
+                "-P",
+                "-m",
+                "llmd.daemon.engine",
+                str(theirs.fileno()),
+                str(os.getpid()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env={**os.environ, **seen},
+            )
         self.pid = self._process.pid
         self._transport, _ = await self._loop.create_connection(lambda: _Link(self._message, self._gone), sock=ours)
         self.send(Load(self.settings))

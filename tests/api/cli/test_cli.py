@@ -162,7 +162,8 @@ def test_the_audit_log_is_shown_followed_and_verified(llmd: Llmd, tmp_path: Path
     assert "the chain holds" in run(llmd, "audit", "verify")
     assert " admit " in run(llmd, "audit", "query", "--principal", "demo", "--kind", "admit", "--limit", "1")
     assert run(llmd, "audit", "query", "--since", "2100-01-01") == ""
-    assert "date or time" in run(llmd, "audit", "query", "--since", "yesterday", code=1)
+    for wrong in ("yesterday", "0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"):
+        assert "date or time" in run(llmd, "audit", "query", "--since", wrong, code=1)
     copy = tmp_path / "copy.db"
     for file in ("audit.db", "audit.db-wal"):
         (tmp_path / file.replace("audit", "copy")).write_bytes((llmd.state / file).read_bytes())
