@@ -128,7 +128,8 @@ class EventEncoder:
 async def encoded(answer: Answer, encoder: EventEncoder) -> AsyncIterator[bytes]:
     """Everything that waits goes out in one write: when tokens come faster than the client reads, writes grow, not
     queues."""
-    yield encoder.first(answer.choices)
+    if begin := encoder.first(answer.choices):
+        yield begin
     async for events in answer:
         out = bytearray()
         for event in events:
