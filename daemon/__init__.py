@@ -1,17 +1,18 @@
 """The llmd daemon: identity, audit, serving. It never imports llama, CUDA or torch.
 
-main.py     `llmd serve`: builds every part, runs them, drains on SIGTERM
-admin.py    what an admin can do to a running daemon
-banner.py   what `llmd serve` prints once it can answer
-config.py   the one frozen dataclass, its TOML file
-errors.py   the error tree
-files.py   atomic writes
-limits.py   every limit on what comes in
-metrics.py  Prometheus metrics
-store.py    `state.db`: clients, models, deployments
-serving/    a request from its admit row to its finish row; workers
-identity/   who asks, and the built-in CA
-audit/      the hash-chained log
-models/     the model files
-engine/     what runs in a worker
+main.py      `llmd serve`: builds every part, runs them, drains on SIGTERM
+admin.py     what an admin can do to a running daemon
+banner.py    what `llmd serve` prints once it can answer
+children.py  the one way to start a child process
+config.py    the one frozen dataclass, its TOML file
+errors.py    the error tree
+files.py     atomic writes
+limits.py    every limit on what comes in
+metrics.py   Prometheus metrics
+store.py     `state.db`: clients, models, deployments
+serving/     a request from its admit row to its finish row; workers
+identity/    who asks, and the built-in CA
+audit/       the hash-chained log
+models/      the model files
+engine/      what runs in a worker
 """

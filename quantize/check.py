@@ -2,34 +2,19 @@
 
 `python -P -m llmd.quantize.check FILE` reads the header with our own reader, holds the model's keys against each other,
 and lets llama.cpp load everything but the weights. It prints one JSON line and exits with 0, whatever the verdict:
-`{"ok": true, "info": {...}}` or `{"ok": false, "code": "model_invalid", "message": "..."}`. `check_in_child` runs it.
+`{"ok": true, "info": {...}}` or `{"ok": false, "code": "model_invalid", "message": "..."}`.
+`daemon/models/checking.py` runs it.
 """
 
-import asyncio
-import contextlib
-import ctypes
 import json
 import math
 import os
-import resource
-import signal
 import sys
 from collections import Counter
 from typing import Any
 
 from llmd.daemon.errors import ModelInvalid
-from llmd.quantize.header import Array, Header, TensorInfo, read_header, refuse_foreign
-
-__all__ = [
-    "Array",
-    "Header",
-    "TensorInfo",
-    "check_in_child",
-    "check_model",
-    "describe",
-    "read_header",
-    "refuse_foreign",
-]
+from llmd.quantize.header import Array, Header, read_header
 
 MAX_BLOCKS = 1024
 MAX_CONTEXT = 1 << 27
@@ -37,8 +22,6 @@ MAX_EMBEDDING = 1 << 20
 MAX_HEADS = 1 << 16
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_MESSAGE_CHARS = 400
-CPU_SECONDS = 120
-PR_SET_PDEATHSIG = 1
 
 # what `info` holds; the daemon takes nothing else from a child that may have been taken over by the file
 INFO_FIELDS = {
@@ -169,10 +152,6 @@ def describe(header: Header) -> dict[str, Any]:
 
 def main() -> None:
     """The child process: one JSON line on what was standard output; libraries that print there are not heard."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_ANSWER_BYTES, MAX_ANSWER_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     answer.write(json.dumps(_verdict(sys.argv[1])) + "\n")
@@ -221,64 +200,6 @@ def _reason(lines: list[str], path: str) -> str:
     causes = [line for line in lines if "error loading model" in line] or lines or ["it gives no reason"]
     text = causes[-1].replace(path, "the file").replace("\n", " ")
     return text.removeprefix("llama_model_load: ").removeprefix("error loading model: ")
-
-
-# --- the parent
-
-
-async def check_in_child(path: str | os.PathLike[str], timeout: float = 60.0) -> dict[str, Any]:
-    """Check a file in a child process and return its `info` (INFO_FIELDS). `timeout` is in seconds.
-
-    Raises ModelInvalid with the child's reason, or when the child crashed, hung or did not answer properly. A cancelled
-    call leaves no child behind.
-    """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "llmd.quantize.check", os.fspath(path),
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        env=_environment(), start_new_session=True)  # fmt: skip
-    try:
-        async with asyncio.timeout(timeout):
-            answer = await _read(process)
-            code = await process.wait()
-    except TimeoutError as e:
-        raise ModelInvalid(f"the check of this file did not end within {timeout:g} s: it is damaged or hostile") from e
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-    if code < 0:
-        raise ModelInvalid(f"the check of this file crashed (signal {-code}): it is damaged or hostile")
-    return _info(answer, code)
-
-
-def _environment() -> dict[str, str]:
-    """Where to find Python's modules and nothing else of ours; no GPU either, a header needs none."""
-    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")}
-    return {**kept, "LC_ALL": "C.UTF-8", "CUDA_VISIBLE_DEVICES": ""}
-
-
-async def _read(process: asyncio.subprocess.Process) -> bytes:
-    assert process.stdout is not None
-    answer = b""
-    while len(answer) <= MAX_ANSWER_BYTES and (more := await process.stdout.read(MAX_ANSWER_BYTES)):
-        answer += more
-    if len(answer) > MAX_ANSWER_BYTES:
-        process.kill()
-    return answer
-
-
-def _info(answer: bytes, code: int) -> dict[str, Any]:
-    """The child's info, or its reason raised. A file may have taken the child over, so its words are checked too."""
-    try:
-        said = json.loads(answer)
-        if said["ok"] is True and all(type(said["info"][k]) is kind for k, kind in INFO_FIELDS.items()):
-            return {k: said["info"][k] for k in INFO_FIELDS}
-        message = said["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        message = None
-    if not isinstance(message, str):
-        raise ModelInvalid(f"the check of this file ended without a verdict (exit {code}): it is damaged or hostile")
-    raise ModelInvalid("".join(c if c.isprintable() else "?" for c in message[:MAX_MESSAGE_CHARS]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The worker process: one model. `python -P -m llmd.daemon.engine FD` with FD its end of a Unix socket pair.
+"""The worker process: one model. `daemon/children.py` starts it with FD, its end of a Unix socket pair.
 
 Threads: the main thread is the engine; `read` takes frames in; `prompts` renders templates and tokenizes, so that a
 long text never holds up a step; `beat` says once a second that the process lives and for how long the step has been
@@ -8,8 +8,6 @@ running.
 import ctypes
 import gc
 import os
-import resource
-import signal
 import socket
 import sys
 import threading
@@ -46,7 +44,6 @@ from llmd.daemon.engine.prompts import Prompts, TemplateTimeout
 from llmd.daemon.engine.types import Request, Runner
 from llmd.daemon.errors import BadRequest, ContextExceeded, LlmdError
 
-PR_SET_PDEATHSIG = 1
 TEMPLATE_SECONDS = 2.0
 
 
@@ -221,13 +218,6 @@ def make_runner(s: Settings) -> Runner:
 
 
 def main() -> None:
-    parent = int(sys.argv[2])
-    # the kernel kills this process when the daemon dies, however it dies
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
     worker = Worker(sock)

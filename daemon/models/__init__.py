@@ -1,4 +1,5 @@
 """The model files that the daemon has.
 
-files.py  content-addressed files: import, list, remove
+checking.py  the check of a file in a child process
+files.py     content-addressed files: import, list, remove
 """

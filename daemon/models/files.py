@@ -25,8 +25,9 @@ from typing import TypeVar
 
 from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, NotFound, Unavailable
 from llmd.daemon.files import sync_folder
+from llmd.daemon.models.checking import check
 from llmd.daemon.store import Model, Store
-from llmd.quantize.check import check_in_child, refuse_foreign
+from llmd.quantize.header import refuse_foreign
 
 log = logging.getLogger("llmd.models")
 
@@ -175,7 +176,7 @@ class ModelStore:
 
         try:
             digest = await _in_thread(copy, stop)
-            info = await check_in_child(stage / FILE)
+            info = await check(stage / FILE)
             await _in_thread(lambda: _seal(stage), stop)
             return self._install(stage, digest, Model(name, digest, size, source, 0.0, info))
         finally:

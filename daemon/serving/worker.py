@@ -6,13 +6,11 @@ Every stream ends exactly once: by its last event (`engine/messages.py` says whi
 import asyncio
 import itertools
 import logging
-import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 
-from llmd.daemon import limits
+from llmd.daemon import children, limits
 from llmd.daemon.engine import messages
 from llmd.daemon.engine.messages import (
     Beat,
@@ -41,6 +39,7 @@ from llmd.daemon.metrics import ModelMetrics
 
 log = logging.getLogger("llmd.worker")
 
+PROGRAM = "llmd.daemon.engine"
 # a worker says once a second that it lives
 SILENT_SECONDS = 8.0
 # one step takes milliseconds on a GPU and seconds on a CPU; a step this long will not end
@@ -206,17 +205,8 @@ class Worker:
         ours, theirs = socket.socketpair()
         seen = {"CUDA_VISIBLE_DEVICES": ",".join(self.settings.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "llmd.daemon.engine",
-                str(theirs.fileno()),
-                str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                env={**os.environ, **seen},
+            self._process = await children.start(
+                PROGRAM, str(theirs.fileno()), descriptors=[theirs.fileno()], variables=seen
             )
         self.pid = self._process.pid
         self._transport, _ = await self._loop.create_connection(lambda: _Link(self._message, self._gone), sock=ours)

@@ -1,9 +1,7 @@
 """The GGUF checker against good, broken and hostile files. The kinds are those of llama.cpp's test-gguf, and more."""
 
-import asyncio
 import ctypes
 import math
-import os
 import random
 import struct
 import time
@@ -35,7 +33,8 @@ from hypothesis import strategies as st
 
 from llmd.daemon.errors import ModelInvalid
 from llmd.quantize import header
-from llmd.quantize.check import check_in_child, check_model, describe, read_header
+from llmd.quantize.check import check_model, describe
+from llmd.quantize.header import read_header
 
 
 def judge(path: Path) -> None:
@@ -330,108 +329,3 @@ def test_the_slowest_file_the_caps_allow(tmp_path: Path, arrays: int) -> None:
     with pytest.raises(ModelInvalid, match="architecture"):
         judge(path)
     assert time.process_time() - began < 4.0  # on an idle core 0.6 and 1.3 s
-
-
-# --- the child
-
-
-async def test_the_real_model(model_file: Path) -> None:
-    info = await check_in_child(model_file)
-    assert info["architecture"] == "llama" and info["parameters"] == 134_515_008
-    assert info["file_type"] == "Q4_1" and info["chat_template"] and info["size"] == model_file.stat().st_size
-
-
-async def test_the_real_model_truncated(model_file: Path, tmp_path: Path) -> None:
-    with model_file.open("rb") as file:
-        (tmp_path / "x.gguf").write_bytes(file.read(4_000_000))
-    with pytest.raises(ModelInvalid, match="truncated: 98362432 bytes expected, 4000000 there"):
-        await check_in_child(tmp_path / "x.gguf")
-
-
-async def test_the_tiny_model(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_bytes(tiny_bytes())
-    assert (await check_in_child(tmp_path / "x.gguf"))["name"] == "tiny 0"
-
-
-async def test_what_only_llama_cpp_finds(tmp_path: Path) -> None:
-    """Good headers of models that it cannot load: an unknown architecture, a tensor missing, of another shape, a key
-    missing."""
-    unknown, missing, reshaped, keyless = tiny(), tiny(), tiny(), tiny()
-    unknown.keys["general.architecture"] = (STR, "nonesuch")
-    unknown.keys |= {k.replace("llama.", "nonesuch."): v for k, v in unknown.keys.items() if k.startswith("llama.")}
-    del missing.tensors["blk.0.attn_q.weight"]
-    reshaped.tensors["blk.0.attn_q.weight"] = ((32, 16), 0)
-    del keyless.keys["llama.attention.layer_norm_rms_epsilon"]
-    says = [
-        "unknown model architecture: 'nonesuch'",
-        "attn_q.weight' not found",
-        "wrong shape",
-        "layer_norm_rms_epsilon",
-    ]
-    for i, file in enumerate((unknown, missing, reshaped, keyless)):
-        (tmp_path / f"{i}.gguf").write_bytes(file.bytes())
-    verdicts = await asyncio.gather(*(check_in_child(tmp_path / f"{i}.gguf") for i in range(4)), return_exceptions=True)
-    for verdict, expected in zip(verdicts, says, strict=True):
-        assert isinstance(verdict, ModelInvalid) and expected in verdict.message, verdict
-        assert str(tmp_path) not in verdict.message
-
-
-async def test_mutated_files_in_the_child(tmp_path: Path) -> None:
-    """Keys and tensors with values that our reader lets pass: llama.cpp refuses, takes them or crashes, and we have a
-    verdict."""
-    rng = random.Random(3)
-    files: list[Path] = []
-    while len(files) < 6:
-        file = tiny()
-        key = rng.choice([k for k, v in file.keys.items() if v[0] in (U32, F32)])
-        file.keys[key] = (file.keys[key][0], rng.choice((1, 2, 3, 7, 1023)))
-        path = tmp_path / f"{len(files)}.gguf"
-        path.write_bytes(file.bytes())
-        try:
-            judge(path)
-        except ModelInvalid:
-            continue
-        files.append(path)
-    verdicts = await asyncio.gather(*(check_in_child(f) for f in files), return_exceptions=True)
-    assert all(isinstance(v, dict | ModelInvalid) for v in verdicts), verdicts
-
-
-CHILDREN = [
-    ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"crashed \(signal 11\): it is damaged or hostile"),
-    ("import os; os.abort()", r"crashed \(signal 6\)"),
-    ("import time; time.sleep(60)", "did not end within 0.7 s"),
-    ("import sys\nwhile True: sys.stdout.write('x' * 4096)", "crashed|without a verdict"),
-    ("print('garbage')", r"without a verdict \(exit 0\)"),
-    ("print('[' * 60000)", "without a verdict"),
-    ('print(\'{"ok": true, "info": {"size": 1}}\')', "without a verdict"),
-    ("print('[]')", "without a verdict"),
-    ("raise SystemExit(3)", r"without a verdict \(exit 3\)"),
-    ('print(\'{"ok": false, "message": "a\\\\nb"}\')', r"^a\?b$"),
-]
-
-
-@pytest.mark.parametrize(("code", "says"), CHILDREN)
-async def test_a_child_that_misbehaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, says: str) -> None:
-    package = tmp_path / "llmd" / "quantize"
-    package.mkdir(parents=True)
-    (package / "check.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(ModelInvalid, match=says):
-        await check_in_child(tmp_path / "x.gguf", timeout=0.7 if "sleep" in code else 20.0)
-
-
-async def test_a_cancelled_check_leaves_no_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package, pid = tmp_path / "llmd" / "quantize", tmp_path / "pid"
-    package.mkdir(parents=True)
-    (package / "check.py").write_text(
-        f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    task = asyncio.create_task(check_in_child(tmp_path / "x.gguf"))
-    while not (pid.exists() and pid.read_text()):
-        await asyncio.sleep(0.02)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)

@@ -332,7 +332,7 @@ async def test_cancelled(place: Place, file: Path, monkeypatch: pytest.MonkeyPat
         await asyncio.sleep(60)
 
     if moment == "check":
-        monkeypatch.setattr(models, "check_in_child", check)
+        monkeypatch.setattr(models, "check", check)
     else:
         monkeypatch.setattr(models, f"_{moment}", slowly(getattr(models, f"_{moment}")))
     task = asyncio.create_task(place.models.import_file(file, "a"))
@@ -384,7 +384,7 @@ elif moment == "remove":
     models.shutil.rmtree = die
     asyncio.run(made.remove("a"))
 else:
-    target = {"check": (models, "check_in_child"), "seal": (models, "_seal"), "row": (store, "add_model")}[moment]
+    target = {"check": (models, "check"), "seal": (models, "_seal"), "row": (store, "add_model")}[moment]
     setattr(*target, die)
 asyncio.run(made.import_file(file, "a"))
 """

@@ -1,0 +1,101 @@
+"""The one way to start a child process: a worker, the check of a file, later a job.
+
+A child dies with its parent, however that dies. It can gain no privileges, dumps no core, has no descriptor but those
+it is given, and of the environment only what `environment` lets through. Run as a program in the child, this file takes
+all of that on before the first line of the module that it was started for; standard library only, so that any
+interpreter will do.
+"""
+
+import asyncio
+import ctypes
+import json
+import os
+import resource
+import runpy
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
+
+# what a child needs to find: programs, modules, the libraries of a CUDA build, the time zone and temporary files
+NAMES = frozenset({"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TZ", "TMPDIR"})
+# and what steers the libraries that it computes with. Hosts switch NVLink multicast off with the last three
+PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "GGML_", "OMP_", "OPENBLAS_", "NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one child; 0: as its parent."""
+
+    address_space: int = 0  # bytes
+    file_size: int = 0  # bytes of a file that it writes
+    cpu_seconds: int = 0
+
+
+NO_LIMITS = Limits()
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What of this process's environment a child gets, and over it `given`."""
+    kept = {k: v for k, v in os.environ.items() if k in NAMES or k.startswith(PREFIXES)}
+    return {**kept, **given}
+
+
+async def start(
+    module: str,
+    *arguments: str,
+    descriptors: Sequence[int] = (),
+    variables: Mapping[str, str] | None = None,
+    limits: Limits = NO_LIMITS,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    interpreter: str = sys.executable,
+) -> asyncio.subprocess.Process:
+    """Run `module` in a process of its own, with nothing on its standard input. Raises OSError.
+
+    `variables` are added to its environment; `interpreter` is the Python that has what the module needs.
+    """
+    terms = json.dumps({"parent": os.getpid(), **asdict(limits)})
+    return await asyncio.create_subprocess_exec(
+        interpreter,
+        "-P",
+        __file__,
+        terms,
+        module,
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=descriptors,
+        start_new_session=True,
+        env=environment(variables or {}),
+    )
+
+
+def _take_on(terms: str) -> None:
+    """In the child: the parent's terms. Exits where the parent is gone already."""
+    given = json.loads(terms)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != given["parent"]:
+        os._exit(0)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts
+    for kind, limit in (
+        (resource.RLIMIT_AS, given["address_space"]),
+        (resource.RLIMIT_FSIZE, given["file_size"]),
+        (resource.RLIMIT_CPU, given["cpu_seconds"]),
+    ):
+        if limit:
+            resource.setrlimit(kind, (limit, limit))
+
+
+if __name__ == "__main__":
+    _take_on(sys.argv[1])
+    module = sys.argv[2]
+    del sys.argv[:2]  # the module sees its own name and its arguments
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
