@@ -9,6 +9,7 @@ errors.py    the error tree
 files.py     atomic writes
 limits.py    every limit on what comes in
 metrics.py   Prometheus metrics
+tasks.py     the tasks that live as long as the daemon
 store.py     `state.db`: clients, models, deployments
 serving/     a request from its admit row to its finish row; workers
 identity/    who asks, and the built-in CA

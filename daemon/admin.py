@@ -157,10 +157,15 @@ class Service:
 
     async def doctor(self) -> list[dict[str, Any]]:
         """What is wrong on this machine and what to do: `ok` is true, false, or None for what is only information."""
-        checks = [*self._check_models(), await self._check_audit(), self._check_disk(), *self._check_pki()]
+        checks = [*self._check_tasks(), *self._check_models(), await self._check_audit(), self._check_disk()]
+        checks += self._check_pki()
         driver = shutil.which("nvidia-smi") is not None
         gpu = "an NVIDIA driver is installed" if driver else "no NVIDIA driver: models run on the CPU"
         return [*checks, _check("gpu", None, gpu)]
+
+    def _check_tasks(self) -> list[dict[str, Any]]:
+        fix = "see the daemon's log, and restart llmd"
+        return [_check(name, False, "it failed", fix) for name in sorted(self.serving.tasks.failed)]
 
     def _check_models(self) -> list[dict[str, Any]]:
         deployed = self.serving.pool.all()

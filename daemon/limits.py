@@ -25,6 +25,7 @@ MAX_STREAM_BACKLOG = 256 * 1024
 PING_SECONDS = 15.0
 
 # answers
+ACCEPT_SECONDS = 120.0  # until a worker has read a prompt in
 GENERATE_SECONDS = 3600.0
 TOKENIZE_SECONDS = 60.0
 

@@ -40,10 +40,13 @@ from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.store import Store
+from llmd.daemon.tasks import Tasks
 
 log = logging.getLogger("llmd")
 
 MAINTAIN_SECONDS = 3600.0
+RETRY_SECONDS = 60.0
+CERTIFICATES = "renewing certificates"
 DEMO_CLIENT = "demo"
 # what answers on the TLS listener
 CLIENT_ROUTES = (*chat.ROUTES, *models.ROUTES, *probes.ROUTES, *openapi.ROUTES)
@@ -66,12 +69,14 @@ class Daemon:
         self.store = Store(state / "state.db")
         self.authority = Authority.open(state / "pki", settings.node_name, settings.server_names)
         self.metrics = Metrics()
-        self.pool = Pool(self.metrics)
+        self.tasks = Tasks()
+        self.pool = Pool(self.metrics, self.tasks)
         self.serving = Serving(
             self.pool,
             Admission(settings.queue),
             self.audit,
             self.metrics,
+            self.tasks,
             serve_unaudited=settings.audit_on_failure == "serve",
         )
         self.connections = Connections()
@@ -99,8 +104,10 @@ class Daemon:
         clients = Listener(
             self._client_app(), ssl=self.context, connections=self.connections, hosts=self.config.allowed_hosts
         )
-        admin = Listener(application(routes.ROUTES, routes.who, serving=self.serving, service=self.service))
-        upkeep = asyncio.create_task(self._maintain(), name="maintain")
+        admin = Listener(
+            application(routes.ROUTES, routes.who, serving=self.serving, service=self.service), tasks=self.tasks
+        )
+        upkeep = self.tasks.start(CERTIFICATES, self._maintain)
         try:
             self._demo_client()
             await admin.start_unix(self.config.admin_path, 0o660)
@@ -113,7 +120,7 @@ class Daemon:
             # milliseconds
             gc.collect()
             gc.freeze()
-            announcing = asyncio.create_task(self._announce(), name="announce")
+            announcing = self.tasks.start("announce", self._announce)
             await self._stopping.wait()
             announcing.cancel()
             log.info("stopping: running requests have %d s", self.config.drain_seconds)
@@ -166,13 +173,18 @@ class Daemon:
     async def _maintain(self) -> None:
         """The server's certificate and the revocation list are renewed long before they end."""
         while True:
+            pause = MAINTAIN_SECONDS
             try:
                 if self.authority.maintain():
                     self.reload_tls()
                     self.audit.event("pki.renewed")
+                self.tasks.failed.discard(CERTIFICATES)
             except (LlmdError, OSError) as e:
                 log.error("certificates could not be renewed: %s", e)
-            await asyncio.sleep(MAINTAIN_SECONDS)
+            except Exception as e:
+                self.tasks.unexpected(CERTIFICATES, e)
+                pause = RETRY_SECONDS
+            await asyncio.sleep(pause)
 
     def _demo_client(self) -> None:
         """On an empty state directory: one client certificate, so that a first request needs no further step."""

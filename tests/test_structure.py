@@ -15,7 +15,9 @@ TOPS = ("daemon", "quantize", "api")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FILES = sorted(file for top in TOPS for file in (ROOT / top).rglob("*.py"))
 
-LEAVES = {f"llmd.daemon.{leaf}" for leaf in ("children", "config", "errors", "files", "limits", "metrics", "store")}
+LEAVES = {
+    f"llmd.daemon.{leaf}" for leaf in ("children", "config", "errors", "files", "limits", "metrics", "store", "tasks")
+}
 # a room, or one file: what it may import from us. The first that fits counts, so exceptions stand above their room.
 MAY_IMPORT: dict[str, set[str]] = {
     "daemon/main.py": {"llmd"},  # it wires

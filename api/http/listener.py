@@ -19,6 +19,7 @@ from llmd.api.http.protocol import AdminProtocol, ClientProtocol
 from llmd.daemon import limits
 from llmd.daemon.errors import Conflict
 from llmd.daemon.identity.connections import Connections
+from llmd.daemon.tasks import Tasks
 
 BACKLOG = 2048
 
@@ -33,6 +34,7 @@ class Listener:
         ssl: ssl_module.SSLContext | None = None,
         connections: Connections | None = None,
         hosts: Sequence[str] = (),
+        tasks: Tasks | None = None,
     ) -> None:
         # proxy_headers would let any client choose the address that the audit log shows
         self._config = Config(
@@ -50,6 +52,7 @@ class Listener:
         self._state = ServerState()
         self._server: asyncio.Server | None = None
         self._clock: asyncio.Task[None] | None = None
+        self._tasks = tasks or Tasks()
 
     @property
     def port(self) -> int:
@@ -98,7 +101,7 @@ class Listener:
             self._clock.cancel()
 
     def _begin(self) -> None:
-        self._clock = asyncio.create_task(self._date(), name="date header")
+        self._clock = self._tasks.start("date header", self._date)
 
     async def _date(self) -> None:
         while True:

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from llmd.api.http.routes import INFER, Asks, Route
-from llmd.daemon.errors import AuditUnavailable, ModelNotReady, ShuttingDown
+from llmd.daemon.errors import AuditUnavailable, ModelNotReady, ShuttingDown, Unavailable
 from llmd.daemon.serving.answer import Serving
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,6 +44,8 @@ async def health(serving: Asks) -> Response:
         raise ShuttingDown("this server is stopping")
     if not _audited(serving):
         raise AuditUnavailable("the audit log cannot be written")
+    if serving.tasks.failed:
+        raise Unavailable("a part of this server has failed; its log holds the cause")
     if not any(d.ready for d in serving.pool.all()):
         raise ModelNotReady("no model is ready")
     return JSONResponse({"status": "ok"})
@@ -59,6 +61,7 @@ async def readyz(serving: Asks) -> Response:
         reasons.append("the server is stopping")
     if not _audited(serving):
         reasons.append("the audit log cannot be written")
+    reasons += [f"{name} failed; the server's log holds the cause" for name in sorted(serving.tasks.failed)]
     answer = {"ready": not reasons, "reasons": reasons, "models": health}
     return JSONResponse(answer, status_code=503 if reasons else 200)
 

@@ -110,10 +110,29 @@ class Writer:
             ready.set_exception(error)
             return
         ready.set_result(None)
-        while self._turn(db):
-            pass
+        try:
+            while self._turn(db):
+                pass
+        except Exception as error:
+            self._fail(error)
         self.writable = False
         db.close()
+
+    def _fail(self, error: Exception) -> None:
+        """What nobody expected ended the thread: nobody may be left waiting for it, and nothing more is taken."""
+        log.critical("the audit log's writer failed; nothing is logged until llmd is restarted", exc_info=error)
+        with self._lock:
+            self._thread = None
+        self.writable = False
+        left = [*self._todo]
+        with suppress(queue.Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if isinstance(item, Read):
+                    item.future.set_exception(error)
+                elif item is not None:
+                    left.append(item)
+        _settle(left, error)
 
     def _turn(self, db: Database) -> bool:
         """One round: 1. take what waits, or wait  2. write it in one transaction  3. read. False once closed."""

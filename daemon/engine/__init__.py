@@ -5,6 +5,7 @@ messages.py   the messages between daemon and worker, and what they carry
 types.py      the nouns that the engine shares
 scheduler.py  pure: which tokens the next step computes, and which slot holds them
 loop.py       the engine thread
+deadline.py   a deadline for work that nothing else can stop
 prompts.py    chat template (sandboxed Jinja) and tokenization
 sampling.py   pure: chooses tokens for many sequences at once
 output.py     tokens to text: whole UTF-8, stop strings

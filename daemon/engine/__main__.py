@@ -1,21 +1,22 @@
 """The worker process: one model. `daemon/children.py` starts it with FD, its end of a Unix socket pair.
 
-Threads: the main thread is the engine; `read` takes frames in; `prompts` renders templates and tokenizes, so that a
+Threads: the main thread is the engine; `read` takes frames in; `prepare_all` renders templates and tokenizes, so that a
 long text never holds up a step; `beat` says once a second that the process lives and for how long the step has been
-running.
+running. What a thread does not expect ends the process: it never goes on without one of them.
 """
 
-import ctypes
 import gc
 import os
 import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 
 from llmd.daemon.engine import messages
+from llmd.daemon.engine.deadline import Deadline
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.messages import (
     Beat,
@@ -40,11 +41,13 @@ from llmd.daemon.engine.messages import (
     Tokenized,
     ToWorker,
 )
-from llmd.daemon.engine.prompts import Prompts, TemplateTimeout
+from llmd.daemon.engine.prompts import Prompts
 from llmd.daemon.engine.types import Request, Runner
 from llmd.daemon.errors import BadRequest, ContextExceeded, LlmdError
 
 TEMPLATE_SECONDS = 2.0
+# a thread has failed; the daemon starts another worker
+EXIT_SOFTWARE = 70
 
 
 class Worker:
@@ -54,8 +57,7 @@ class Worker:
         self._sock = sock
         self._lock = threading.Lock()
         self._inbox: SimpleQueue[Open] = SimpleQueue()
-        self._preparing: float | None = None
-        self._prepare_thread: threading.Thread
+        self._deadline = Deadline(TEMPLATE_SECONDS)
         self._engine: Engine
         self._prompts: Prompts
 
@@ -74,7 +76,7 @@ class Worker:
             return
         settings = load.settings
         runner = make_runner(settings)
-        self._prompts = Prompts(runner)
+        self._prompts = Prompts(runner, self._deadline)
         self._engine = Engine(runner, self.send, batch=settings.batch, chunk=settings.chunk)
         info = runner.info
         self.send(
@@ -88,10 +90,8 @@ class Worker:
                 chat=bool(info.chat_template),
             )
         )
-        self._prepare_thread = threading.Thread(target=self._prepare_all, name="prompts", daemon=True)
-        self._prepare_thread.start()
-        threading.Thread(target=self._read, args=(received,), name="read", daemon=True).start()
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        for work, arguments in ((self._prepare_all, ()), (self._read, (received,)), (self._beat, ())):
+            threading.Thread(target=work, args=arguments, name=work.__name__.strip("_"), daemon=True).start()
         gc.collect()
         gc.freeze()
         self._engine.run()
@@ -116,14 +116,9 @@ class Worker:
         while True:
             message = self._inbox.get()
             try:
-                self._preparing = time.monotonic()
                 self._prepare(message)
             except LlmdError as e:
                 self._refuse(message.id, e)
-            except TemplateTimeout:
-                self._refuse(message.id, BadRequest("this prompt took too long to render"))
-            finally:
-                self._preparing = None
 
     def _refuse(self, id_: int, error: LlmdError) -> None:
         self.send(Step((Failed(id_, error.code, error.message, error.param),)))
@@ -189,10 +184,7 @@ class Worker:
         while True:
             began, now = self._engine.step_began, time.monotonic()
             self.send(Beat(step=now - began if began else 0.0, token=now - self._engine.last_token))
-            if self._preparing and now - self._preparing > TEMPLATE_SECONDS:
-                # a template may loop for ever without output; nothing else can stop a thread
-                ident = ctypes.c_ulong(self._prepare_thread.ident or 0)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(TemplateTimeout))
+            self._deadline.check()
             time.sleep(1.0)
 
 
@@ -217,7 +209,19 @@ def make_runner(s: Settings) -> Runner:
     )
 
 
+def die(args: threading.ExceptHookArgs) -> None:
+    """Where and what it was goes to the log, without its message: that may hold a prompt."""
+    where = "".join(traceback.format_tb(args.exc_traceback))
+    print(
+        f"the thread {args.thread and args.thread.name} failed: {args.exc_type.__name__}\n{where}",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(EXIT_SOFTWARE)
+
+
 def main() -> None:
+    threading.excepthook = die
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
     worker = Worker(sock)
@@ -226,6 +230,8 @@ def main() -> None:
     except LlmdError as e:
         worker.send(Fatal(e.code, e.message))
         sys.exit(1)
+    except Exception as e:
+        die(threading.ExceptHookArgs((type(e), e, e.__traceback__, threading.current_thread())))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """A request's messages or text to tokens: the model's own chat template in a sandbox, then the tokenizer.
 
-It runs in the worker, which may die of a hostile template. Output is capped here and time is capped by the worker's
-watchdog, which interrupts the thread that renders.
+It runs in the worker, which may die of a hostile template. Output and time are capped.
 """
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -15,18 +14,15 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from llmd.daemon.engine.deadline import Deadline, TemplateTimeout
 from llmd.daemon.engine.messages import ChatMessage
 from llmd.daemon.engine.types import Runner
-from llmd.daemon.errors import BadRequest, ModelInvalid
+from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid
 
 # a rendered prompt may be this many times longer than the context's tokens are, in characters
 CHARS_PER_TOKEN = 16
 # stands for special-token text that a client wrote; random, so that no client can write it
 _MARK = secrets.token_hex(8)
-
-
-class TemplateTimeout(Exception):
-    """Raised into the rendering thread by the watchdog."""
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -41,8 +37,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 class Prompts:
     """Renders and tokenizes for one runner."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, runner: Runner, deadline: Deadline) -> None:
+        self._runner, self._deadline = runner, deadline
         self._special = [re.escape(text) for text in runner.special_texts()]
         self._find_special = re.compile("|".join(self._special)) if self._special else None
         self._max_chars = runner.info.context * CHARS_PER_TOKEN
@@ -68,30 +64,35 @@ class Prompts:
         return self._tokenize(text, escaped, add_special=not (bos and text.startswith(bos)))
 
     def render(self, template: str, messages: list[dict[str, Any]]) -> str:
-        info = self._runner.info
-        parts, size = [], 0
         try:
-            stream = _compile(template).generate(
-                messages=messages,
-                add_generation_prompt=True,
-                bos_token=info.bos_text,
-                eos_token=info.eos_text,
-                tools=None,
-                documents=None,
-            )
-            for part in stream:
-                size += len(part)
-                self.check_length(size)
-                parts.append(part)
-        except (jinja2.TemplateSyntaxError, jinja2.exceptions.SecurityError) as e:
+            with self._deadline:
+                return "".join(self._parts(template, messages))
+        except LlmdError:
+            raise
+        except TemplateTimeout as e:
+            raise ModelInvalid("the model's chat template takes too long") from e
+        except (SyntaxError, jinja2.TemplateSyntaxError, jinja2.exceptions.SecurityError) as e:
+            # Python's own: a template of 25 nested loops is more than its compiler takes
             raise ModelInvalid(f"the model's chat template does not work: {type(e).__name__}") from e
         except jinja2.TemplateError as e:
             raise BadRequest(f"the model's chat template refuses these messages: {e.message}", param="messages") from e
-        except TemplateTimeout as e:
-            raise ModelInvalid("the model's chat template takes too long") from e
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError) as e:
+        except Exception as e:  # it is the template's code: whatever it does, the next prompt is none of its business
             raise BadRequest("the model's chat template cannot handle these messages", param="messages") from e
-        return "".join(parts)
+
+    def _parts(self, template: str, messages: list[dict[str, Any]]) -> Iterator[str]:
+        info, size = self._runner.info, 0
+        stream = _compile(template).generate(
+            messages=messages,
+            add_generation_prompt=True,
+            bos_token=info.bos_text,
+            eos_token=info.eos_text,
+            tools=None,
+            documents=None,
+        )
+        for part in stream:
+            size += len(part)
+            self.check_length(size)
+            yield part
 
     def check_length(self, text: str | int) -> None:
         """A text, or its length in characters. Raises BadRequest for more than the context's tokens can hold."""

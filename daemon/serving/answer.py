@@ -2,9 +2,10 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
+from llmd.daemon import limits
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.engine.messages import Detokenized, Event, Failed, Finished, Started, Text, Tokenized
 from llmd.daemon.errors import AuditUnavailable, BadRequest, DeadlineExceeded, LlmdError, from_wire
@@ -14,6 +15,7 @@ from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.worker import Stream
+from llmd.daemon.tasks import Tasks
 
 
 class Answer:
@@ -88,10 +90,17 @@ class Serving:
     """The way to ask a model: `async with serving.open(principal, ask) as answer`. Made once, by `main`."""
 
     def __init__(
-        self, pool: Pool, admission: Admission, audit: AuditLog, metrics: Metrics, *, serve_unaudited: bool = False
+        self,
+        pool: Pool,
+        admission: Admission,
+        audit: AuditLog,
+        metrics: Metrics,
+        tasks: Tasks,
+        *,
+        serve_unaudited: bool = False,
     ) -> None:
         self.pool, self.admission, self.audit, self.metrics = pool, admission, audit, metrics
-        self.serve_unaudited = serve_unaudited
+        self.tasks, self.serve_unaudited = tasks, serve_unaudited
 
     @asynccontextmanager
     async def open(self, principal: Principal, ask: Ask) -> AsyncIterator[Answer]:
@@ -108,14 +117,13 @@ class Serving:
             worker, info = self.pool.serves(model)
             place = self.admission.enter(model, ask.places, info.slots)
             books.stream = stream = worker.open(principal.name, ask.work, place.leave)
-            late = f"the answer was not complete after {ask.deadline:.0f} s"
-            timer = asyncio.get_running_loop().call_later(ask.deadline, stream.fail, DeadlineExceeded(late))
+            books.answer = answer = Answer(books.request_id, model, info.context, stream)
             try:
-                books.answer = answer = Answer(books.request_id, model, info.context, stream)
-                await answer.accepted()
-                yield answer
+                with _deadline(stream, min(ask.deadline, limits.ACCEPT_SECONDS), "the model has not begun"):
+                    await answer.accepted()
+                with _deadline(stream, ask.deadline, "the answer was not complete"):
+                    yield answer
             finally:
-                timer.cancel()
                 outcome = answer.outcome()
                 stream.cancel()
         except (asyncio.CancelledError, GeneratorExit):
@@ -133,6 +141,17 @@ class Serving:
         if len(names) != 1:
             raise BadRequest(f"model is missing; deployed: {', '.join(names) or 'none'}", param="model")
         return names[0]
+
+
+@contextmanager
+def _deadline(stream: Stream, seconds: float, what: str) -> Iterator[None]:
+    """A stream that has not come so far in time fails."""
+    late = DeadlineExceeded(f"{what} after {seconds:.0f} s; try again")
+    timer = asyncio.get_running_loop().call_later(seconds, stream.fail, late)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Books:

@@ -8,12 +8,14 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from llmd.daemon.engine.messages import Generate, Ready, SamplingParams, Settings, Tokens
 from llmd.daemon.errors import LlmdError, ModelNotFound, ModelNotReady, ShuttingDown
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.worker import Worker
+from llmd.daemon.tasks import Tasks
 
 log = logging.getLogger("llmd.pool")
 
@@ -53,8 +55,8 @@ class Deployment:
 class Pool:
     """Made once, by `main`."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, tasks: Tasks) -> None:
+        self._metrics, self._tasks = metrics, tasks
         self._deployed: dict[str, Deployment] = {}
         self.draining = False
 
@@ -68,7 +70,7 @@ class Pool:
         if old and old.task:
             old.task.cancel()
         made = self._deployed[model] = Deployment(model, digest, settings)
-        made.task = asyncio.create_task(self._supervise(made), name=f"supervise {model}")
+        made.task = self._tasks.start(f"supervise {model}", partial(self._supervise, made))
         return made
 
     async def undeploy(self, model: str, grace: float = 0.0) -> None:

@@ -45,6 +45,8 @@ SILENT_SECONDS = 8.0
 # one step takes milliseconds on a GPU and seconds on a CPU; a step this long will not end
 STEP_SECONDS = 180.0
 LOAD_SECONDS = 900.0
+# a process that has lost its socket ends by itself within this time, or is killed
+END_SECONDS = 1.0
 
 
 class Stream:
@@ -209,7 +211,8 @@ class Worker:
                 PROGRAM, str(theirs.fileno()), descriptors=[theirs.fileno()], variables=seen
             )
         self.pid = self._process.pid
-        self._transport, _ = await self._loop.create_connection(lambda: _Link(self._message, self._gone), sock=ours)
+        self._link = _Link(self._message, self._gone)
+        self._transport, _ = await self._loop.create_connection(lambda: self._link, sock=ours)
         self.send(Load(self.settings))
         try:
             async with asyncio.timeout(LOAD_SECONDS):
@@ -232,9 +235,19 @@ class Worker:
                 if self.beat_age > SILENT_SECONDS:
                     self.kill("it stopped answering")
         if self._process:
-            code = await self._process.wait()
-            if code < 0 and self.reason == "it stopped":
-                self.reason = f"it was ended by {signal.Signals(-code).name}"
+            code = await self._exit()
+            if self.reason == "it stopped":
+                self.reason = _ended(code)
+
+    async def _exit(self) -> int:
+        """The exit code of a process that is lost; its socket may be all that it lost."""
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                return await self._process.wait()
+        except TimeoutError:
+            self.kill(self.reason)
+            return await self._process.wait()
 
     async def stop(self) -> None:
         """End the process; open streams fail."""
@@ -318,3 +331,13 @@ class Worker:
         self.reason = error.message
         if not self._ready.done():
             self._ready.set_exception(error)
+
+
+def _ended(code: int) -> str:
+    """Why a process is gone, from its exit code."""
+    if code >= 0:
+        return f"it ended by itself (exit {code}); the log holds the cause"
+    try:
+        return f"it was ended by {signal.Signals(-code).name}"
+    except ValueError:  # the real-time signals have no names
+        return f"it was ended by signal {-code}"

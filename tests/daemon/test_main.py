@@ -20,6 +20,7 @@ import pytest
 from real_daemon import Llmd, start_llmd
 
 from llmd.daemon import config as config_module
+from llmd.daemon import main as main_module
 from llmd.daemon.config import ConfigError
 
 
@@ -274,3 +275,36 @@ async def test_two_hundred_streams_opened_and_left_leave_nothing(llmd: Llmd) -> 
     assert status["models"][0]["running"] == 0 and status["connections"] == 0
     assert len(os.listdir(f"/proc/{llmd.process.pid}/fd")) <= files + 5
     assert (await asyncio.to_thread(llmd.post, "/v1/completions", {"prompt": "x", "max_tokens": 1}))[0] == 200
+
+
+async def test_upkeep_that_fails_is_tried_again_and_told_of_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that renews certificates ended at its first unexpected exception, and nobody was told."""
+    monkeypatch.setattr(main_module, "RETRY_SECONDS", 0.05)
+    daemon = main_module.Daemon(config_module.Config(state_dir=str(tmp_path)))
+    calls = 0
+
+    def maintain() -> bool:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            assert (calls == 2) == bool(daemon.tasks.failed)
+            raise ZeroDivisionError
+        return False
+
+    monkeypatch.setattr(daemon.authority, "maintain", maintain)
+    upkeep = daemon.tasks.start(main_module.CERTIFICATES, daemon._maintain)
+    async with asyncio.timeout(5):
+        while calls < 3:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
+    assert not daemon.tasks.failed
+    assert [check["name"] for check in daemon.service._check_tasks()] == []
+    daemon.tasks.failed.add("upkeep")
+    assert daemon.service._check_tasks()[0]["ok"] is False
+    upkeep.cancel()
+    await asyncio.gather(upkeep, return_exceptions=True)
+    daemon.store.close()
+    daemon.audit.close()
+    os.close(daemon._lock)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmd.daemon.audit import writer
 from llmd.daemon.audit.chain import (
     COLUMNS,
     GENESIS,
@@ -279,6 +280,24 @@ def test_a_newer_schema_is_refused(written: Path) -> None:
         AuditLog(written, KEY).open()
     assert written.read_bytes() == before
     assert "newer llmd" in str(verify_file(written).error)
+
+
+async def test_a_writer_that_fails_leaves_nobody_waiting(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody expected, in the thread that everybody waits for."""
+
+    def fails(_: object, __: object) -> bool:
+        raise ZeroDivisionError
+
+    await log.admit("req-1", model="m")
+    monkeypatch.setattr(writer.Writer, "_turn", fails)
+    async with asyncio.timeout(5):
+        with suppress(AuditUnavailable):
+            await log.admit("req-2", model="m")  # the last turn that works may take it still
+        with pytest.raises(AuditUnavailable):
+            await log.admit("req-3", model="m")
+        with pytest.raises(AuditUnavailable):
+            await log.tail(1)
+    assert not log.writable
 
 
 def test_a_file_from_before_migrations_had_names_is_taken_over(written: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llmd.daemon import limits
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.engine.messages import (
     Detokenize,
@@ -25,13 +26,14 @@ from llmd.daemon.engine.messages import (
     Tokenized,
     Work,
 )
-from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, QueueFull
+from llmd.daemon.errors import BadRequest, ContextExceeded, DeadlineExceeded, ModelNotFound, QueueFull
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.pool import Deployment, Pool
+from llmd.daemon.tasks import Tasks
 
 ALICE = Principal("alice", "infer", "1f", "127.0.0.1")
 
@@ -46,9 +48,9 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.audit = AuditLog(folder / "audit.db", bytes(32))
         self.audit.open()
-        self.metrics = Metrics()
-        self.pool = Pool(self.metrics)
-        self.serving = Serving(self.pool, Admission(queue=1), self.audit, self.metrics)
+        self.metrics, self.tasks = Metrics(), Tasks()
+        self.pool = Pool(self.metrics, self.tasks)
+        self.serving = Serving(self.pool, Admission(queue=1), self.audit, self.metrics, self.tasks)
 
     async def deploy(self) -> Deployment:
         settings = Settings("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.01})
@@ -123,10 +125,22 @@ async def test_all_have_a_deadline(place: Place) -> None:
     assert (await place.rows())[-1]["error"] == "deadline_exceeded"
     worker, _ = place.pool.serves("m")
     os.kill(worker.pid, signal.SIGSTOP)
-    with pytest.raises(Exception, match="not complete after"):
+    with pytest.raises(Exception, match="has not begun after"):
         await place.ask(Tokenize("x"), deadline=0.2)
     os.kill(worker.pid, signal.SIGCONT)
     assert (await place.rows())[-1]["error"] == "deadline_exceeded"
+
+
+async def test_a_worker_that_does_not_take_a_request_has_a_deadline(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ACCEPT_SECONDS", 0.2)
+    worker, _ = place.pool.serves("m")
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(DeadlineExceeded, match="has not begun"):
+        await place.ask(generate(1))
+    os.kill(worker.pid, signal.SIGCONT)
+    assert isinstance((await place.ask(generate(1)))[-1], Finished)
 
 
 async def test_leaving_the_block_cancels_the_work(place: Place) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving import pool as pool_module
 from llmd.daemon.serving import worker as worker_module
 from llmd.daemon.serving.pool import Deployment, Pool
-from llmd.daemon.serving.worker import Stream
+from llmd.daemon.serving.worker import Stream, Worker
+from llmd.daemon.tasks import Tasks
 
 HELLO = RawText("hello")
 
@@ -80,7 +81,7 @@ def finish(events: list[Event]) -> str:
 
 @pytest.fixture
 async def pool() -> AsyncIterator[Pool]:
-    pool = Pool(Metrics())
+    pool = Pool(Metrics(), Tasks())
     yield pool
     await pool.close(0)
 
@@ -220,13 +221,109 @@ async def test_a_client_that_does_not_read_is_cut_off(pool: Pool, monkeypatch: p
     assert deployment.worker is not None and deployment.worker.open_sequences == 0
 
 
+async def broken(pool: Pool, deployment: Deployment, harm: Callable[[Worker], None]) -> str:
+    """Hurt a worker that answers a request: the request ends once, another worker takes over. Returns why."""
+    stream = ask(pool, "m", say(1_000_000))
+    await stream.next()
+    worker = deployment.worker
+    assert worker is not None
+    harm(worker)
+    assert failure(await read(stream)) == "worker_lost"
+    await until(deployment, "restarting")
+    reason = deployment.reason
+    await until(deployment, "ready")
+    assert not psutil.pid_exists(worker.pid)
+    assert finish(await read(ask(pool, "m", say()))) == "length"
+    return reason
+
+
+async def test_a_worker_that_reads_what_is_no_message_ends(pool: Pool) -> None:
+    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+
+    def harm(worker: Worker) -> None:
+        assert worker._transport is not None
+        worker._transport.write(b"\0\0\0\x01\xc1")
+
+    assert "exit 70" in await broken(pool, deployment, harm)
+
+
+async def test_a_worker_that_says_what_is_no_message_is_replaced(pool: Pool) -> None:
+    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+    await broken(pool, deployment, lambda worker: worker._link.data_received(b"\0\0\0\x01\xc1"))
+
+
+async def test_a_signal_without_a_name_is_a_reason_too(pool: Pool) -> None:
+    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+    reason = await broken(pool, deployment, lambda worker: os.kill(worker.pid, signal.SIGRTMIN + 1))
+    assert reason == f"it was ended by signal {signal.SIGRTMIN + 1}"
+
+
+async def test_a_worker_that_only_lost_its_socket_is_replaced(pool: Pool) -> None:
+    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+
+    def harm(worker: Worker) -> None:
+        assert worker._transport is not None
+        os.kill(worker.pid, signal.SIGSTOP)  # so that it cannot end itself
+        worker._transport.abort()
+
+    await broken(pool, deployment, harm)
+
+
+FAULTY = """
+from llmd.daemon.engine import __main__ as worker
+from llmd.daemon.engine.fake import FakeRunner
+
+class Faulty(FakeRunner):
+    def tokenize(self, text, **how):
+        if "fault" in text:
+            raise MemoryError(text)
+        return super().tokenize(text, **how)
+
+    def run(self, plan):
+        if any(999 in start.prompt for start in plan.starts):
+            raise ZeroDivisionError
+        return super().run(plan)
+
+worker.make_runner = lambda s: Faulty(slots=s.slots, context=s.context, **s.fake)
+worker.main()
+"""
+
+
+@pytest.mark.parametrize("prompt", [RawText("fault secret-words"), Tokens((1, 2, 999))], ids=["prompts", "engine"])
+async def test_a_thread_that_fails_ends_the_worker(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], prompt: Prompt
+) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(worker_module, "PROGRAM", "faulty")
+    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+    reason = await broken(pool, deployment, lambda _: void(ask(pool, "m", say(prompt=prompt))))
+    assert "exit 70" in reason
+    said = capfd.readouterr().err
+    assert ("MemoryError" in said or "ZeroDivisionError" in said) and "secret-words" not in said
+
+
+def void(_: object) -> None:
+    return None
+
+
+async def test_a_task_that_fails_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails() -> None:
+        raise ZeroDivisionError
+
+    tasks = Tasks()
+    await tasks.start("upkeep", fails)
+    assert tasks.failed == {"upkeep"} and "ZeroDivisionError" in caplog.text
+
+
 DAEMON = """
 import asyncio, sys
 from llmd.daemon.metrics import Metrics
+from llmd.daemon.tasks import Tasks
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.engine.messages import Settings
 async def main():
-    pool = Pool(Metrics())
+    pool = Pool(Metrics(), Tasks())
     d = pool.deploy("m", "", Settings("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "a"}))
     while d.state != "ready":
         await d.changed.wait()
