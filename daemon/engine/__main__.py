@@ -41,6 +41,7 @@ from llmd.daemon.engine.messages import (
     Tokenized,
     ToWorker,
 )
+from llmd.daemon.engine.prefixes import beginnings
 from llmd.daemon.engine.prompts import Prompts
 from llmd.daemon.engine.types import Request, Runner
 from llmd.daemon.errors import BadRequest, ContextExceeded, LlmdError
@@ -146,7 +147,8 @@ class Worker:
             )
         self._check_tokens([t for t, _ in work.params.logit_bias], "logit_bias")
         self.send(Step((Started(id_, len(tokens)),)))
-        self._engine.add(Request(id_, owner, tuple(tokens), work.params, work.choices))
+        prompt = tuple(tokens)
+        self._engine.add(Request(id_, owner, prompt, work.params, work.choices, beginnings(owner, prompt)))
 
     def _tokens(self, prompt: Prompt) -> Sequence[int]:
         match prompt:

@@ -23,6 +23,7 @@ class FakeRunner:
             slots=slots,
             eos=frozenset({0}),
             can_trim=True,
+            exact_block=0,
             chat_template="{{ messages[-1].content }}",
             bos_text="",
             eos_text="",

@@ -3,47 +3,41 @@
 One rule: computed tokens catch up with known tokens. A step holds
 
 1. one token of every sequence that is one token behind: a generating one, or a prompt's last token;
-2. then, in the order of arrival, pieces of the prompts that are further behind, until the step's token budget is used;
-   the last piece may go over it. The budget is `batch`, but while anything generates `chunk`, so that a long prompt
-   never stalls other streams; twice that when many prompts wait, because then first tokens are what most people wait
-   for.
+2. then pieces of prompts, until the step's token budget is used; the last piece may go over it. The budget is `batch`,
+   but while anything generates `chunk`, so that a long prompt never stalls other streams; twice that when many prompts
+   wait, because then first tokens are what most people wait for.
 
-A waiting sequence gets a slot in this order:
+Pieces are dealt round robin by owner, so that nobody's prompts hold up another's. Of one owner's turns, one goes to the
+prompt with the least left to read and the next to the oldest: a short one is soon read behind a long one, and the long
+one has half of its owner's turns whatever else comes.
+
+A prompt that has no slot yet gets one when its turn to be read comes, in this order:
 
 1. a free slot that holds most of the longest prefix this owner may share (nothing is moved);
 2. a free slot into which that prefix is copied from another slot, busy or not;
 3. with no shared prefix: the free slot that keeps busy slots adjacent (llama.cpp computes adjacent slots in one pass,
    and each gap costs another), and of these the one longest unused.
 
-It waits when a prompt of the same owner that is being read right now shares much more than any slot holds yet: reading
-it twice would cost more than waiting for it.
+It waits, once, when a prompt of the same owner that is being read right now shares much more than any slot holds yet:
+reading it twice would cost more than waiting for it. `prefixes.py` finds who holds what.
 
-The same seed and parameters give the same text, whatever was computed before or beside it: prompts are cut at fixed
-places (`types.BLOCK` says why), and a request with a seed shares only pieces that were read so.
+Where the runner cuts prompts at fixed places (`ModelInfo.exact_block` says why), the same seed and parameters give the
+same text, whatever was computed before or beside it: a request with a seed shares only pieces that were read so.
 
 Every `add` is answered by exactly one end of each choice: a finish in `apply`, or `stop`, or `cancel`.
 """
 
 from dataclasses import dataclass, field
 
-from llmd.daemon.engine.types import (
-    BLOCK,
-    Chunk,
-    ModelInfo,
-    Plan,
-    Request,
-    Sample,
-    Sequence,
-    Start,
-    Token,
-    last_cut,
-    next_cut,
-)
+from llmd.daemon.engine.prefixes import SHARE_MIN, Prefixes, beginnings
+from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, Sequence, Start, Token, last_cut, next_cut
 
-# a shared prefix shorter than this many tokens is read again rather than copied or waited for
-SHARE_MIN = 32
 # this many prompts that wait for their first token get larger chunks
 MANY_PROMPTS = 4
+# the most slots that change hands in one step: planning it stays a fraction of computing it
+MAX_STARTS = 16
+# a turn's tokens where the runner does not cut prompts itself
+PIECE = 64
 
 
 @dataclass(slots=True)
@@ -65,32 +59,42 @@ class Slot:
         """How many of its first tokens were computed as a prompt's."""
         return min(self.sequence.computed, self.sequence.read) if self.sequence else self.read
 
+    @property
+    def reading(self) -> bool:
+        return self.sequence is not None and not self.sequence.prefilled
 
-def common_prefix(a: list[int], b: list[int], limit: int) -> int:
-    """How many of the first `limit` tokens agree."""
-    at = 0
-    while at < limit and a[at : at + 64] == b[at : at + 64]:
-        at += 64
-    while at < limit and a[at] == b[at]:
-        at += 1
-    return min(at, limit)
+
+@dataclass(slots=True)
+class Turns:
+    """An owner's turns to have a piece read."""
+
+    last: int = -1  # when the last one was: -1 is longest ago
+    count: int = 0
 
 
 class Scheduler:
     """`batch`: tokens a step when nothing generates; `chunk`: prompt tokens a step when something does. A step's prompt
     tokens are less than one piece (two blocks) over that."""
 
-    def __init__(self, info: ModelInfo, *, batch: int, chunk: int, block: int = BLOCK) -> None:
-        self.info, self.block = info, block
+    def __init__(self, info: ModelInfo, *, batch: int, chunk: int) -> None:
+        self.info, self.block = info, info.exact_block
         self.batch, self.chunk = batch, chunk
         self.slots = [Slot() for _ in range(info.slots)]
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in the order of arrival
-        self._tick = 0
+        self._prefixes = Prefixes()
+        self._tick = 0  # of releases
+        self._arrivals = 0
+        self._turns: dict[str, Turns] = {}  # of the owners with prompts
+        self._turn = 0
 
     def add(self, request: Request) -> None:
         """Queue every choice of a request. Its prompt is not empty and shorter than the context."""
-        self.waiting += [Sequence(request, choice, list(request.prompt)) for choice in range(request.choices)]
+        hashes = request.beginnings or beginnings(request.owner, request.prompt)
+        for choice in range(request.choices):
+            self._arrivals += 1
+            tokens = list(request.prompt)
+            self.waiting.append(Sequence(request, choice, tokens, arrived=self._arrivals, beginnings=hashes))
 
     def cancel(self, request_id: int) -> list[Sequence]:
         """Take a request out, wherever its choices are. Returns those that had not ended."""
@@ -109,6 +113,7 @@ class Scheduler:
         self._tick += 1
         slot.tokens, slot.read = sequence.tokens[: sequence.computed], slot.as_prompt
         slot.used, slot.sequence = self._tick, None
+        self._prefixes.put(sequence.slot, beginnings(slot.owner, slot.tokens), slot.tokens)
 
     @property
     def busy(self) -> bool:
@@ -123,34 +128,18 @@ class Scheduler:
         """The next step. What it computes counts as computed from here on: its samples are due before anything else
         changes."""
         plan = Plan()
-        if self.waiting:
-            self._place_waiting(plan)
         behind: list[Sequence] = []
         for sequence in self.running:
             if len(sequence.tokens) - sequence.computed == 1:
                 plan.chunks.append(Chunk(sequence.slot, sequence.computed, sequence.tokens[-1:], True))
             else:
                 behind.append(sequence)
-        for sequence in behind:
-            budget = self._budget(len(behind)) - sum(len(c.tokens) for c in plan.chunks if len(c.tokens) > 1)
-            if budget <= 0:
-                break
-            end = sequence.computed
-            while end < len(sequence.tokens) and end - sequence.computed < budget:
-                end = next_cut(end, len(sequence.tokens), self.block)
-            tokens = sequence.tokens[sequence.computed : end]
-            plan.chunks.append(Chunk(sequence.slot, sequence.computed, tokens, end == len(sequence.tokens)))
+        self._deal(plan, behind)
         for chunk in plan.chunks:
             computing = self.slots[chunk.slot].sequence
             assert computing is not None
             computing.computed = chunk.start + len(chunk.tokens)
         return plan
-
-    def _budget(self, prompts: int) -> int:
-        """How many prompt tokens this step may compute."""
-        if not any(s.generated for s in self.running):
-            return self.batch
-        return min(self.batch, self.chunk * (2 if prompts + len(self.waiting) >= MANY_PROMPTS else 1))
 
     def apply(self, plan: Plan, samples: list[Sample]) -> list[Token]:
         """Take in what a step sampled, all at once or part by part. Sequences that end by it leave their slots."""
@@ -174,47 +163,109 @@ class Scheduler:
             return "length"
         return None
 
+    # --- prompts
+
+    def _budget(self, prompts: int) -> int:
+        """How many prompt tokens this step may compute."""
+        if not any(s.generated for s in self.running):
+            return self.batch
+        return min(self.batch, self.chunk * (2 if prompts >= MANY_PROMPTS else 1))
+
+    def _deal(self, plan: Plan, behind: list[Sequence]) -> None:
+        """Pieces to prompts, a piece an owner in turn, until the budget is used."""
+        left = self._budget(len(behind) + len(self.waiting))
+        queues = self._queues(behind)
+        free = self._free() if self.waiting else {}
+        ends: dict[int, int] = {}  # slot to where what it reads in this step ends
+        while left > 0 and queues:
+            for owner, queue in list(queues.items()):
+                turns = self._turns[owner]
+                sequence = self._next(queue, turns.count % 2 == 1, plan, free)
+                if sequence is None:
+                    del queues[owner]
+                    continue
+                begin = ends.get(sequence.slot, sequence.computed)
+                ends[sequence.slot] = end = self._cut(begin, len(sequence.tokens), left)
+                self._turn += 1
+                turns.last, turns.count, left = self._turn, turns.count + 1, left - (end - begin)
+                if end == len(sequence.tokens):
+                    queue.remove(sequence)
+                if left <= 0:
+                    break
+        for slot, end in ends.items():
+            reading = self.slots[slot].sequence
+            assert reading is not None
+            tokens = reading.tokens[reading.computed : end]
+            plan.chunks.append(Chunk(slot, reading.computed, tokens, end == len(reading.tokens)))
+
+    def _queues(self, behind: list[Sequence]) -> dict[str, list[Sequence]]:
+        """The prompts of each owner, the shortest last; the owner whose turn is longest ago first."""
+        queues: dict[str, list[Sequence]] = {}
+        for sequence in (*behind, *self.waiting):
+            queues.setdefault(sequence.request.owner, []).append(sequence)
+        self._turns = {owner: self._turns.get(owner) or Turns() for owner in queues}
+        for queue in queues.values():
+            queue.sort(key=lambda s: (s.computed - len(s.tokens), -s.arrived))
+        return dict(sorted(queues.items(), key=lambda item: self._turns[item[0]].last))
+
+    def _next(self, queue: list[Sequence], oldest: bool, plan: Plan, free: dict[int, None]) -> Sequence | None:
+        """An owner's next prompt that has a slot or gets one; those that get none leave the queue, for this step."""
+        while queue:
+            sequence = min(queue, key=lambda s: s.arrived) if oldest else queue[-1]
+            if sequence.slot >= 0:
+                return sequence
+            start = self._place(sequence, free) if free and len(plan.starts) < MAX_STARTS else None
+            if start is not None:
+                self.waiting.remove(sequence)
+                plan.starts.append(start)
+                del free[start.slot]
+                return sequence
+            queue.remove(sequence)
+        return None
+
+    def _cut(self, at: int, length: int, left: int) -> int:
+        """Where the piece that begins at `at` ends."""
+        if self.block:
+            return next_cut(at, length, self.block)
+        return min(length, at + min(PIECE, left))
+
     # --- slots
 
-    def _place_waiting(self, plan: Plan) -> None:
-        free = {i for i, slot in enumerate(self.slots) if slot.sequence is None}
-        still = []
-        for at, sequence in enumerate(self.waiting):
-            if not free:
-                still += self.waiting[at:]
-                break
-            start = self._place(sequence, free)
-            if start is None:
-                still.append(sequence)
-            else:
-                plan.starts.append(start)
-                free.discard(start.slot)
-        self.waiting = still
+    def _free(self) -> dict[int, None]:
+        """The free slots, those that keep busy slots adjacent first, then the longest unused."""
+        busy = [slot.sequence is not None for slot in self.slots]
+        last = len(busy) - 1
 
-    def _place(self, sequence: Sequence, free: set[int]) -> Start | None:
-        owner, prompt = sequence.request.owner, sequence.tokens
-        held = {i: self._shared(slot, sequence) for i, slot in enumerate(self.slots) if slot.owner == owner}
-        donor = max(held, key=lambda i: (held[i], i in free), default=-1)
+        def order(i: int) -> tuple[int, int, int]:
+            return -(i > 0 and busy[i - 1]) - (i < last and busy[i + 1]), self.slots[i].used, i
+
+        return dict.fromkeys(sorted((i for i, taken in enumerate(busy) if not taken), key=order))
+
+    def _place(self, sequence: Sequence, free: dict[int, None]) -> Start | None:
+        if sequence.awaits is not None and self._reads(sequence.awaits):
+            return None
+        found = self._prefixes.find(sequence.beginnings, sequence.tokens)
+        held = {i: self._shared(self.slots[i], sequence, common) for i, common in found.items()}
+        donor = max(held, key=lambda i: (held[i], i in free, -i), default=-1)
         best = held.get(donor, 0)
-        soon = self._will_share(owner, prompt)
-        if (self._exact(soon, sequence) if sequence.exact else soon) >= best + SHARE_MIN:
+        if self._waits(sequence, found, best):
             return None
         fits = [i for i in held if i in free and held[i] > 0 and 2 * held[i] >= len(self.slots[i].tokens)]
         here = max(fits, key=lambda i: held[i], default=-1)
         if here >= 0 and held[here] + SHARE_MIN > best:
             return self._start(sequence, here, -1, held[here])
-        target = self._unshared_slot(free - {donor} or free)
+        target = next((i for i in free if i != donor), donor)
         if target == donor:
             return self._start(sequence, donor, -1, best)
         if best >= SHARE_MIN:
             return self._start(sequence, target, donor, best)
         return self._start(sequence, target, -1, 0)
 
-    def _shared(self, slot: Slot, sequence: Sequence) -> int:
+    def _shared(self, slot: Slot, sequence: Sequence, common: int) -> int:
         """Tokens of a prompt that a slot holds and that can be reused; the last is computed anew, for its logits."""
-        limit = min(slot.as_prompt if sequence.exact else slot.computed, len(sequence.tokens) - 1)
-        shared = common_prefix(slot.tokens, sequence.tokens, limit)
-        if sequence.exact:
+        exact = self.block and sequence.exact
+        shared = min(common, slot.as_prompt if exact else slot.computed, len(sequence.tokens) - 1)
+        if exact:
             shared = self._exact(shared, sequence)
         if not self.info.can_trim and shared < slot.computed:
             return 0
@@ -224,27 +275,37 @@ class Scheduler:
         """The part of a shared prefix whose pieces are those that the sequence would read itself."""
         return min(shared - shared % self.block, last_cut(len(sequence.tokens), self.block))
 
-    def _will_share(self, owner: str, prompt: list[int]) -> int:
-        reading = [s for s in self.running if s.request.owner == owner and not s.prefilled]
-        if not self.info.can_trim:
-            return 0
-        return max((common_prefix(s.tokens, prompt, min(len(s.tokens), len(prompt) - 1)) for s in reading), default=0)
+    def _waits(self, sequence: Sequence, found: dict[int, int], best: int) -> bool:
+        """Whether it waits for a prompt that is being read. It does so for one, and once: prompts that share a prefix
+        may come one after the other for ever."""
+        if sequence.awaits is not None or not self.info.can_trim:
+            return False
+        for i, common in found.items():
+            slot = self.slots[i]
+            soon = min(common, len(sequence.tokens) - 1)
+            if self.block and sequence.exact:
+                soon = self._exact(soon, sequence)
+            if slot.reading and soon >= best + SHARE_MIN:
+                sequence.awaits = slot.sequence
+                return True
+        return False
 
-    def _unshared_slot(self, free: set[int]) -> int:
-        busy = {i for i in range(len(self.slots)) if self.slots[i].sequence is not None}
-
-        def gaps(i: int) -> int:
-            return -((i - 1) in busy) - ((i + 1) in busy)
-
-        return min(free, key=lambda i: (gaps(i), self.slots[i].used, i))
+    def _reads(self, reader: Sequence) -> bool:
+        """Whether its prompt is being read still."""
+        return self.slots[reader.slot].sequence is reader and not reader.prefilled
 
     def _start(self, sequence: Sequence, index: int, copy_from: int, keep: int) -> Start:
         slot, source = self.slots[index], self.slots[copy_from if copy_from >= 0 else index]
-        # behind a part that was cut elsewhere nothing is as if read anew
-        whole = keep <= source.as_prompt and keep % self.block == 0
-        sequence.read = last_cut(len(sequence.request.prompt), self.block) if whole else min(keep, source.as_prompt)
+        if source.tokens[:keep] != sequence.tokens[:keep]:
+            copy_from, keep = -1, 0  # two beginnings with one hash
+        if self.block:
+            # behind a part that was cut elsewhere nothing is as if read anew
+            whole = keep <= source.as_prompt and keep % self.block == 0
+            last = last_cut(len(sequence.request.prompt), self.block)
+            sequence.read = last if whole else min(keep, source.as_prompt)
         slot.tokens, slot.owner, slot.sequence = sequence.tokens, sequence.request.owner, sequence
         sequence.slot, sequence.computed, sequence.cached = index, keep, keep
+        self._prefixes.put(index, sequence.beginnings, slot.tokens)
         self.running.append(sequence)
         request = sequence.request
         return Start(index, copy_from, keep, request.params, request.prompt, sequence.choice)

@@ -6,20 +6,14 @@ from typing import Protocol
 
 from llmd.daemon.engine.messages import SamplingParams
 
-# Prompts are read in pieces that end at multiples of this many tokens; the last piece is up to twice as long. A token's
-# keys and values depend a little on how many others are computed with it (measured on the CPU: logits differ by up to
-# 1.0), so a text stays the same only if its prompt is always cut at the same places. Pieces of 64 cost no more than
-# pieces of 256 (measured: 3.0 ms a token, both), shorter ones do.
-BLOCK = 64
 
-
-def next_cut(at: int, length: int, block: int = BLOCK) -> int:
+def next_cut(at: int, length: int, block: int) -> int:
     """Where the piece that begins at `at` of a prompt of `length` tokens ends."""
     cut = at - at % block + block
     return length if length - cut < block else cut
 
 
-def last_cut(length: int, block: int = BLOCK) -> int:
+def last_cut(length: int, block: int) -> int:
     """Where the last piece begins of a prompt of `length` tokens that is read from its start."""
     return max(0, (length // block - 1) * block)
 
@@ -33,6 +27,7 @@ class Request:
     prompt: tuple[int, ...]
     params: SamplingParams
     choices: int = 1
+    beginnings: tuple[int, ...] | None = None  # `prefixes.beginnings`, where whoever made it had the time
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +41,9 @@ class Sequence:
     cached: int = 0  # how many of the prompt's were found there
     read: int = 0  # how many of its first tokens are computed as any prompt's are, cut at the same places
     slot: int = -1  # -1: waiting
+    arrived: int = 0  # its place in the order of arrival
+    awaits: "Sequence | None" = None  # whose reading of a shared prefix it waits for, or has waited for
+    beginnings: tuple[int, ...] = ()  # `prefixes.beginnings` of its prompt
 
     @property
     def exact(self) -> bool:
@@ -130,6 +128,10 @@ class ModelInfo:
     slots: int
     eos: frozenset[int]  # tokens that end a text
     can_trim: bool  # False: recurrent state cannot be cut back to a prefix
+    # prompts are read in pieces that end at multiples of this many tokens, the last one up to twice as long; 0:
+    # anywhere. For a runner whose keys and values depend on how many tokens are computed together: a text stays the
+    # same only if its prompt is always cut at the same places
+    exact_block: int
     chat_template: str | None
     bos_text: str
     eos_text: str

@@ -1,24 +1,28 @@
 """The scheduler alone: what it plans, and that everything it is given ends exactly once."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmd.daemon.engine import prefixes
 from llmd.daemon.engine.messages import SamplingParams
-from llmd.daemon.engine.scheduler import Scheduler, common_prefix
+from llmd.daemon.engine.prefixes import MAX_FOUND, common_prefix
+from llmd.daemon.engine.scheduler import MAX_STARTS, Scheduler
 from llmd.daemon.engine.types import ModelInfo, Plan, Request, Sample, Token
 
 
-def info(slots: int = 4, context: int = 256, can_trim: bool = True) -> ModelInfo:
-    return ModelInfo(1000, context, slots, frozenset({0}), can_trim, None, "", "", "", 0, 0)
+def info(slots: int = 4, context: int = 256, can_trim: bool = True, block: int = 4) -> ModelInfo:
+    return ModelInfo(1000, context, slots, frozenset({0}), can_trim, block, None, "", "", "", 0, 0)
 
 
 def make(
     slots: int = 4, *, batch: int = 64, chunk: int = 16, context: int = 256, can_trim: bool = True, block: int = 4
 ) -> Scheduler:
-    return Scheduler(info(slots, context, can_trim), batch=batch, chunk=chunk, block=block)
+    return Scheduler(info(slots, context, can_trim, block), batch=batch, chunk=chunk)
 
 
 def ask(
@@ -190,11 +194,11 @@ def test_busy_slots_stay_adjacent() -> None:
 def test_cancel_frees_the_slot_before_the_next_step() -> None:
     s = make(slots=1)
     s.add(ask(1, words(1, 50), max_tokens=50))
-    s.add(ask(2, words(2, 5), max_tokens=50))
+    s.add(ask(2, words(2, 60), max_tokens=50))
     step(s)
     assert [q.request.id for q in s.cancel(1)] == [1]
     plan, _ = step(s)
-    assert plan.starts[0].prompt == tuple(words(2, 5))
+    assert plan.starts[0].prompt == tuple(words(2, 60))
     assert s.cancel(1) == []
 
 
@@ -207,6 +211,122 @@ def test_common_prefix_is_what_a_plain_loop_finds(a: list[int], b: list[int], li
     assert common_prefix(a, b, limit) == plain
 
 
+def steps_until_first_token(
+    s: Scheduler, id_: int, each: Callable[[int], None] = lambda _: None, most: int = 10_000
+) -> int:
+    """How many steps until a request has its first token; `each` may add others before every step."""
+    for number in range(1, most):
+        each(number)
+        if any(t.sequence.request.id == id_ for t in step(s)[1]):
+            return number
+    raise AssertionError("it starves")
+
+
+def test_one_principals_prompts_do_not_hold_up_anothers() -> None:
+    """A prompt of 70 tokens waited 390 steps behind another principal's 100,000."""
+    s = make(slots=16, context=200_000, chunk=256, batch=512, block=64)
+    s.add(ask(1, words(1, 10), max_tokens=100_000, owner="c"))
+    step(s)
+    for id_ in range(2, 12):
+        s.add(ask(id_, words(id_, 10_000), owner="a", max_tokens=1))
+    step(s)
+    s.add(ask(20, words(20, 70), owner="b", max_tokens=1))
+    assert steps_until_first_token(s, 20) == 1
+
+
+def test_within_one_principal_the_shortest_comes_first() -> None:
+    s = make(slots=8, context=20_000, chunk=64, batch=512, block=64)
+    s.add(ask(1, words(1, 10), max_tokens=10_000))
+    step(s)
+    s.add(ask(2, words(2, 10_000), max_tokens=1))
+    step(s)
+    s.add(ask(3, words(3, 70), max_tokens=1))
+    assert steps_until_first_token(s, 3) <= 2
+
+
+@pytest.mark.parametrize("owners", [1, 3])
+def test_the_longest_prompt_ends_within_its_bound_whatever_keeps_coming(owners: int) -> None:
+    """Each second turn of its owner is its: 2 * owners * length / chunk steps."""
+    length, chunk = 4096, 64
+    s = make(slots=32, context=20_000, chunk=chunk, batch=chunk, block=32)
+    s.add(ask(1, words(1, length), owner="0", max_tokens=1))
+
+    def more(number: int) -> None:
+        for owner in range(owners):
+            s.add(ask(100 * number + owner, words(number, chunk), owner=str(owner), max_tokens=1))
+
+    bound = 2 * owners * length // chunk
+    took = steps_until_first_token(s, 1, more)
+    assert length // chunk < took <= bound + 2 * owners
+
+
+def test_slots_go_round_by_principal_too() -> None:
+    s = make(slots=2, batch=64)
+    for id_ in range(1, 9):
+        s.add(ask(id_, words(id_, 8), owner="a", max_tokens=2))
+    step(s)
+    s.add(ask(20, words(20, 8), owner="b", max_tokens=2))
+    assert steps_until_first_token(s, 20) <= 2
+
+
+@pytest.mark.parametrize("params", [{"seed": 3}, {"temperature": 0.0}, {}])
+def test_nobody_waits_for_ever_for_a_prefix_that_keeps_growing(params: dict[str, Any]) -> None:
+    """Requests with a seed starved for 2,000 steps behind readers of the same prefix that came one after the other."""
+    s = make(slots=8, context=2000, chunk=8, batch=64, block=4)
+    shared = words(1, 600)
+    s.add(ask(1, [*shared, 1], max_tokens=1))
+    s.add(ask(2, [*shared, 2], max_tokens=1, **params))
+
+    def more(number: int) -> None:
+        if number % 10 == 0:
+            s.add(ask(100 + number, [*shared, number], max_tokens=1))
+
+    assert steps_until_first_token(s, 2, more) < 3 * 600 // 8
+
+
+@pytest.mark.parametrize("prefix", [0, 64, 2000])
+def test_planning_many_arrivals_costs_a_bounded_number_of_comparisons(
+    prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = 0
+
+    def counted(a: list[int], b: list[int], limit: int, start: int) -> int:
+        nonlocal compared
+        compared += 1
+        length = common_prefix(a, b, limit, start)
+        assert length - start < prefixes.BLOCK, "what the hashes have told is not compared"
+        return length
+
+    monkeypatch.setattr(prefixes, "common_prefix", counted)
+    s = make(slots=128, context=4000, chunk=512, batch=512, block=64)
+    for id_ in range(128):
+        s.add(ask(id_, [*words(1, 1 + prefix), *words(id_, 40)], owner=f"{id_ % 4}", max_tokens=20))
+    for _ in range(60):
+        before = compared
+        plan, _ = step(s)
+        assert len(plan.starts) <= MAX_STARTS
+        assert compared - before <= MAX_FOUND * 128
+    assert not s.waiting
+
+
+def test_two_beginnings_with_one_hash_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefixes, "hash", lambda _: 1, raising=False)
+    s = make()
+    s.add(ask(1, words(1, 50), max_tokens=1))
+    step(s)
+    s.add(ask(2, words(2, 50), max_tokens=1))
+    plan, _ = step(s)
+    assert plan.starts[0].keep == 0 and len(plan.chunks[0].tokens) == 50
+
+
+def test_where_prompts_may_be_cut_anywhere_a_step_never_goes_over_its_budget() -> None:
+    s = make(batch=50, chunk=10, block=0)
+    s.add(ask(1, words(1, 120), max_tokens=2, seed=1))
+    assert [sum(len(c.tokens) for c in step(s)[0].chunks) for _ in range(3)] == [50, 50, 20]
+    s.add(ask(2, [*words(1, 120), 5], max_tokens=1, seed=1))
+    assert step(s)[0].starts[0].keep == 120, "it shares all, with a seed too"
+
+
 class Driver:
     """Random adds, cancels and ends. It also holds what each slot's keys and values would be, and checks starts against
     it."""
@@ -214,7 +334,14 @@ class Driver:
     def __init__(self, rng: random.Random, can_trim: bool) -> None:
         self.rng, self.s = (
             rng,
-            make(rng.choice([1, 2, 5]), batch=rng.choice([8, 64]), chunk=8, context=64, can_trim=can_trim),
+            make(
+                rng.choice([1, 2, 5]),
+                batch=rng.choice([8, 64]),
+                chunk=8,
+                context=64,
+                can_trim=can_trim,
+                block=rng.choice([0, 4]),
+            ),
         )
         self.kv: list[list[int]] = [[] for _ in self.s.slots]
         self.owner_of: list[list[str]] = [[] for _ in self.s.slots]
