@@ -40,12 +40,12 @@ TEXT = re.compile(rb'"text":"(\d+):(\d+) "')
 def serve(state: str, slots: int, step_seconds: float) -> None:
     """The daemon, with a fake worker as the model `fake`."""
     from llmd.daemon.config import Config
-    from llmd.daemon.engine.messages import Settings
     from llmd.daemon.main import Daemon
+    from llmd.daemon.serving.plan import Wish
 
     async def main() -> None:
         daemon = Daemon(Config(state_dir=state, listen=f"127.0.0.1:{PORT}", queue=1000))
-        settings = Settings(
+        wish = Wish(
             path="",
             slots=slots,
             context=100_000,
@@ -55,7 +55,7 @@ def serve(state: str, slots: int, step_seconds: float) -> None:
             runner="fake",
             fake={"step_seconds": step_seconds},
         )
-        daemon.pool.deploy("fake", "0" * 64, settings)
+        daemon.pool.deploy("fake", "0" * 64, wish)
         await daemon.run()
 
     uvloop.run(main())

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llmd.daemon.config import Config
-from llmd.daemon.engine.messages import Settings
 from llmd.daemon.errors import BadRequest, Conflict, ModelNotFound, NotFound
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import Authority, IssuedClient
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.serving.answer import Serving
+from llmd.daemon.serving.plan import Wish
 from llmd.daemon.serving.pool import Deployment
 from llmd.daemon.store import Model, Store
 
@@ -44,29 +44,29 @@ class Service:
 
     # --- models
 
-    def settings(self, model: Model, ctx: int | None, slots: int | None) -> Settings:
-        """What a worker of this model is started with. Raises BadRequest for more context than the model was trained
-        for."""
+    def wish(self, model: Model, ctx: int | None, slots: int | None) -> Wish:
+        """What is asked of a deployment, with the configuration's defaults. Raises BadRequest for more context than the
+        model was trained for."""
         c = self.config
         trained = int(model.info.get("context_length") or 0)
         if ctx is not None and trained and not MIN_CONTEXT <= ctx <= trained:
             raise BadRequest(f"ctx takes {MIN_CONTEXT} to {trained} for this model", param="ctx")
         context = ctx or min(c.context or trained, trained or c.context)
-        return Settings(str(self.models.path(model.name)), slots or c.slots, context, c.batch, c.chunk, c.threads)
+        return Wish(str(self.models.path(model.name)), slots or c.slots, context, c.batch, c.chunk, c.threads)
 
     def restore(self) -> None:
         """Start every model that should serve."""
         for wanted in self.store.deployments():
             model = self.store.model(wanted.model)
-            self.serving.pool.deploy(model.name, model.digest, self.settings(model, wanted.ctx, wanted.slots))
+            self.serving.pool.deploy(model.name, model.digest, self.wish(model, wanted.ctx, wanted.slots))
 
     def deploy(self, name: str, ctx: int | None, slots: int | None, actor: str) -> Deployment:
         """Serve a model; the worker starts in the background. Raises ModelNotFound, BadRequest."""
         model = self._imported(name)
-        settings = self.settings(model, ctx, slots)
+        wish = self.wish(model, ctx, slots)
         self.store.set_deployment(name, ctx, slots)
         self.serving.audit.event("admin.deploy", actor=actor, model=name, digest=model.digest, ctx=ctx, slots=slots)
-        return self.serving.pool.deploy(name, model.digest, settings)
+        return self.serving.pool.deploy(name, model.digest, wish)
 
     async def undeploy(self, name: str, actor: str) -> None:
         """Running requests may finish first. Raises ModelNotFound."""
@@ -74,6 +74,13 @@ class Service:
         self.store.remove_deployment(name)
         self.serving.audit.event("admin.undeploy", actor=actor, model=name)
         await self.serving.pool.undeploy(name, float(self.config.drain_seconds))
+
+    async def withdraw(self, deployment: Deployment, actor: str) -> None:
+        """Take a new deployment back that could not be loaded."""
+        self.store.remove_deployment(deployment.model)
+        reason = f"it could not be loaded: {deployment.reason}"
+        self.serving.audit.event("admin.undeploy", actor=actor, model=deployment.model, reason=reason)
+        await self.serving.pool.undeploy(deployment.model)
 
     async def import_model(
         self, path: str, name: str | None, actor: str, progress: Callable[[int, int], None]

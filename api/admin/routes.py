@@ -14,7 +14,7 @@ from llmd.api.http.routes import ADMIN, Caller, Route
 from llmd.api.http.streams import progress
 from llmd.api.openai import chat
 from llmd.daemon.admin import Service
-from llmd.daemon.errors import BadRequest, ModelNotReady
+from llmd.daemon.errors import BadRequest, Conflict, ModelNotReady
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.pool import Deployment
 
@@ -124,24 +124,34 @@ async def import_model(body: ImportBody, service: Admin, caller: Caller) -> Resp
 
 
 async def deploy(body: DeployBody, service: Admin, caller: Caller) -> Response:
-    """Events {"state"} until the model is ready or has failed to load."""
+    """Events {"state"} until the model is ready, has failed to load or was deployed anew by somebody else. It goes on
+    when the client goes away."""
     before = any(d.model == body.model for d in service.store.deployments())
     deployment = service.deploy(body.model, body.ctx, body.slots, caller.name)
-    return progress(_until_ready(service, deployment, keep=before))
+    return progress(_until_ready(service, deployment, caller.name, keep=before))
 
 
-async def _until_ready(service: Service, deployment: Deployment, *, keep: bool) -> AsyncIterator[dict[str, Any]]:
+async def _until_ready(
+    service: Service, deployment: Deployment, actor: str, *, keep: bool
+) -> AsyncIterator[dict[str, Any]]:
+    life, wish = deployment.life, deployment.life.wanted
     while True:
+        changed = deployment.changed
         yield {"model": deployment.model, "state": deployment.state, "reason": deployment.reason}
+        if changed.is_set():
+            continue  # it went on while the client read
+        if life.over or life.wanted is None:
+            raise ModelNotReady(f"{deployment.model} was taken out of service")
+        if life.wanted != wish:
+            raise Conflict(f"{deployment.model} was deployed again with other settings; see `llmctl status`")
         if deployment.state == "ready":
             return
-        if deployment.state != "loading":
-            reason = deployment.reason or "it was taken out of service"
-            if not keep and deployment.state == "restarting":
-                service.store.remove_deployment(deployment.model)
-                await service.serving.pool.undeploy(deployment.model)
+        if deployment.state == "restarting":
+            reason = deployment.reason
+            if not keep:
+                await service.withdraw(deployment, actor)
             raise ModelNotReady(f"{deployment.model} could not be loaded: {reason}")
-        await deployment.changed.wait()
+        await changed.wait()
 
 
 async def undeploy(body: UndeployBody, service: Admin, caller: Caller) -> dict[str, Any]:

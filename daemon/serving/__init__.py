@@ -3,6 +3,8 @@
 ask.py        what somebody wants of a model
 admission.py  who is let in: a count of what runs and waits
 answer.py     one request from its `admit` row to its `finish` row
-pool.py       deployed models and their workers; restart with backoff
+lifecycle.py  pure: a deployment's life, events in and effects out
+plan.py       pure: from what was asked to a worker's settings
+pool.py       the deployed models: carries out what the lifecycle decides
 worker.py     one worker process seen from the daemon: frames, heartbeats, streams
 """

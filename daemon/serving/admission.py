@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llmd.daemon.errors import QueueFull
+from llmd.daemon.errors import ModelNotReady, QueueFull
 
 # how much one request's time counts in the usual time
 SMOOTHING = 0.1
@@ -11,21 +11,28 @@ SMOOTHING = 0.1
 @dataclass(slots=True)
 class _Model:
     inside: int = 0  # sequences that were let in and have not ended
+    waiting: int = 0  # sequences that wait for a successor
     seconds: float = 1.0  # a request's usual time in a slot
 
 
 class Place:
     """What one request holds. `leave` is called when its work ends, for whatever reason; more often does nothing."""
 
-    __slots__ = ("_count", "_model")
+    __slots__ = ("_count", "_model", "_waits")
 
-    def __init__(self, model: _Model, count: int) -> None:
-        self._model, self._count = model, count
-        model.inside += count
+    def __init__(self, model: _Model, count: int, *, waits: bool = False) -> None:
+        self._model, self._count, self._waits = model, 0, waits
+        self._change(count)
 
     def leave(self) -> None:
-        self._model.inside -= self._count
-        self._count = 0
+        self._change(-self._count)
+
+    def _change(self, by: int) -> None:
+        self._count += by
+        if self._waits:
+            self._model.waiting += by
+        else:
+            self._model.inside += by
 
 
 class Admission:
@@ -47,6 +54,14 @@ class Admission:
             after = max(1, min(60, round(known.seconds * waiting / slots)))
             raise QueueFull(f"{model} has {self._queue} requests waiting; try again in {after} s", retry_after=after)
         return Place(known, count)
+
+    def wait(self, model: str, count: int) -> Place:
+        """Room to wait for a model whose settings change: it has no slots then. Raises ModelNotReady where what is
+        inside and these are more than the queue takes."""
+        known = self._models.setdefault(model, _Model())
+        if known.waiting + count > self._queue:
+            raise ModelNotReady(f"{model} is being deployed anew; try again soon", retry_after=5)
+        return Place(known, count, waits=True)
 
     def took(self, model: str, seconds: float) -> None:
         """A request has ended after this long in its slot."""

@@ -114,6 +114,7 @@ class Serving:
         outcome: tuple[str, str | None] = ("cancelled", None)
         try:
             await books.admit()
+            await self._successor(model, ask)
             worker, info = self.pool.serves(model)
             place = self.admission.enter(model, ask.places, info.slots)
             books.stream = stream = worker.open(principal.name, ask.work, place.leave)
@@ -133,6 +134,20 @@ class Serving:
             raise
         finally:
             books.finish(*outcome)
+
+    async def _successor(self, model: str, ask: Ask) -> None:
+        """While the model's settings change, the queue holds who comes. Raises ModelNotReady where it is full, and
+        DeadlineExceeded."""
+        if not self.pool.replacing(model):
+            return
+        place = self.admission.wait(model, ask.places)
+        try:
+            async with asyncio.timeout(min(ask.deadline, limits.ACCEPT_SECONDS)):
+                await self.pool.replaced(model)
+        except TimeoutError as e:
+            raise DeadlineExceeded(f"{model} is being deployed anew and was not ready in time; try again") from e
+        finally:
+            place.leave()
 
     def _model(self, ask: Ask) -> str:
         if ask.model is not None:

@@ -1,86 +1,107 @@
-"""The deployed models and their workers. The event loop owns it all, so there are no locks.
-
-A deployment is `loading`, then `ready`; when its worker dies it is `restarting` for 1, 2, 4 … 60 seconds and loads
-again. It never touches another deployment.
+"""The deployed models: it carries out what `lifecycle.py` decides, and tells it what happens. The event loop owns it
+all, so there are no locks. One deployment never touches another.
 """
 
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from llmd.daemon.engine.messages import Generate, Ready, SamplingParams, Settings, Tokens
+from llmd.daemon import limits
+from llmd.daemon.engine.messages import Generate, Ready, SamplingParams, Tokens
 from llmd.daemon.errors import LlmdError, ModelNotFound, ModelNotReady, ShuttingDown
 from llmd.daemon.metrics import Metrics
+from llmd.daemon.serving.lifecycle import (
+    PAUSE_SECONDS,
+    Asked,
+    Down,
+    Drain,
+    Drained,
+    Due,
+    Effect,
+    Event,
+    Lifecycle,
+    Over,
+    Pause,
+    Start,
+    Stop,
+    Up,
+    Withdrawn,
+)
+from llmd.daemon.serving.plan import Wish, plan
 from llmd.daemon.serving.worker import Worker
 from llmd.daemon.tasks import Tasks
 
 log = logging.getLogger("llmd.pool")
 
-BACKOFF_SECONDS = (1.0, 60.0)
-# a worker that lived this long starts again without a penalty for earlier deaths
-HEALTHY_SECONDS = 60.0
 # an idle model is asked for one token when its last is older
 PROBE_AFTER = 30.0
 PROBE_SECONDS = 10.0
+# how often a replica that drains is looked at
+DRAIN_STEP_SECONDS = 0.05
 
 
-@dataclass(slots=True, eq=False)
 class Deployment:
-    """One model that should serve. The pool alone changes it."""
+    """One model that should serve. The pool alone changes it; `changed` is set, and replaced, whenever it has."""
 
-    model: str
-    digest: str
-    settings: Settings
-    state: str = "loading"  # loading, ready, restarting, stopping
-    reason: str = ""  # why it is not ready
-    restarts: int = 0
-    worker: Worker | None = None
-    task: asyncio.Task[None] | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    since: float = field(default_factory=time.time)  # Unix time of the deployment
+    def __init__(self, model: str, digest: str, life: Lifecycle) -> None:
+        self.model, self.digest, self.life = model, digest, life
+        self.since = time.time()
+        self.worker: Worker | None = None
+        self.changed = asyncio.Event()
+        self.drain_until = 0.0  # on the loop's clock
+
+    @property
+    def state(self) -> str:
+        """loading, ready, restarting, replacing, stopping"""
+        return self.life.state
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready."""
+        return self.life.reason
+
+    @property
+    def restarts(self) -> int:
+        return self.life.restarts
 
     @property
     def ready(self) -> bool:
         return self.state == "ready" and self.worker is not None and not self.worker.lost.is_set()
 
-    def become(self, state: str, reason: str = "") -> None:
-        self.state, self.reason = state, reason
-        self.changed.set()
-        self.changed = asyncio.Event()
-
 
 class Pool:
-    """Made once, by `main`."""
+    """Made once, by `main`. `pause`: seconds before a replica that died starts again, the first time and at most."""
 
-    def __init__(self, metrics: Metrics, tasks: Tasks) -> None:
-        self._metrics, self._tasks = metrics, tasks
+    def __init__(self, metrics: Metrics, tasks: Tasks, pause: tuple[float, float] = PAUSE_SECONDS) -> None:
+        self._metrics, self._tasks, self._pause = metrics, tasks, pause
         self._deployed: dict[str, Deployment] = {}
+        self._running: set[asyncio.Task[None]] = set()
         self.draining = False
 
     # --- deployments
 
-    def deploy(self, model: str, digest: str, settings: Settings) -> Deployment:
-        """Start serving a model, in the background. A model that is deployed with the same settings is left alone."""
-        old = self._deployed.get(model)
-        if old and old.settings == settings:
-            return old
-        if old and old.task:
-            old.task.cancel()
-        made = self._deployed[model] = Deployment(model, digest, settings)
-        made.task = self._tasks.start(f"supervise {model}", partial(self._supervise, made))
-        return made
+    def deploy(self, model: str, digest: str, wish: Wish) -> Deployment:
+        """Start serving a model, in the background. One that serves with other settings goes on until its requests have
+        ended; new ones wait for its successor meanwhile. One that is asked for in the same way is left alone."""
+        found = self._deployed.get(model)
+        if found is None:
+            # no answer takes longer: nothing is cut
+            life = Lifecycle(redeploy_grace=limits.GENERATE_SECONDS, pause=self._pause)
+            found = self._deployed[model] = Deployment(model, digest, life)
+        found.digest = digest
+        self._tell(found, Asked(wish))
+        return found
 
     async def undeploy(self, model: str, grace: float = 0.0) -> None:
-        """Take a model out of service: no new requests, running ones have `grace` seconds. Raises ModelNotFound."""
+        """Take a model out of service: no new requests, running ones have `grace` seconds. Returns when its process is
+        gone, or when it is deployed again. Raises ModelNotFound."""
         deployment = self.find(model)
-        deployment.become("stopping")
-        await self._until_idle([deployment], grace)
-        if self._deployed.get(model) is deployment:
-            del self._deployed[model]
-        await _end(deployment)
+        self._tell(deployment, Withdrawn(grace))
+        while not deployment.life.over and deployment.life.wanted is None:
+            await deployment.changed.wait()
 
     def find(self, model: str) -> Deployment:
         found = self._deployed.get(model)
@@ -95,16 +116,9 @@ class Pool:
     async def close(self, grace: float) -> None:
         """Refuse new requests, let running ones finish for `grace` seconds, end every worker."""
         self.draining = True
-        await self._until_idle(list(self._deployed.values()), grace)
-        await asyncio.gather(*(_end(d) for d in self._deployed.values()))
-        self._deployed.clear()
-
-    async def _until_idle(self, deployments: list[Deployment], grace: float) -> None:
-        deadline = asyncio.get_running_loop().time() + grace
-        while any(d.worker and d.worker.open_sequences for d in deployments):
-            if asyncio.get_running_loop().time() >= deadline:
-                return
-            await asyncio.sleep(0.05)
+        with suppress(ModelNotFound):  # it was taken out of service meanwhile
+            await asyncio.gather(*(self.undeploy(model, grace) for model in list(self._deployed)))
+        await asyncio.gather(*self._running, return_exceptions=True)
 
     # --- requests
 
@@ -121,6 +135,16 @@ class Pool:
             why = f": {deployment.reason}" if deployment.reason else ""
             raise ModelNotReady(f"{model} is {deployment.state}{why}; try again soon", retry_after=2)
         return worker, worker.info
+
+    def replacing(self, model: str) -> bool:
+        """Whether a model is about to serve with other settings: a request may wait for that."""
+        found = self._deployed.get(model)
+        return found is not None and found.state == "replacing" and not self.draining
+
+    async def replaced(self, model: str) -> None:
+        """Until `replacing` is over, well or not."""
+        while self.replacing(model):
+            await self._deployed[model].changed.wait()
 
     def digest(self, model: str) -> str:
         """The SHA-256 of a deployed model's file, "" for any other name."""
@@ -157,46 +181,60 @@ class Pool:
         if stream.first is None:
             raise ModelNotReady("no token came")
 
-    # --- supervision
+    # --- carrying out
 
-    async def _supervise(self, d: Deployment) -> None:
-        metrics = self._metrics.model(d.model)
+    def _tell(self, d: Deployment, event: Event) -> None:
+        """An event to the lifecycle, and what follows from it."""
+        for effect in d.life.on(event):
+            self._do(d, effect)
+        self._metrics.model(d.model).up(d.ready)
+        d.changed.set()
+        d.changed = asyncio.Event()
+
+    def _do(self, d: Deployment, effect: Effect) -> None:
+        loop = asyncio.get_running_loop()
+        match effect:
+            case Start(replica, wish):
+                d.worker = worker = Worker(plan(wish), self._metrics.model(d.model))
+                self._run(f"replica of {d.model}", partial(self._live, d, replica, worker))
+            case Drain(replica, grace):
+                d.drain_until = loop.time() + grace
+                self._run(f"drain {d.model}", partial(self._drain, d, replica))
+            case Stop():
+                assert d.worker is not None
+                d.worker.kill("the model was taken out of service")
+            case Pause(replica, seconds):
+                self._metrics.model(d.model).restarts()
+                log.error("%s: %s; starting it again in %.0f s", d.model, d.life.reason, seconds)
+                loop.call_later(seconds, self._tell, d, Due(replica))
+            case Over():
+                self._deployed.pop(d.model, None)
+
+    def _run(self, name: str, work: partial[Any]) -> None:
+        task = self._tasks.start(name, work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _live(self, d: Deployment, replica: int, worker: Worker) -> None:
+        """One process from its start to its end: Up once it is ready, Down whatever happens."""
         clock = asyncio.get_running_loop().time
-        delay = BACKOFF_SECONDS[0]
+        began, reason = clock(), "it could not be watched"
         try:
-            while True:
-                d.worker = Worker(d.settings, metrics)
-                began = clock()
-                try:
-                    await d.worker.start()
-                    d.become("ready")
-                    metrics.up(1)
-                    log.info("%s is ready (worker %d, %.1f s)", d.model, d.worker.pid, clock() - began)
-                    await d.worker.watch()
-                    reason = d.worker.reason
-                except LlmdError as e:
-                    reason = e.message
-                except OSError as e:
-                    reason = f"its process could not be started: {e.strerror}"
-                metrics.up(0)
-                if d.state == "stopping":
-                    return
-                if clock() - began > HEALTHY_SECONDS:
-                    delay = BACKOFF_SECONDS[0]
-                d.restarts += 1
-                metrics.restarts()
-                d.become("restarting", reason)
-                log.error("%s: %s; starting it again in %.0f s", d.model, reason, delay)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, BACKOFF_SECONDS[1])
+            await worker.start()
+            log.info("%s is ready (worker %d, %.1f s)", d.model, worker.pid, clock() - began)
+            self._tell(d, Up(replica))
+            await worker.watch()
+            reason = worker.reason
+        except LlmdError as e:
+            reason = e.message
+        except OSError as e:
+            reason = f"its process could not be started: {e.strerror}"
         finally:
-            metrics.up(0)
-            if d.worker:
-                await d.worker.stop()
+            await worker.stop()
+            self._tell(d, Down(replica, reason, clock() - began))
 
-
-async def _end(deployment: Deployment) -> None:
-    deployment.become("stopping")
-    if deployment.task:
-        deployment.task.cancel()
-        await asyncio.gather(deployment.task, return_exceptions=True)
+    async def _drain(self, d: Deployment, replica: int) -> None:
+        worker, clock = d.worker, asyncio.get_running_loop().time
+        while worker and worker.open_sequences and clock() < d.drain_until:
+            await asyncio.sleep(DRAIN_STEP_SECONDS)
+        self._tell(d, Drained(replica))

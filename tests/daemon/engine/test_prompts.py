@@ -1,7 +1,6 @@
 """Chat templates: the model's own, hostile ones, and messages that try to be something else."""
 
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -109,17 +108,18 @@ def test_a_deadline_that_is_checked_as_its_block_ends_never_reaches_what_comes_n
 
     thread = threading.Thread(target=watch)
     thread.start()
-    inside = 0
+    inside = rounds = 0
     try:
-        until = time.monotonic() + 1.0
-        while time.monotonic() < until:
+        while inside < 20:
+            rounds += 1
             try:
                 with deadline:
-                    sum(range(50))
+                    for _ in range(rounds * 7919 % 100_000):
+                        pass
             except TemplateTimeout:
                 inside += 1
             sum(range(200))  # nothing may be raised here
     finally:
         stop.set()
         thread.join()
-    assert inside
+    assert inside == 20

@@ -4,9 +4,11 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from llmd.daemon import limits
@@ -20,18 +22,18 @@ from llmd.daemon.engine.messages import (
     Generate,
     RawText,
     SamplingParams,
-    Settings,
     Text,
     Tokenize,
     Tokenized,
     Work,
 )
-from llmd.daemon.errors import BadRequest, ContextExceeded, DeadlineExceeded, ModelNotFound, QueueFull
+from llmd.daemon.errors import BadRequest, ContextExceeded, DeadlineExceeded, ModelNotFound, ModelNotReady, QueueFull
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.ask import Ask
+from llmd.daemon.serving.plan import Wish
 from llmd.daemon.serving.pool import Deployment, Pool
 from llmd.daemon.tasks import Tasks
 
@@ -40,6 +42,9 @@ ALICE = Principal("alice", "infer", "1f", "127.0.0.1")
 
 def generate(tokens: int, text: str = "hello", choices: int = 1) -> Work:
     return Generate(RawText(text), SamplingParams(tokens, temperature=0.0), choices)
+
+
+WISH = Wish("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.01})
 
 
 class Place:
@@ -53,8 +58,7 @@ class Place:
         self.serving = Serving(self.pool, Admission(queue=1), self.audit, self.metrics, self.tasks)
 
     async def deploy(self) -> Deployment:
-        settings = Settings("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.01})
-        deployment = self.pool.deploy("m", "d" * 64, settings)
+        deployment = self.pool.deploy("m", "d" * 64, WISH)
         async with asyncio.timeout(15):
             while deployment.state != "ready":
                 await deployment.changed.wait()
@@ -148,6 +152,46 @@ async def test_leaving_the_block_cancels_the_work(place: Place) -> None:
         await anext(answer)
     assert (await place.rows())[-1]["outcome"] == "cancelled"
     assert isinstance((await place.ask(generate(1)))[-1], Finished), "its slot is free"
+
+
+async def test_a_redeploy_cuts_no_stream_and_new_requests_wait_for_it(place: Place) -> None:
+    old, _ = place.pool.serves("m")
+    running = asyncio.create_task(place.ask(generate(60)))
+    await asyncio.sleep(0.2)
+    deployment = place.pool.deploy("m", "d" * 64, replace(WISH, slots=2))
+    waiting = asyncio.create_task(place.ask(generate(2)))
+    await asyncio.sleep(0.1)
+    assert deployment.state == "replacing" and not running.done() and not waiting.done()
+    with pytest.raises(ModelNotReady, match="deployed anew") as refused:
+        await place.ask(generate(2))  # the queue takes one
+    assert refused.value.retry_after
+    assert isinstance((await running)[-1], Finished)
+    assert isinstance((await waiting)[-1], Finished)
+    new, info = place.pool.serves("m")
+    assert new is not old and info.slots == 2 and not psutil.pid_exists(old.pid) and deployment.restarts == 0
+    outcomes = [r["outcome"] for r in await place.rows() if r["kind"] == "finish"]
+    assert sorted(outcomes) == ["error", "length", "length"]
+
+
+async def test_who_waits_for_a_successor_that_cannot_load_is_told(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF nonsense")
+    running = asyncio.create_task(place.ask(generate(30)))
+    await asyncio.sleep(0.1)
+    place.pool.deploy("m", "d" * 64, replace(WISH, runner="llama", path=str(tmp_path / "model.gguf")))
+    with pytest.raises(ModelNotReady, match="restarting"):
+        await place.ask(generate(2))
+    assert isinstance((await running)[-1], Finished)
+
+
+async def test_a_deploy_while_an_undeploy_waits_is_kept(place: Place) -> None:
+    running = asyncio.create_task(place.ask(generate(40)))
+    await asyncio.sleep(0.1)
+    leaving = asyncio.create_task(place.pool.undeploy("m", grace=10))
+    await asyncio.sleep(0.05)
+    deployment = await place.deploy()
+    await leaving
+    assert isinstance((await running)[-1], Finished) and deployment.ready
+    assert isinstance((await place.ask(generate(1)))[-1], Finished)
 
 
 async def test_an_exception_in_the_block_is_an_error(place: Place) -> None:

@@ -23,7 +23,6 @@ from llmd.daemon.engine.messages import (
     Prompt,
     RawText,
     SamplingParams,
-    Settings,
     Started,
     Text,
     Tokenize,
@@ -34,6 +33,7 @@ from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, Model
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving import pool as pool_module
 from llmd.daemon.serving import worker as worker_module
+from llmd.daemon.serving.plan import Wish
 from llmd.daemon.serving.pool import Deployment, Pool
 from llmd.daemon.serving.worker import Stream, Worker
 from llmd.daemon.tasks import Tasks
@@ -41,9 +41,9 @@ from llmd.daemon.tasks import Tasks
 HELLO = RawText("hello")
 
 
-def fake(slots: int = 2, **arguments: Any) -> Settings:
+def fake(slots: int = 2, **arguments: Any) -> Wish:
     arguments = {"text": "one two three", **arguments}
-    return Settings("", slots, 256, 64, 32, 1, runner="fake", fake=arguments)
+    return Wish("", slots, 256, 64, 32, 1, runner="fake", fake=arguments)
 
 
 def say(max_tokens: int = 8, prompt: Prompt = HELLO) -> Generate:
@@ -81,13 +81,13 @@ def finish(events: list[Event]) -> str:
 
 @pytest.fixture
 async def pool() -> AsyncIterator[Pool]:
-    pool = Pool(Metrics(), Tasks())
+    pool = Pool(Metrics(), Tasks(), pause=(0.2, 2.0))
     yield pool
     await pool.close(0)
 
 
-async def deploy(pool: Pool, name: str = "m", settings: Settings | None = None) -> Deployment:
-    deployment = pool.deploy(name, "0" * 64, settings or fake())
+async def deploy(pool: Pool, name: str = "m", wish: Wish | None = None) -> Deployment:
+    deployment = pool.deploy(name, "0" * 64, wish or fake())
     await until(deployment, "ready")
     return deployment
 
@@ -117,7 +117,7 @@ async def test_refusals_name_what_is_wrong(pool: Pool) -> None:
 
 
 async def test_cancel_frees_the_slot(pool: Pool) -> None:
-    deployment = await deploy(pool, settings=fake(slots=1, step_seconds=0.02))
+    deployment = await deploy(pool, wish=fake(slots=1, step_seconds=0.02))
     first = ask(pool, "m", say(10_000))
     await first.next()
     second = ask(pool, "m", say(3))
@@ -129,7 +129,7 @@ async def test_cancel_frees_the_slot(pool: Pool) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 async def test_a_dead_worker_is_answered_for_within_two_seconds_and_comes_back(pool: Pool, how: signal.Signals) -> None:
     other = await deploy(pool, "other", fake(step_seconds=0.01))
-    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+    deployment = await deploy(pool, wish=fake(step_seconds=0.01))
     streams = [ask(pool, "m", say(10_000)) for _ in range(2)]
     unharmed = ask(pool, "other", say(100))
     await asyncio.gather(*(s.next() for s in streams))
@@ -148,7 +148,7 @@ async def test_a_dead_worker_is_answered_for_within_two_seconds_and_comes_back(p
 
 async def test_a_hanging_worker_is_noticed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "SILENT_SECONDS", 2.5)
-    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+    deployment = await deploy(pool, wish=fake(step_seconds=0.01))
     stream = ask(pool, "m", say(10_000))
     await stream.next()
     assert deployment.worker is not None
@@ -171,7 +171,7 @@ async def test_calls_to_a_dying_worker_fail(pool: Pool) -> None:
 async def test_a_model_that_cannot_load_says_why_and_backs_off(pool: Pool, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF nonsense")
-    deployment = pool.deploy("m", "0" * 64, Settings(str(file), 1, 256, 64, 32, 1))
+    deployment = pool.deploy("m", "0" * 64, Wish(str(file), 1, 256, 64, 32, 1))
     await until(deployment, "restarting")
     assert "llama.cpp cannot load" in deployment.reason and str(tmp_path) not in deployment.reason
     health = await pool.health("m")
@@ -190,7 +190,7 @@ async def test_health_asks_an_idle_model_for_a_token(pool: Pool, monkeypatch: py
 
 
 async def test_undeploy_lets_running_requests_finish_and_ends_the_process(pool: Pool) -> None:
-    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+    deployment = await deploy(pool, wish=fake(step_seconds=0.01))
     stream = ask(pool, "m", say(20))
     assert deployment.worker is not None
     pid = deployment.worker.pid
@@ -202,7 +202,7 @@ async def test_undeploy_lets_running_requests_finish_and_ends_the_process(pool: 
 
 
 async def test_closing_ends_what_does_not_finish(pool: Pool) -> None:
-    await deploy(pool, settings=fake(step_seconds=0.05))
+    await deploy(pool, wish=fake(step_seconds=0.05))
     stream = ask(pool, "m", say(10_000))
     _, events = await asyncio.gather(pool.close(0.3), read(stream))
     assert failure(events)
@@ -238,7 +238,7 @@ async def broken(pool: Pool, deployment: Deployment, harm: Callable[[Worker], No
 
 
 async def test_a_worker_that_reads_what_is_no_message_ends(pool: Pool) -> None:
-    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+    deployment = await deploy(pool, wish=fake(step_seconds=0.01))
 
     def harm(worker: Worker) -> None:
         assert worker._transport is not None
@@ -248,18 +248,18 @@ async def test_a_worker_that_reads_what_is_no_message_ends(pool: Pool) -> None:
 
 
 async def test_a_worker_that_says_what_is_no_message_is_replaced(pool: Pool) -> None:
-    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+    deployment = await deploy(pool, wish=fake(step_seconds=0.01))
     await broken(pool, deployment, lambda worker: worker._link.data_received(b"\0\0\0\x01\xc1"))
 
 
 async def test_a_signal_without_a_name_is_a_reason_too(pool: Pool) -> None:
-    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+    deployment = await deploy(pool, wish=fake(step_seconds=0.01))
     reason = await broken(pool, deployment, lambda worker: os.kill(worker.pid, signal.SIGRTMIN + 1))
     assert reason == f"it was ended by signal {signal.SIGRTMIN + 1}"
 
 
 async def test_a_worker_that_only_lost_its_socket_is_replaced(pool: Pool) -> None:
-    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+    deployment = await deploy(pool, wish=fake(step_seconds=0.01))
 
     def harm(worker: Worker) -> None:
         assert worker._transport is not None
@@ -296,7 +296,7 @@ async def test_a_thread_that_fails_ends_the_worker(
     (tmp_path / "faulty.py").write_text(FAULTY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(worker_module, "PROGRAM", "faulty")
-    deployment = await deploy(pool, settings=fake(step_seconds=0.01))
+    deployment = await deploy(pool, wish=fake(step_seconds=0.01))
     reason = await broken(pool, deployment, lambda _: void(ask(pool, "m", say(prompt=prompt))))
     assert "exit 70" in reason
     said = capfd.readouterr().err
@@ -321,10 +321,10 @@ import asyncio, sys
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.serving.pool import Pool
-from llmd.daemon.engine.messages import Settings
+from llmd.daemon.serving.plan import Wish
 async def main():
     pool = Pool(Metrics(), Tasks())
-    d = pool.deploy("m", "", Settings("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "a"}))
+    d = pool.deploy("m", "", Wish("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "a"}))
     while d.state != "ready":
         await d.changed.wait()
     print(d.worker.pid, flush=True)

@@ -1,0 +1,201 @@
+"""A deployment's life, as a pure object: what is asked and what happens goes in, what is to be done comes out.
+
+A deployment has one replica at a time: one process, from its start to its end. `on` answers an event with effects:
+
+1. Asked: another wish than before. Nothing runs: start. It loads: stop it, it answers nobody. It pauses: start at once.
+   It is ready: drain it. It drains or ends already: the wish is kept until it is gone.
+2. Withdrawn: the same, with nothing to start afterwards; what pauses is over, what drains gets the new time.
+3. Up: it is ready, unless it has to go in the meantime.
+4. Drained: its requests have ended, or their time: stop it.
+5. Down: its process is gone. It had to go: start what is wanted now, or it is over. Else it pauses, for 1, 2, 4 … 60
+   seconds, less after a long life, and starts again.
+6. Due: the pause is over: start.
+
+Events of a replica that is gone are not for the one that runs now, and have no effect.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from llmd.daemon.serving.plan import Wish
+
+PAUSE_SECONDS = (1.0, 60.0)
+# a replica that lived this long pauses no longer than the first time
+HEALTHY_SECONDS = 60.0
+
+# --- events
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    wish: Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    grace: float  # seconds for its running requests
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    replica: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    replica: int
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    replica: int
+    reason: str
+    lived: float  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    replica: int
+
+
+Event: TypeAlias = Asked | Withdrawn | Up | Drained | Down | Due
+
+# --- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Plan and start a process; answered by Up and Down, or by Down alone."""
+
+    replica: int
+    wish: Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """No new requests; answered by Drained, or by Down."""
+
+    replica: int
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the process, which fails what it still answers; answered by Down."""
+
+    replica: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Answered by Due."""
+
+    replica: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """Nothing is left of the deployment."""
+
+
+Effect: TypeAlias = Start | Drain | Stop | Pause | Over
+
+# --- the machine
+
+LOADING, READY, DRAINING, ENDING, PAUSING = "loading", "ready", "draining", "ending", "pausing"
+
+
+class Lifecycle:
+    """One deployment. `redeploy_grace`: seconds that running requests have when other settings are asked for."""
+
+    def __init__(self, redeploy_grace: float, pause: tuple[float, float] = PAUSE_SECONDS) -> None:
+        self.wanted: Wish | None = None
+        self.wish: Wish | None = None  # of the replica
+        self.replica = 0  # its number; each start has another
+        self.restarts = 0
+        self.reason = ""  # why it is not ready
+        self.over = False
+        self._phase = ENDING  # of the replica; none yet
+        self._replaces = False  # the replica that loads follows one that answered
+        self._grace, self._pauses, self._pause = redeploy_grace, pause, pause[0]
+
+    @property
+    def state(self) -> str:
+        """loading, ready, restarting, replacing (other settings were asked for, and it is on its way), stopping."""
+        if self.wanted is None:
+            return "stopping"
+        if self._phase in (DRAINING, ENDING) or (self._phase == LOADING and self._replaces):
+            return "replacing"
+        if self._phase == PAUSING or (self._phase == LOADING and self.reason):
+            return "restarting"
+        return self._phase
+
+    def on(self, event: Event) -> list[Effect]:
+        match event:
+            case Asked(wish):
+                return self._asked(wish)
+            case Withdrawn(grace):
+                self.wanted = None
+                return [Drain(self.replica, grace)] if self._phase == DRAINING else self._leave(grace)
+            case Up(replica) | Drained(replica) | Down(replica) | Due(replica) if replica != self.replica:
+                return []
+            case Up():
+                return self._up()
+            case Drained():
+                return self._stop() if self._phase == DRAINING else []
+            case Down(_, reason, lived):
+                return self._down(reason, lived)
+            case Due():
+                return self._start() if self._phase == PAUSING else []
+
+    def _asked(self, wish: Wish) -> list[Effect]:
+        if wish == self.wanted:
+            return []
+        self.wanted, self.reason = wish, ""
+        if self.replica == 0:
+            return self._start()
+        return self._leave(self._grace)
+
+    def _leave(self, grace: float) -> list[Effect]:
+        """The replica has to go; what is wanted then follows it."""
+        if self._phase == READY:
+            self._phase, self._replaces = DRAINING, True
+            return [Drain(self.replica, grace)]
+        if self._phase == LOADING:
+            return self._stop()
+        if self._phase == PAUSING:
+            return self._follow()
+        return []
+
+    def _stop(self) -> list[Effect]:
+        self._phase = ENDING
+        return [Stop(self.replica)]
+
+    def _up(self) -> list[Effect]:
+        if self._phase == LOADING:
+            self._phase, self._replaces, self.reason = READY, False, ""
+        return []
+
+    def _down(self, reason: str, lived: float) -> list[Effect]:
+        if self._phase in (DRAINING, ENDING):
+            return self._follow()
+        if lived > HEALTHY_SECONDS:
+            self._pause = self._pauses[0]
+        seconds, self._pause = self._pause, min(2 * self._pause, self._pauses[1])
+        self._phase, self._replaces, self.reason = PAUSING, False, reason
+        self.restarts += 1
+        return [Pause(self.replica, seconds)]
+
+    def _follow(self) -> list[Effect]:
+        if self.wanted is not None:
+            self._pause = self._pauses[0]
+            return self._start()
+        self._phase, self.over = ENDING, True
+        return [Over()]
+
+    def _start(self) -> list[Effect]:
+        assert self.wanted is not None
+        self.replica += 1
+        self._phase, self.wish = LOADING, self.wanted
+        return [Start(self.replica, self.wanted)]
