@@ -13,7 +13,7 @@ class TemplateTimeout(Exception):
 
 class Deadline:
     """`with deadline:` in one thread, `check()` now and then in another. A block that is over its `seconds` when it is
-    checked gets a TemplateTimeout; outside the block nothing is ever raised."""
+    checked gets a TemplateTimeout, once, perhaps as it ends; outside the block nothing is ever raised."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -26,17 +26,13 @@ class Deadline:
             self._thread, self._until = threading.get_ident(), time.monotonic() + self._seconds
 
     def __exit__(self, *_: object) -> None:
-        while True:
-            try:
-                with self._lock:
-                    self._until = None
-                # an exception that is on its way must not hit what comes next
-                _raise_in(ctypes.c_ulong(self._thread), None)
-                return
-            except TemplateTimeout:
-                pass  # it came here: the work had just been done
+        with self._lock:
+            self._until = None
+            # an exception that is on its way must not hit what comes next
+            _raise_in(ctypes.c_ulong(self._thread), None)
 
     def check(self) -> None:
         with self._lock:
             if self._until is not None and time.monotonic() > self._until:
+                self._until = None  # a second one could come when nobody expects it any more
                 _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(TemplateTimeout))
