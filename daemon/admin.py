@@ -15,7 +15,7 @@ from llmd.daemon.models.files import ModelStore
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.plan import Wish
 from llmd.daemon.serving.pool import Deployment
-from llmd.daemon.store import Model, Store
+from llmd.daemon.store import Model, StateThread, Store
 
 # what `status` and `doctor` call soon
 WARN_DAYS = 14
@@ -29,6 +29,7 @@ class Service:
     config: Config
     serving: Serving
     store: Store
+    state: StateThread
     models: ModelStore
     authority: Authority
     connections: Connections
@@ -60,27 +61,34 @@ class Service:
             model = self.store.model(wanted.model)
             self.serving.pool.deploy(model.name, model.digest, self.wish(model, wanted.ctx, wanted.slots))
 
-    def deploy(self, name: str, ctx: int | None, slots: int | None, actor: str) -> Deployment:
-        """Serve a model; the worker starts in the background. Raises ModelNotFound, BadRequest."""
-        model = self._imported(name)
-        wish = self.wish(model, ctx, slots)
-        self.store.set_deployment(name, ctx, slots)
+    async def deploy(self, name: str, ctx: int | None, slots: int | None, actor: str) -> tuple[Deployment, bool]:
+        """Serve a model; the worker starts in the background. Tells too whether it was deployed before. Raises
+        ModelNotFound, BadRequest."""
+
+        def work() -> tuple[Model, Wish, bool]:
+            model = self._imported(name)
+            wish = self.wish(model, ctx, slots)
+            before = any(d.model == name for d in self.store.deployments())
+            self.store.set_deployment(name, ctx, slots)
+            return model, wish, before
+
+        model, wish, before = await self.state.run(work)
         self.serving.audit.event("admin.deploy", actor=actor, model=name, digest=model.digest, ctx=ctx, slots=slots)
-        return self.serving.pool.deploy(name, model.digest, wish)
+        return self.serving.pool.deploy(name, model.digest, wish), before
 
     async def undeploy(self, name: str, actor: str) -> None:
         """Running requests may finish first. Raises ModelNotFound."""
         self.serving.pool.find(name)
-        self.store.remove_deployment(name)
+        await self.state.run(lambda: self.store.remove_deployment(name))
         self.serving.audit.event("admin.undeploy", actor=actor, model=name)
         await self.serving.pool.undeploy(name, float(self.config.drain_seconds))
 
     async def withdraw(self, deployment: Deployment, actor: str) -> None:
         """Take a new deployment back that could not be loaded."""
-        self.store.remove_deployment(deployment.model)
-        reason = f"it could not be loaded: {deployment.reason}"
-        self.serving.audit.event("admin.undeploy", actor=actor, model=deployment.model, reason=reason)
-        await self.serving.pool.undeploy(deployment.model)
+        name, reason = deployment.model, f"it could not be loaded: {deployment.reason}"
+        await self.state.run(lambda: self.store.remove_deployment(name))
+        self.serving.audit.event("admin.undeploy", actor=actor, model=name, reason=reason)
+        await self.serving.pool.undeploy(name)
 
     async def import_model(
         self, path: str, name: str | None, actor: str, progress: Callable[[int, int], None]
@@ -98,10 +106,14 @@ class Service:
         model = await self.models.remove(name)
         self.serving.audit.event("admin.model_remove", actor=actor, model=name, digest=model.digest)
 
-    def show(self, name: str) -> dict[str, Any]:
-        model = self._imported(name)
-        deployed = any(d.model == name for d in self.serving.pool.all())
-        return {**asdict(model), "deployed": deployed}
+    async def show(self, name: str) -> dict[str, Any]:
+        return self._shown(await self.state.run(lambda: self._imported(name)))
+
+    async def imported(self) -> list[dict[str, Any]]:
+        return [self._shown(model) for model in await self.state.run(self.models.list)]
+
+    def _shown(self, model: Model) -> dict[str, Any]:
+        return {**asdict(model), "deployed": any(d.model == model.name for d in self.serving.pool.all())}
 
     def _imported(self, name: str) -> Model:
         try:
@@ -112,49 +124,68 @@ class Service:
 
     # --- clients
 
-    def issue(self, name: str, days: int, actor: str) -> IssuedClient:
+    async def issue(self, name: str, days: int, actor: str) -> IssuedClient:
         """A certificate for a client, old or new. Raises BadRequest."""
-        issued = self.authority.issue_client(name, days)
-        if name not in self.roles:
-            self.store.add_principal(name, "infer")
-            self.roles[name] = "infer"
+
+        def work() -> IssuedClient:
+            issued = self.authority.issue_client(name, days)
+            if not any(p.name == name for p in self.store.principals()):
+                self.store.add_principal(name, "infer")
+            begin, end = issued.not_before.timestamp(), issued.not_after.timestamp()
+            self.store.add_certificate(f"{issued.serial:x}", name, begin, end)
+            return issued
+
+        issued = await self.state.run(work)
+        self.roles.setdefault(name, "infer")
         serial = f"{issued.serial:x}"
-        self.store.add_certificate(serial, name, issued.not_before.timestamp(), issued.not_after.timestamp())
         self.serving.audit.event("admin.client_issue", actor=actor, client=name, serial=serial, days=days)
         return issued
 
-    def revoke(self, name: str, actor: str) -> dict[str, Any]:
+    async def revoke(self, name: str, actor: str) -> dict[str, Any]:
         """Revoke all of a client's certificates: new connections, kept ones and open streams end. Raises NotFound."""
         if name not in self.roles:
             raise NotFound("there is no client of that name; `llmctl client list` shows them")
-        serials = self.store.revoke_certificates(name)
-        numbers = [int(serial, 16) for serial in serials]
-        self.authority.revoke(numbers)
+
+        def work() -> list[str]:
+            serials = self.store.revoke_certificates(name)
+            self.authority.revoke(int(serial, 16) for serial in serials)
+            return serials
+
+        serials = await self.state.run(work)
         self.reload_tls()
-        cut = sum(self.connections.abort(number) for number in numbers)
+        cut = sum(self.connections.abort(int(serial, 16)) for serial in serials)
         self.serving.audit.event(
             "admin.client_revoke", actor=actor, client=name, certificates=len(serials), connections=cut
         )
         return {"client": name, "revoked": serials, "connections": cut}
 
-    def clients(self) -> list[dict[str, Any]]:
-        return [
-            {"name": p.name, "role": p.role, "certificates": [
-                {"serial": c.serial, "not_after": c.not_after, "revoked_at": c.revoked_at}
-                for c in self.store.certificates(p.name)]}
-            for p in self.store.principals()
-        ]  # fmt: skip
+    async def clients(self) -> list[dict[str, Any]]:
+        def work() -> list[dict[str, Any]]:
+            return [
+                {"name": p.name, "role": p.role, "certificates": [
+                    {"serial": c.serial, "not_after": c.not_after, "revoked_at": c.revoked_at}
+                    for c in self.store.certificates(p.name)]}
+                for p in self.store.principals()
+            ]  # fmt: skip
+
+        return await self.state.run(work)
 
     # --- what it looks like
 
     async def status(self) -> dict[str, Any]:
         last = await self.serving.audit.tail(1)
-        soon = time.time() + WARN_DAYS * 86400
+        certificates = await self.state.run(self._certificates)
         return {
             "version": self.version, "node": self.config.node_name, "listen": self.config.listen,
             "uptime": round(time.time() - self.started, 1), "models": [_deployed(d) for d in self.serving.pool.all()],
             "audit": {"writable": self.serving.audit.writable, "seq": last[-1]["seq"] if last else 0},
             "connections": self.connections.count,
+            **certificates,
+        }  # fmt: skip
+
+    def _certificates(self) -> dict[str, Any]:
+        soon = time.time() + WARN_DAYS * 86400
+        return {
             "server_certificate_until": self.authority.server_not_after.timestamp(),
             "revocation_list_until": self.authority.crl_not_after.timestamp(),
             "certificates_ending_soon": [
@@ -165,7 +196,7 @@ class Service:
     async def doctor(self) -> list[dict[str, Any]]:
         """What is wrong on this machine and what to do: `ok` is true, false, or None for what is only information."""
         checks = [*self._check_tasks(), *self._check_models(), await self._check_audit(), self._check_disk()]
-        checks += self._check_pki()
+        checks += await self.state.run(self._check_pki)
         driver = shutil.which("nvidia-smi") is not None
         gpu = "an NVIDIA driver is installed" if driver else "no NVIDIA driver: models run on the CPU"
         return [*checks, _check("gpu", None, gpu)]

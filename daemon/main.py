@@ -39,7 +39,7 @@ from llmd.daemon.models.files import ModelStore
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.pool import Pool
-from llmd.daemon.store import Store
+from llmd.daemon.store import StateThread, Store
 from llmd.daemon.tasks import Tasks
 
 log = logging.getLogger("llmd")
@@ -66,7 +66,7 @@ class Daemon:
         self._lock = _lock(state)
         self.audit = AuditLog(state / "audit.db", _key(state / "audit.key"))
         self.audit.open()
-        self.store = Store(state / "state.db")
+        self.store, self.state = Store(state / "state.db"), StateThread()
         self.authority = Authority.open(state / "pki", settings.node_name, settings.server_names)
         self.metrics = Metrics()
         self.tasks = Tasks()
@@ -85,7 +85,8 @@ class Daemon:
             config=settings,
             serving=self.serving,
             store=self.store,
-            models=ModelStore(state / "models", self.store),
+            state=self.state,
+            models=ModelStore(state / "models", self.store, self.state),
             authority=self.authority,
             connections=self.connections,
             reload_tls=self.reload_tls,
@@ -109,7 +110,7 @@ class Daemon:
         )
         upkeep = self.tasks.start(CERTIFICATES, self._maintain)
         try:
-            self._demo_client()
+            await self._demo_client()
             await admin.start_unix(self.config.admin_path, 0o660)
             self.service.restore()
             if default_model:
@@ -131,6 +132,7 @@ class Daemon:
             await self.pool.close(0)
             await clients.stop(0)
             await admin.stop(0)
+            self.state.close()
             self.store.close()
             await asyncio.to_thread(self.audit.close)
             os.close(self._lock)
@@ -175,7 +177,7 @@ class Daemon:
         while True:
             pause = MAINTAIN_SECONDS
             try:
-                if self.authority.maintain():
+                if await self.state.run(self.authority.maintain):
                     self.reload_tls()
                     self.audit.event("pki.renewed")
                 self.tasks.failed.discard(CERTIFICATES)
@@ -186,12 +188,12 @@ class Daemon:
                 pause = RETRY_SECONDS
             await asyncio.sleep(pause)
 
-    def _demo_client(self) -> None:
+    async def _demo_client(self) -> None:
         """On an empty state directory: one client certificate, so that a first request needs no further step."""
         folder = self.config.state / "pki" / "clients"
         if folder.exists() or self.store.principals():
             return
-        issued = self.service.issue(DEMO_CLIENT, 90, "first start")
+        issued = await self.service.issue(DEMO_CLIENT, 90, "first start")
         folder.mkdir(mode=0o700)
         files.write(folder / f"{DEMO_CLIENT}.crt", issued.certificate_pem, 0o644)
         files.write(folder / f"{DEMO_CLIENT}.key", issued.key_pem, 0o600)

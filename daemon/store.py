@@ -1,15 +1,17 @@
 """`state.db`: who may use this server, which models it has and which of them serve.
 
-One connection, used on the event loop's thread: the tables are small and each statement takes microseconds, a write one
+One connection, used by one thread: the tables are small and each statement takes microseconds, but a write takes an
 fsync. Everything here is kept across restarts; what can be derived is not stored. Times are Unix seconds.
 """
 
+import asyncio
 import contextlib
 import json
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,7 +91,30 @@ class Deployment:
     created: float
 
 
+T = TypeVar("T")
 Row = TypeVar("Row", Principal, Certificate, Model, Deployment)
+
+
+class StateThread:
+    """The one thread that reads and writes `state.db` and the CA's files while the daemon serves: an fsync takes as
+    long as the disk likes. What one `run` does is not mixed with another's."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="state")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """What `work` gives or raises. A caller that is cancelled waits for its end all the same."""
+        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            while not future.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
+            raise
+
+    def close(self) -> None:
+        self._executor.shutdown()
 
 
 class Store:
@@ -106,7 +131,7 @@ class Store:
                 # SQLite would create it readable for all; its -wal and -shm files take over this mode
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
                 path.chmod(0o600)
-            connection = sqlite3.connect(path or ":memory:", timeout=5.0)
+            connection = sqlite3.connect(path or ":memory:", timeout=5.0, check_same_thread=False)
             try:
                 self._db = Database(connection, execute_plugins=False, strict=True)
                 self._prepare()

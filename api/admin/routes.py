@@ -70,7 +70,7 @@ async def doctor(service: Admin) -> dict[str, Any]:
 
 
 async def ca(service: Admin) -> dict[str, Any]:
-    return {"ca_pem": service.authority.ca_pem.decode()}
+    return {"ca_pem": (await service.state.run(lambda: service.authority.ca_pem)).decode()}
 
 
 async def reload(service: Admin, caller: Caller) -> dict[str, Any]:
@@ -83,11 +83,11 @@ async def reload(service: Admin, caller: Caller) -> dict[str, Any]:
 
 
 async def models(service: Admin) -> dict[str, Any]:
-    return {"models": [service.show(m.name) for m in service.models.list()]}
+    return {"models": await service.imported()}
 
 
 async def show(name: str, service: Admin) -> dict[str, Any]:
-    return service.show(name)
+    return await service.show(name)
 
 
 async def remove(name: str, service: Admin, caller: Caller) -> dict[str, Any]:
@@ -115,7 +115,7 @@ async def import_model(body: ImportBody, service: Admin, caller: Caller) -> Resp
                 if at[1]:
                     yield {"done": at[0], "total": at[1]}
             model = await work
-            yield {"model": service.show(model.name)}
+            yield {"model": await service.show(model.name)}
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
@@ -126,8 +126,7 @@ async def import_model(body: ImportBody, service: Admin, caller: Caller) -> Resp
 async def deploy(body: DeployBody, service: Admin, caller: Caller) -> Response:
     """Events {"state"} until the model is ready, has failed to load or was deployed anew by somebody else. It goes on
     when the client goes away."""
-    before = any(d.model == body.model for d in service.store.deployments())
-    deployment = service.deploy(body.model, body.ctx, body.slots, caller.name)
+    deployment, before = await service.deploy(body.model, body.ctx, body.slots, caller.name)
     return progress(_until_ready(service, deployment, caller.name, keep=before))
 
 
@@ -163,21 +162,22 @@ async def undeploy(body: UndeployBody, service: Admin, caller: Caller) -> dict[s
 
 
 async def clients(service: Admin) -> dict[str, Any]:
-    return {"clients": service.clients()}
+    return {"clients": await service.clients()}
 
 
 async def issue(body: IssueBody, service: Admin, caller: Caller) -> dict[str, Any]:
-    issued = service.issue(body.name, body.days, caller.name)
+    issued = await service.issue(body.name, body.days, caller.name)
+    ca_pem = await service.state.run(lambda: service.authority.ca_pem)
     return {
         "name": issued.name, "uri": issued.uri, "serial": f"{issued.serial:x}",
         "not_after": issued.not_after.timestamp(), "certificate_pem": issued.certificate_pem.decode(),
-        "key_pem": issued.key_pem.decode(), "ca_pem": service.authority.ca_pem.decode(),
+        "key_pem": issued.key_pem.decode(), "ca_pem": ca_pem.decode(),
         "listen": service.config.listen,
     }  # fmt: skip
 
 
 async def revoke(name: str, service: Admin, caller: Caller) -> dict[str, Any]:
-    return service.revoke(name, caller.name)
+    return await service.revoke(name, caller.name)
 
 
 # --- audit

@@ -4,8 +4,10 @@ Strict UTF-8, no duplicate keys, no NaN or Infinity, no number a field could not
 bounded depth and size. Everything that is wrong is a BadRequest (413 and 415 for size and type).
 """
 
+import asyncio
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -14,6 +16,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest, BodyTooLarge, MediaType
+
+# a larger body is parsed in a thread
+THREAD_BYTES = 64 * 1024
+
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
 class Body(BaseModel):
@@ -32,7 +39,11 @@ async def read_json(request: Request) -> dict[str, Any]:
         raise MediaType("send the body in UTF-8")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise MediaType("send the body without compression")
-    return parse(await _read(request))
+    data = await _read(request)
+    if len(data) < THREAD_BYTES:
+        return parse(data)
+    # in a thread, which lets go of the interpreter often: everybody else has their turn meanwhile
+    return await asyncio.to_thread(parse, data)
 
 
 async def _read(request: Request) -> bytes:
@@ -73,6 +84,15 @@ def parse(data: bytes) -> dict[str, Any]:
     if "\\u0000" in text:
         raise BadRequest("a text holds a NUL character; remove it")
     return value
+
+
+def _count(data: bytes) -> None:
+    """Refuse what holds too many values before they are made. Commas and brackets in texts do not count."""
+    if data.count(b",") + data.count(b"[") + data.count(b"{") < limits.MAX_JSON_NODES:
+        return
+    bare = _TEXT.sub(b"", data)
+    if bare.count(b",") + bare.count(b"[") + bare.count(b"{") > limits.MAX_JSON_NODES:
+        raise BadRequest(f"the JSON holds more than {limits.MAX_JSON_NODES} values")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from llmd.daemon.errors import LlmdError
 
 log = logging.getLogger("llmd.stream")
 
+PIECE_BYTES = 64 * 1024
 KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n").encode()
 
 
@@ -121,3 +122,24 @@ class EventStream(Response):
                 await asyncio.wait({ping}, timeout=limits.STALL_SECONDS)
         log.warning("a client did not read its stream for %.0f s: cut", limits.STALL_SECONDS)
         scope["extensions"]["abort"]()
+
+
+class WholeJson(Response):
+    """A JSON body of known length that goes out piece by piece: one write of megabytes would hold up every stream."""
+
+    media_type = "application/json"
+
+    def __init__(self, parts: Sequence[bytes], headers: Mapping[str, str]) -> None:
+        self.status_code, self.background, self._parts = 200, None, parts
+        self.init_headers({**headers, "Content-Length": str(sum(map(len, parts)))})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        piece = bytearray()
+        for part in self._parts:
+            piece += part
+            if len(piece) >= PIECE_BYTES:
+                await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+                await asyncio.sleep(0)
+                piece.clear()
+        await send({"type": "http.response.body", "body": bytes(piece), "more_body": False})

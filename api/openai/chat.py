@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from llmd.api.http.routes import INFER, Asks, Caller, Route
-from llmd.api.http.streams import EventStream, Opened, until_left
+from llmd.api.http.streams import EventStream, Opened, WholeJson, until_left
 from llmd.api.openai.answers import ChatCompletion, Completion, DetokenizeAnswer, TokenizeAnswer
 from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, Generation, TokenizeBody
 from llmd.api.openai.stream import EventEncoder, Shape, encoded, whole
@@ -51,7 +51,7 @@ async def _generate(
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return EventStream(_stream(serving, principal, ask, usage=usage))
     async with until_left(request.receive), serving.open(principal, ask) as answer:
-        return JSONResponse(await whole(answer, _shape(ask, answer)), headers={"X-Request-Id": answer.request_id})
+        return WholeJson(await whole(answer, _shape(ask, answer)), {"X-Request-Id": answer.request_id})
 
 
 @asynccontextmanager

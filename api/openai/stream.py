@@ -3,6 +3,7 @@
 The text of a token is the only part of an event that changes, so the rest is encoded once a stream.
 """
 
+import asyncio
 import json
 import secrets
 import time
@@ -24,6 +25,9 @@ def _json(value: Any) -> str:
 # stands for a choice's number and for a text where an event's unchanging parts are cut
 _MARK = secrets.token_hex(8)
 _CUT = f'"{_MARK}"'.encode()
+
+# tokens whose log-probabilities are encoded at a time
+SLICE = 128
 
 DONE = sse("[DONE]")
 
@@ -146,8 +150,8 @@ async def encoded(answer: Answer, encoder: EventEncoder) -> AsyncIterator[bytes]
     yield encoder.end(usage(answer))
 
 
-async def whole(answer: Answer, shape: Shape) -> dict[str, Any]:
-    """The answer as one JSON body. Raises the LlmdError that ended it."""
+async def whole(answer: Answer, shape: Shape) -> list[bytes]:
+    """The answer as one JSON body, in parts. Raises the LlmdError that ended it."""
     texts = [""] * answer.choices
     logprobs: list[list[ChosenLogprob]] = [[] for _ in texts]
     finishes: list[str | None] = [None] * answer.choices
@@ -161,12 +165,31 @@ async def whole(answer: Answer, shape: Shape) -> dict[str, Any]:
                     finishes[event.choice] = event.reason
                 case Failed():
                     raise from_wire(event.code, event.message, event.param)
-    choices = []
+    kind = "chat.completion" if shape.chat else "text_completion"
+    parts = [_json(shape.head(kind))[:-1].encode(), b',"choices":[']
     for i, text in enumerate(texts):
         message = {"role": "assistant", "content": text, "refusal": None}
         content: dict[str, Any] = {"message": message} if shape.chat else {"text": text}
-        choices.append(
-            {"index": i, **content, "logprobs": shape.show_logprobs(logprobs[i], i), "finish_reason": finishes[i]}
-        )
-    kind = "chat.completion" if shape.chat else "text_completion"
-    return {**shape.head(kind), "choices": choices, "usage": usage(answer)}
+        parts += [b"," if i else b"", _json({"index": i, **content})[:-1].encode(), b',"logprobs":']
+        parts += [part async for part in _logprobs(shape, logprobs[i], i)]
+        parts.append(b',"finish_reason":%s}' % _json(finishes[i]).encode())
+    return [*parts, b'],"usage":%s}' % _json(usage(answer)).encode()]
+
+
+async def _logprobs(shape: Shape, entries: list[ChosenLogprob], choice: int) -> AsyncIterator[bytes]:
+    """The JSON of a choice's log-probabilities. There may be megabytes of them: others have their turn in between."""
+    slices = [entries[at : at + SLICE] for at in range(0, len(entries), SLICE)]
+    shown: dict[str, list[bytes]] = {}
+    for some in slices:
+        for key, values in (shape.show_logprobs(some, choice) or {}).items():
+            shown.setdefault(key, []).append(_json(values)[1:-1].encode())
+        await asyncio.sleep(0)
+    if not shown:
+        yield b"null"
+        return
+    for at, (key, parts) in enumerate(shown.items()):
+        yield b'%s"%s":[' % (b"," if at else b"{", key.encode())
+        for number, part in enumerate(parts):
+            yield (b"," if number else b"") + part
+        yield b"]"
+    yield b"}"

@@ -17,6 +17,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+# a token with its log-probability, as an object
+LOGPROB_BYTES = 160
 # a request body's limit and what msgpack adds; a frame that is larger is a broken peer
 MAX_FRAME = 64 * 1024 * 1024
 
@@ -175,6 +177,12 @@ class Text(Message, frozen=True):
     tokens: int  # generated so far, those that show no text too
     cached: int  # of the prompt, found in a shared prefix
     logprobs: tuple[ChosenLogprob, ...] = ()  # of the tokens that this text shows, if they were asked for
+
+    def weight(self) -> int:
+        """About how many bytes it keeps in memory while nobody reads it."""
+        if not self.logprobs:
+            return len(self.text)
+        return len(self.text) + sum(LOGPROB_BYTES * (1 + len(entry.top)) for entry in self.logprobs)
 
 
 class Finished(Message, frozen=True):

@@ -26,7 +26,7 @@ from typing import TypeVar
 from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, NotFound, Unavailable
 from llmd.daemon.files import sync_folder
 from llmd.daemon.models.checking import check
-from llmd.daemon.store import Model, Store
+from llmd.daemon.store import Model, StateThread, Store
 from llmd.quantize.header import refuse_foreign
 
 log = logging.getLogger("llmd.models")
@@ -46,11 +46,12 @@ T = TypeVar("T")
 class ModelStore:
     """The models in `folder`, which is made if missing; what a killed daemon left half done is removed.
 
-    One ModelStore a folder, used on the event loop's thread. Raises Unavailable when the folder cannot be used.
+    One ModelStore a folder. What is not async is for the state thread. Raises Unavailable when the folder cannot be
+    used.
     """
 
-    def __init__(self, folder: Path, store: Store) -> None:
-        self._folder, self._store = folder, store
+    def __init__(self, folder: Path, store: Store, state: StateThread) -> None:
+        self._folder, self._store, self._state = folder, store, state
         self._staging = folder / "staging"
         self._owed: dict[Path, int] = {}  # bytes that each running import has still to write
         try:
@@ -86,7 +87,7 @@ class ModelStore:
 
     async def verify(self, name: str) -> bool:
         """Whether the file still has its digest. Reads all of it. Raises ModelNotFound."""
-        model = self._store.model(name)
+        model = await self._state.run(lambda: self._store.model(name))
         stop = threading.Event()
 
         def work() -> bool:
@@ -123,11 +124,18 @@ class ModelStore:
     async def remove(self, name: str) -> Model:
         """Remove a name, and its file when no other name has it. Raises ModelNotFound, Conflict while it is
         deployed."""
+        model, away = await self._state.run(lambda: self._take_out(name))
+        if away:
+            await _in_thread(lambda: shutil.rmtree(away, ignore_errors=True))
+        return model
+
+    def _take_out(self, name: str) -> tuple[Model, Path | None]:
+        """Remove a name's row; with the last name of a file, the file's folder is where the second value says."""
         model = self._store.model(name)
         folder = self._path(model.digest).parent
         last = len(self._store.models(model.digest)) == 1 and folder.exists()
         if not last:
-            return self._store.remove_model(name)
+            return self._store.remove_model(name), None
         with _writing():
             (folder / UNSETTLED).touch()
             try:
@@ -137,15 +145,14 @@ class ModelStore:
                 raise
             away = self._staging / secrets.token_hex(8)
             folder.rename(away)
-        await _in_thread(lambda: shutil.rmtree(away, ignore_errors=True))
-        return model
+        return model, away
 
     # --- an import's steps
 
     async def _same(self, name: str, fd: int, size: int, report: Progress, stop: threading.Event) -> Model | None:
         """The model that has this name already, when it is this file; None when there is work to do. Raises
         Conflict."""
-        held = self._held(name)
+        held = await self._state.run(lambda: self._held(name))
         if held is None:
             return None
         if held.size != size or await _in_thread(lambda: _digest(fd, size, stop, report), stop) != held.digest:
@@ -178,7 +185,8 @@ class ModelStore:
             digest = await _in_thread(copy, stop)
             info = await check(stage / FILE)
             await _in_thread(lambda: _seal(stage), stop)
-            return self._install(stage, digest, Model(name, digest, size, source, 0.0, info))
+            model = Model(name, digest, size, source, 0.0, info)
+            return await self._state.run(lambda: self._install(stage, digest, model))
         finally:
             del self._owed[stage]
             await _in_thread(lambda: shutil.rmtree(stage, ignore_errors=True))
@@ -193,7 +201,7 @@ class ModelStore:
             )
 
     def _install(self, stage: Path, digest: str, model: Model) -> Model:
-        """Put the staged file in its place and write its row. Nothing else runs on the loop meanwhile."""
+        """Put the staged file in its place and write its row."""
         held = self._held(model.name)  # another import may have been faster
         if held is not None and held.digest != digest:
             raise _taken(model.name)

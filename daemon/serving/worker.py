@@ -75,7 +75,7 @@ class Stream:
         self._waiter: asyncio.Future[None] | None = None
         self.left = choices  # choices that have not finished
         self.ended = False
-        self.owed = 0  # characters that wait for the client
+        self.owed = 0  # bytes that wait for the client
         self.tokens = [0] * choices
         self.began = loop.time()
         self.first: float | None = None  # when the first token came
@@ -100,7 +100,7 @@ class Stream:
         match event:
             case Text():
                 self._count(event)
-                self.owed += len(event.text)
+                self.owed += event.weight()
             case Finished():
                 self._count(event)
                 self.left -= 1

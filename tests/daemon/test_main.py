@@ -305,6 +305,7 @@ async def test_upkeep_that_fails_is_tried_again_and_told_of_meanwhile(
     assert daemon.service._check_tasks()[0]["ok"] is False
     upkeep.cancel()
     await asyncio.gather(upkeep, return_exceptions=True)
+    daemon.state.close()
     daemon.store.close()
     daemon.audit.close()
     os.close(daemon._lock)

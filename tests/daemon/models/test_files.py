@@ -28,7 +28,7 @@ from llmd.daemon.errors import (
 )
 from llmd.daemon.models import files as models
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.store import Store
+from llmd.daemon.store import StateThread, Store
 
 
 class Place(NamedTuple):
@@ -41,13 +41,13 @@ class Place(NamedTuple):
         return sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.name != "staging")
 
     def restart(self) -> "Place":
-        return self._replace(models=ModelStore(self.folder, self.store))
+        return self._replace(models=ModelStore(self.folder, self.store, StateThread()))
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     store = Store(tmp_path / "state.db")
-    yield Place(tmp_path / "models", store, ModelStore(tmp_path / "models", store))
+    yield Place(tmp_path / "models", store, ModelStore(tmp_path / "models", store, StateThread()))
     store.close()
 
 
@@ -295,7 +295,7 @@ async def test_a_disk_that_becomes_full(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 10**12))
     store = Store(None)
-    place = Place(small_disk / "models", store, ModelStore(small_disk / "models", store))
+    place = Place(small_disk / "models", store, ModelStore(small_disk / "models", store, StateThread()))
     with pytest.raises(NoSpace, match="became full"):
         await place.models.import_file(model_file)
     assert place.left() == [] and store.models() == []
@@ -368,7 +368,7 @@ KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from llmd.daemon.models import files as models
-from llmd.daemon.store import Store
+from llmd.daemon.store import StateThread, Store
 
 folder, file, moment = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
@@ -376,7 +376,7 @@ def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 store = Store(folder / "state.db")
-made = models.ModelStore(folder / "models", store)
+made = models.ModelStore(folder / "models", store, StateThread())
 if moment == "copy":
     models._chunks = lambda fd, size, stop, report, use, real=models._chunks: real(fd, size, stop, die, use)
 elif moment == "remove":
@@ -413,7 +413,7 @@ async def test_killed_between_row_and_mark(place: Place, file: Path) -> None:
 async def test_a_lost_database_does_not_cost_the_files(place: Place, file: Path, tmp_path: Path) -> None:
     path = (await place.models.import_file(file, "a"), place.models.path("a"))[1]
     empty = Store(None)
-    again = ModelStore(place.folder, empty)
+    again = ModelStore(place.folder, empty, StateThread())
     assert path.exists() and again.list() == []
     inode = path.stat().st_ino
     await again.import_file(file, "b")
@@ -434,7 +434,7 @@ async def test_a_row_that_cannot_be_written(place: Place, file: Path, monkeypatc
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
     with pytest.raises(Unavailable, match="cannot be used"):
-        ModelStore(tmp_path / "models", Store(None))
+        ModelStore(tmp_path / "models", Store(None), StateThread())
 
 
 def test_the_daemon_does_not_load_llama() -> None:
