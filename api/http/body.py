@@ -67,6 +67,7 @@ def parse(data: bytes) -> dict[str, Any]:
         text = data.decode("utf-8")
     except UnicodeDecodeError as e:
         raise BadRequest(f"the body is not valid UTF-8 (byte {e.start})") from e
+    _count(data)
     try:
         value = json.loads(
             text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int

@@ -8,7 +8,7 @@ machine holds against its own.
 import time
 from collections import abc
 
-from llmd.daemon.engine.types import ModelInfo, Plan, Sample
+from llmd.daemon.engine.types import Chunk, Logprob, ModelInfo, Plan, Sample
 
 _BASE = 1 << 31
 
@@ -34,17 +34,25 @@ class FakeRunner:
         self.step_seconds = step_seconds
         self._words = [w + " " for w in text.split()]
         self._arrived = [0] * slots
+        self._logprobs: list[int | None] = [None] * slots
         self._next = time.monotonic()
 
     def run(self, plan: Plan) -> abc.Iterator[list[Sample]]:
         for start in plan.starts:
             prompt = start.prompt
             self._arrived[start.slot] = prompt[0] * _BASE + prompt[1]
+            self._logprobs[start.slot] = start.params.logprobs
         if self.step_seconds:
             self._next = max(self._next + self.step_seconds, time.monotonic())
             time.sleep(self._next - time.monotonic() if self._next > time.monotonic() else 0)
+        yield [self._sample(chunk) for chunk in plan.chunks if chunk.sample]
+
+    def _sample(self, chunk: Chunk) -> Sample:
         words = len(self._words)
-        yield [Sample(c.slot, 1 + (c.start % words if words else c.slot)) for c in plan.chunks if c.sample]
+        token = 1 + (chunk.start % words if words else chunk.slot)
+        wanted = self._logprobs[chunk.slot]
+        logprob = None if wanted is None else Logprob(token, -0.5, tuple((token, -0.5 - i) for i in range(wanted)))
+        return Sample(chunk.slot, token, logprob)
 
     def piece(self, token: int) -> bytes:
         if self._words:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ import pytest
 from real_daemon import Llmd, start_llmd
 
 from llmd.daemon import config as config_module
+from llmd.daemon import files
 from llmd.daemon import main as main_module
 from llmd.daemon.config import ConfigError
+from llmd.daemon.identity.pki import Authority
+from llmd.daemon.store import Store
 
 
 def client(llmd: Llmd, tls: Any = None) -> openai.OpenAI:
@@ -309,3 +312,41 @@ async def test_upkeep_that_fails_is_tried_again_and_told_of_meanwhile(
     daemon.store.close()
     daemon.audit.close()
     os.close(daemon._lock)
+
+
+async def test_what_an_admin_does_reads_and_writes_the_state_in_its_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit or a signature waits for the disk: on the event loop it would hold up every stream."""
+    daemon = main_module.Daemon(config_module.Config(state_dir=str(tmp_path)))
+    threads: set[str] = set()
+    for kind, name in ((Store, "_rows"), (Store, "_insert"), (Store, "_write"), (Authority, "_leaf")):
+        monkeypatch.setattr(kind, name, _noted(threads, getattr(kind, name)))
+    monkeypatch.setattr(files, "write", _noted(threads, files.write))
+    daemon.store.add_model("m", "d" * 64, 1, "", {})
+    threads.clear()
+    service = daemon.service
+    await service.issue("alice", 30, "test")
+    await service.clients()
+    await service.revoke("alice", "test")
+    await service.deploy("m", None, None, "test")
+    await service.imported()
+    await service.show("m")
+    await service.undeploy("m", "test")
+    await service.status()
+    await service.doctor()
+    await service.remove_model("m", "test")
+    assert len(threads) == 1 and threads.pop().startswith("state")
+    await daemon.pool.close(0)
+    daemon.state.close()
+    daemon.store.close()
+    daemon.audit.close()
+    os.close(daemon._lock)
+
+
+def _noted(threads: set[str], work: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*arguments: Any, **named: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return work(*arguments, **named)
+
+    return noted

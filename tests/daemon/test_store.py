@@ -1,12 +1,14 @@
 """state.db: what is kept, what is refused, what a damaged file says."""
 
+import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
 
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
-from llmd.daemon.store import VERSION, Store
+from llmd.daemon.store import VERSION, StateThread, Store
 
 INFO = {"architecture": "llama", "parameters": 7}
 
@@ -172,3 +174,34 @@ def test_a_full_disk(store: Store) -> None:
     assert store.models(), "what was written stays readable"
     store._db.execute("PRAGMA max_page_count = 1000")
     store.add_model("later", "d", 1, "", {})
+
+
+async def test_the_state_thread_is_one_thread_and_not_the_loops() -> None:
+    state = StateThread()
+    names = {await state.run(lambda: threading.current_thread().name) for _ in range(3)}
+    assert len(names) == 1 and names.pop().startswith("state")
+    with pytest.raises(Conflict):
+        await state.run(_conflict)
+    state.close()
+
+
+def _conflict() -> None:
+    raise Conflict("no")
+
+
+async def test_a_caller_that_is_cancelled_waits_for_its_work() -> None:
+    state, begun, go, done = StateThread(), threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        begun.set()
+        go.wait(5)
+        done.append(True)
+
+    task = asyncio.create_task(state.run(work))
+    await asyncio.to_thread(begun.wait, 5)
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.05, go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done
+    state.close()

@@ -1,9 +1,15 @@
 """A stream's bytes: valid events, the JSON around them, log-probabilities."""
 
+import asyncio
 import json
+from typing import Any
 
-from llmd.api.openai.stream import EventEncoder, Shape
-from llmd.daemon.engine.messages import ChosenLogprob, Failed, Finished, Text, TokenLogprob
+import pytest
+
+from llmd.api.http.streams import PIECE_BYTES, WholeJson
+from llmd.api.openai.answers import ChatCompletion, Completion
+from llmd.api.openai.stream import SLICE, EventEncoder, Shape, whole
+from llmd.daemon.engine.messages import ChosenLogprob, Event, Failed, Finished, Text, TokenLogprob
 
 
 def test_every_event_is_json_and_the_stream_ends_with_done() -> None:
@@ -40,3 +46,72 @@ def test_logprobs_of_plain_completions_count_characters() -> None:
     body = encoder.text(Text(1, 0, " abc", 2, 0, entries))
     shown = json.loads(body.removeprefix(b"data: "))["choices"][0]["logprobs"]
     assert shown["tokens"] == [" a", "bc"] and shown["text_offset"] == [0, 2]
+
+
+class Queued:
+    """An answer whose events a test gives."""
+
+    choices, prompt_tokens, completion_tokens, cached_tokens = 2, 1, 2, 0
+
+    def __init__(self, *events: Event) -> None:
+        self._events = list(events)
+
+    def __aiter__(self) -> "Queued":
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        if not self._events:
+            raise StopAsyncIteration
+        return [self._events.pop(0)]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("tokens", [0, 1, 3 * SLICE + 1])
+async def test_a_large_answer_is_encoded_in_slices_and_is_the_same_json(chat: bool, tokens: int) -> None:
+    chosen = tuple(
+        ChosenLogprob(TokenLogprob(b"%d" % i, -0.5), (TokenLogprob(b"%d" % i, -0.5),)) for i in range(tokens)
+    )
+    answer: Any = Queued(
+        Text(1, 1, "x", tokens, 0, chosen), Finished(1, 0, "stop", 0, 0), Finished(1, 1, "length", 1, 0)
+    )
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    parts = await whole(answer, Shape(chat, "id", "m", True))
+    beside.cancel()
+    assert turns >= tokens // SLICE, "others have their turn between two slices"
+    value = json.loads(b"".join(parts))
+    (ChatCompletion if chat else Completion).model_validate(value, strict=True)
+    empty, full = value["choices"]
+    assert empty["logprobs"] is None and (full["finish_reason"], empty["finish_reason"]) == ("length", "stop")
+    assert full["logprobs"] == Shape(chat, "id", "m", True).show_logprobs(chosen, 1)
+
+
+async def test_a_long_body_goes_out_in_pieces() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    parts = [b"x" * 10_000] * 50
+    await WholeJson(parts, {"X-Request-Id": "r"})({"type": "http"}, receive, send)
+    start, *bodies = sent
+    headers = dict(start["headers"])
+    assert headers[b"content-length"] == b"500000" and headers[b"content-type"] == b"application/json"
+    assert b"".join(b["body"] for b in bodies) == b"".join(parts)
+    assert max(len(b["body"]) for b in bodies) < PIECE_BYTES + 10_000 and not bodies[-1]["more_body"]
+
+
+def test_log_probabilities_count_in_a_streams_backlog() -> None:
+    chosen = ChosenLogprob(TokenLogprob(b"a", -0.5), (TokenLogprob(b"a", -0.5),) * 20)
+    assert Text(1, 0, "abc", 1, 0).weight() == 3
+    assert Text(1, 0, "abc", 1, 0, (chosen,)).weight() > 21 * 100
