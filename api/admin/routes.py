@@ -134,9 +134,12 @@ async def _until_ready(
     service: Service, deployment: Deployment, actor: str, *, keep: bool
 ) -> AsyncIterator[dict[str, Any]]:
     life, wish = deployment.life, deployment.life.wanted
+    said: dict[str, Any] = {}
     while True:
-        changed = deployment.changed
-        yield {"model": deployment.model, "state": deployment.state, "reason": deployment.reason}
+        changed, now = deployment.changed, {"state": deployment.state, "reason": deployment.reason}
+        if now != said:
+            said = now
+            yield {"model": deployment.model, **now}
         if changed.is_set():
             continue  # it went on while the client read
         if life.over or life.wanted is None:

@@ -187,7 +187,8 @@ class Pool:
         """An event to the lifecycle, and what follows from it."""
         for effect in d.life.on(event):
             self._do(d, effect)
-        self._metrics.model(d.model).up(d.ready)
+        if self._deployed.get(d.model, d) is d:  # a late pause of one that is over says nothing of its successor
+            self._metrics.model(d.model).up(d.ready)
         d.changed.set()
         d.changed = asyncio.Event()
 

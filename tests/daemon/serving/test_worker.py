@@ -201,6 +201,17 @@ async def test_undeploy_lets_running_requests_finish_and_ends_the_process(pool: 
         ask(pool, "m", say())
 
 
+async def test_a_late_pause_says_nothing_of_a_successor(pool: Pool, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF nonsense")
+    deployment = pool.deploy("m", "0" * 64, Wish(str(file), 1, 256, 64, 32, 1))
+    await until(deployment, "restarting")
+    await pool.undeploy("m")
+    assert await deploy(pool) is not deployment
+    await asyncio.sleep(0.3)  # the pause of the first would have ended
+    assert b'llmd_model_ready{model="m"} 1.0' in pool._metrics.text()
+
+
 async def test_closing_ends_what_does_not_finish(pool: Pool) -> None:
     await deploy(pool, wish=fake(step_seconds=0.05))
     stream = ask(pool, "m", say(10_000))
