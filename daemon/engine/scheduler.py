@@ -72,6 +72,43 @@ class Turns:
     count: int = 0
 
 
+class FreeSlots:
+    """The free slots of one step, as they are taken."""
+
+    def __init__(self, slots: list[Slot]) -> None:
+        self._used = [slot.used for slot in slots]
+        free = [i for i, slot in enumerate(slots) if slot.sequence is None]
+        self._free = dict.fromkeys(sorted(free, key=lambda i: (self._used[i], i)))  # the longest unused first
+        self._beside: dict[int, int] = {}  # those beside one or two busy slots
+        for i, slot in enumerate(slots):
+            if slot.sequence is not None:
+                self._touch(i)
+
+    def __contains__(self, i: int) -> bool:
+        return i in self._free
+
+    def __bool__(self) -> bool:
+        return bool(self._free)
+
+    def take(self, i: int) -> None:
+        del self._free[i]
+        self._beside.pop(i, None)
+        self._touch(i)
+
+    def best(self, avoided: int) -> int:
+        """The one that keeps busy slots adjacent, and of these the one longest unused; `avoided` only if it is the
+        last."""
+        edge = [i for i in self._beside if i != avoided]
+        if edge:
+            return min(edge, key=lambda i: (-self._beside[i], self._used[i], i))
+        return next((i for i in self._free if i != avoided), avoided)
+
+    def _touch(self, busy: int) -> None:
+        for i in (busy - 1, busy + 1):
+            if i in self._free:
+                self._beside[i] = self._beside.get(i, 0) + 1
+
+
 class Scheduler:
     """`batch`: tokens a step when nothing generates; `chunk`: prompt tokens a step when something does. A step's prompt
     tokens are less than one piece (two blocks) over that."""
@@ -175,7 +212,7 @@ class Scheduler:
         """Pieces to prompts, a piece an owner in turn, until the budget is used."""
         left = self._budget(len(behind) + len(self.waiting))
         queues = self._queues(behind)
-        free = self._free() if self.waiting else {}
+        free = FreeSlots(self.slots if self.waiting else [])
         ends: dict[int, int] = {}  # slot to where what it reads in this step ends
         while left > 0 and queues:
             for owner, queue in list(queues.items()):
@@ -208,7 +245,7 @@ class Scheduler:
             queue.sort(key=lambda s: (s.computed - len(s.tokens), -s.arrived))
         return dict(sorted(queues.items(), key=lambda item: self._turns[item[0]].last))
 
-    def _next(self, queue: list[Sequence], oldest: bool, plan: Plan, free: dict[int, None]) -> Sequence | None:
+    def _next(self, queue: list[Sequence], oldest: bool, plan: Plan, free: FreeSlots) -> Sequence | None:
         """An owner's next prompt that has a slot or gets one; those that get none leave the queue, for this step."""
         while queue:
             sequence = min(queue, key=lambda s: s.arrived) if oldest else queue[-1]
@@ -218,7 +255,7 @@ class Scheduler:
             if start is not None:
                 self.waiting.remove(sequence)
                 plan.starts.append(start)
-                del free[start.slot]
+                free.take(start.slot)
                 return sequence
             queue.remove(sequence)
         return None
@@ -231,17 +268,7 @@ class Scheduler:
 
     # --- slots
 
-    def _free(self) -> dict[int, None]:
-        """The free slots, those that keep busy slots adjacent first, then the longest unused."""
-        busy = [slot.sequence is not None for slot in self.slots]
-        last = len(busy) - 1
-
-        def order(i: int) -> tuple[int, int, int]:
-            return -(i > 0 and busy[i - 1]) - (i < last and busy[i + 1]), self.slots[i].used, i
-
-        return dict.fromkeys(sorted((i for i, taken in enumerate(busy) if not taken), key=order))
-
-    def _place(self, sequence: Sequence, free: dict[int, None]) -> Start | None:
+    def _place(self, sequence: Sequence, free: FreeSlots) -> Start | None:
         if sequence.awaits is not None and self._reads(sequence.awaits):
             return None
         found = self._prefixes.find(sequence.beginnings, sequence.tokens)
@@ -254,7 +281,7 @@ class Scheduler:
         here = max(fits, key=lambda i: held[i], default=-1)
         if here >= 0 and held[here] + SHARE_MIN > best:
             return self._start(sequence, here, -1, held[here])
-        target = next((i for i in free if i != donor), donor)
+        target = free.best(donor)
         if target == donor:
             return self._start(sequence, donor, -1, best)
         if best >= SHARE_MIN:

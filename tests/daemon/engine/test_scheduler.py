@@ -191,6 +191,20 @@ def test_busy_slots_stay_adjacent() -> None:
     assert step(s)[0].starts[0].slot in (3, 6)
 
 
+def test_what_comes_at_once_gets_adjacent_slots_whatever_was_used_last() -> None:
+    """Each gap between busy slots costs a pass: 8 streams were a sixth slower on slots chosen by age alone."""
+    s = make(slots=16, batch=256)
+    for i in range(16):
+        s.add(ask(i, words(i, 4), max_tokens=1 + i * 7 % 16, owner=str(i)))
+    while s.busy:
+        step(s)
+    for i in range(20, 26):
+        s.add(ask(i, words(i, 4), max_tokens=50, owner=str(i)))
+    step(s)
+    taken = [i for i, slot in enumerate(s.slots) if slot.sequence]
+    assert len(taken) == 6 and taken == list(range(taken[0], taken[0] + 6))
+
+
 def test_cancel_frees_the_slot_before_the_next_step() -> None:
     s = make(slots=1)
     s.add(ask(1, words(1, 50), max_tokens=50))
