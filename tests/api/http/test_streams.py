@@ -95,6 +95,7 @@ async def test_an_idle_stream_gets_comments(monkeypatch: pytest.MonkeyPatch) -> 
         await asyncio.sleep(0.01)
     source.queue.put_nowait(None)
     await task
+    assert client.body.replace(b": keep-alive\n\n", b"") == b"" and source.ended_by == "its end"
 
 
 async def test_a_client_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

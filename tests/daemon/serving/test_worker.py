@@ -261,6 +261,7 @@ async def test_a_worker_that_reads_what_is_no_message_ends(pool: Pool) -> None:
 async def test_a_worker_that_says_what_is_no_message_is_replaced(pool: Pool) -> None:
     deployment = await deploy(pool, wish=fake(step_seconds=0.01))
     await broken(pool, deployment, lambda worker: worker._link.data_received(b"\0\0\0\x01\xc1"))
+    assert deployment.restarts == 1
 
 
 async def test_a_signal_without_a_name_is_a_reason_too(pool: Pool) -> None:
@@ -278,6 +279,7 @@ async def test_a_worker_that_only_lost_its_socket_is_replaced(pool: Pool) -> Non
         worker._transport.abort()
 
     await broken(pool, deployment, harm)
+    assert deployment.restarts == 1
 
 
 FAULTY = """
