@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmd.api.http.body import explain
 from llmd.api.http.routes import GuardedRoute, Route, Who, table
@@ -23,8 +24,10 @@ def application(routes: Sequence[Route], who: Who, **state: Any) -> FastAPI:
 
     Every error is an OpenAI-style body.
     """
-    # the interactive pages load scripts from the internet; /openapi.json is a route of ours
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    # the interactive pages load scripts from the internet; /openapi.json is a route of ours. A redirect would go where
+    # the client's own Host header says
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.add_middleware(Head)
     for name, value in state.items():
         setattr(app.state, name, value)
     granted = table(routes)
@@ -32,6 +35,28 @@ def application(routes: Sequence[Route], who: Who, **state: Any) -> FastAPI:
     for kind, render in _RENDERED.items():
         app.add_exception_handler(kind, render)
     return app
+
+
+class Head:
+    """HEAD is answered as GET is, without a body; a stream ends before its first event."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        done = False
+
+        async def headers(message: Message) -> None:
+            nonlocal done
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not done:
+                done = True  # the server says to `receive` that the client has left
+                await send({"type": "http.response.body"})
+
+        await self._app({**scope, "method": "GET"}, receive, headers)
 
 
 def client(identity: Identity) -> Who:
@@ -55,11 +80,32 @@ async def _known(_: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-async def _http(_: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    kind: type[LlmdError] = {404: NotFound, 405: MethodNotAllowed}.get(error.status_code, BadRequest)
-    text = {404: "there is no such route", 405: "this route does not take that method"}.get(error.status_code)
-    return error_response(kind(text or str(error.detail)))
+    if error.status_code == 404:
+        meant = _meant(request)
+        return error_response(NotFound(f"there is no such route{f'; there is {meant}' if meant else ''}"))
+    if error.status_code == 405:
+        methods = {method for route in _matching(request.app, request.url.path) for method in route.methods or ()}
+        allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+        response = error_response(MethodNotAllowed(f"this route does not take that method; it takes {allowed}"))
+        response.headers["Allow"] = allowed
+        return response
+    return error_response(BadRequest(str(error.detail)))
+
+
+def _matching(app: FastAPI, path: str) -> list[GuardedRoute]:
+    return [r for r in app.routes if isinstance(r, GuardedRoute) and r.path_regex.match(path)]
+
+
+def _meant(request: Request) -> str | None:
+    """The route that a path with slashes too many, or with more or less before it, was meant for."""
+    parts = [part for part in request.url.path.split("/") if part]
+    ends = [parts[-size:] for size in range(min(4, len(parts)), 0, -1)]
+    for end in [parts, ["v1", *parts], *ends]:
+        if found := _matching(request.app, "/" + "/".join(end)):
+            return found[0].path
+    return None
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ path is uvicorn's own, untouched: a streamed event costs nothing here.
 """
 
 import asyncio
+import functools
 import grp
 import ipaddress
 import json
@@ -14,11 +15,11 @@ import pwd
 import re
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from llmd.daemon import limits
@@ -103,6 +104,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._check_head()
         self._set_deadline(limits.BODY_SECONDS, BodyTimeout("the body did not come in time"))
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.send = functools.partial(_unchunked, self.cycle, self.cycle.send)  # type: ignore[method-assign]
 
     def on_message_complete(self) -> None:
         self._unset_deadline()
@@ -184,6 +187,17 @@ class GuardedProtocol(HttpToolsProtocol):
         self._deadline = None
         if not self.transport.is_closing():
             self._refuse(error)
+
+
+async def _unchunked(cycle: RequestResponseCycle, send: Callable[[Any], Awaitable[None]], message: Any) -> None:
+    """To a client of HTTP/1.0, which knows no chunks: a body of unknown length ends with the connection."""
+    if message["type"] == "http.response.start":
+        if not any(name.lower() == b"content-length" for name, _ in message["headers"]):
+            cycle.chunked_encoding = False
+    elif cycle.chunked_encoding is False and cycle.expected_content_length == 0 and not cycle.disconnected:
+        cycle.transport.write(message.get("body", b"") if cycle.scope["method"] != "HEAD" else b"")
+        message = {**message, "body": b""}
+    await send(message)
 
 
 class ClientProtocol(GuardedProtocol):

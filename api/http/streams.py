@@ -29,7 +29,8 @@ def event(data: str, name: str | None = None) -> bytes:
 
 
 def progress(values: AsyncIterator[Any]) -> Response:
-    """A JSON value an event, as they come. An error that comes late is an `error` event, and the last."""
+    """A JSON value an event, as they come. An error that comes late is an `error` event. The last one is [DONE]: an
+    answer without it was cut off."""
 
     async def events() -> AsyncIterator[ServerSentEvent]:
         try:
@@ -37,8 +38,11 @@ def progress(values: AsyncIterator[Any]) -> Response:
                 yield ServerSentEvent(json.dumps(value), sep="\n")
         except LlmdError as e:
             yield ServerSentEvent(json.dumps(e.body()), event="error", sep="\n")
+        yield ServerSentEvent("[DONE]", sep="\n")
 
-    return EventSourceResponse(events(), ping=limits.PING_SECONDS, sep="\n", send_timeout=limits.STALL_SECONDS)
+    response = EventSourceResponse(events(), ping=limits.PING_SECONDS, sep="\n", send_timeout=limits.STALL_SECONDS)
+    del response.headers["Connection"]  # whether it is kept is the server's to say, once
+    return response
 
 
 @asynccontextmanager
@@ -82,9 +86,7 @@ class EventStream(Response):
 
     def __init__(self, opening: AbstractAsyncContextManager[Opened]) -> None:
         self.status_code, self.background = 200, None
-        self.init_headers(
-            MutableHeaders({"Cache-Control": "no-store", "Connection": "keep-alive", "X-Accel-Buffering": "no"})
-        )
+        self.init_headers(MutableHeaders({"Cache-Control": "no-store", "X-Accel-Buffering": "no"}))
         self._opening = opening
         self._sends_since: float | None = None  # when a send began that has not ended
         self._sent = 0.0  # when the last one ended

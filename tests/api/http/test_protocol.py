@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,6 +19,7 @@ from starlette.routing import Route
 
 from llmd.api.http import protocol
 from llmd.api.http.listener import Listener
+from llmd.api.http.streams import EventStream, Opened, event
 from llmd.daemon import limits
 from llmd.daemon.errors import Conflict
 from llmd.daemon.identity import tls
@@ -39,6 +41,18 @@ async def stream(request: Request) -> Response:
             await asyncio.sleep(0.01)
 
     return StreamingResponse(parts(), media_type="text/event-stream")
+
+
+async def short(request: Request) -> Response:
+    async def events() -> AsyncIterator[bytes]:
+        for i in range(3):
+            yield event(str(i))
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Opened]:
+        yield Opened({}, events())
+
+    return EventStream(opening())
 
 
 @dataclass
@@ -67,7 +81,9 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     authority = Authority.open(tmp_path, "node")
     context = tls.server_context(tmp_path)
     connections = Connections()
-    app = Starlette(routes=[Route("/echo", echo, methods=["GET", "POST"]), Route("/stream", stream)])
+    app = Starlette(
+        routes=[Route("/echo", echo, methods=["GET", "POST"]), Route("/stream", stream), Route("/short", short)]
+    )
     listener = Listener(app, ssl=context, connections=connections)
     await listener.start("127.0.0.1", 0)
     yield Server(tmp_path, authority, context, connections, listener)
@@ -391,3 +407,24 @@ async def test_the_admin_socket_knows_who_asks(tmp_path: Path, monkeypatch: pyte
     again = Listener(Starlette())
     await again.start_unix(path, 0o660)
     await again.stop(0)
+
+
+def heads(answer: bytes, name: bytes) -> list[bytes]:
+    lines = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+    return [value.strip() for key, _, value in (line.partition(b":") for line in lines) if key.lower() == name]
+
+
+async def test_a_client_of_http_1_0_gets_no_chunks(server: Server) -> None:
+    whole = await ask(server, GET.replace(b"1.1", b"1.0"))
+    assert heads(whole, b"connection") == [b"close"] and whole.endswith(b"}")
+    asked = b"GET /short HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n"
+    streamed = await ask(server, asked)
+    assert status(streamed) == 200 and heads(streamed, b"connection") == [b"close"]
+    assert not heads(streamed, b"transfer-encoding") and not heads(streamed, b"content-length")
+    assert streamed.partition(b"\r\n\r\n")[2] == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
+
+
+async def test_one_connection_header_and_the_right_one(server: Server) -> None:
+    for path in (b"/echo", b"/short"):
+        asked = b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert heads(await ask(server, asked), b"connection") == [b"close"]

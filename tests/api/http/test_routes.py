@@ -1,9 +1,12 @@
 """Who may call what, and that /openapi.json tells the truth of it."""
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from real_daemon import Llmd
 
 from llmd.api.admin import routes as admin
@@ -11,6 +14,7 @@ from llmd.api.http.app import application
 from llmd.api.http.openapi import described
 from llmd.api.http.probes import METRICS_TYPE
 from llmd.api.http.routes import ADMIN, INFER, Route, table
+from llmd.api.http.streams import progress
 from llmd.api.openai.answers import ChatCompletion, Completion, DetokenizeAnswer, TokenizeAnswer
 from llmd.api.openai.models import Model, ModelList
 from llmd.daemon.identity.principal import Principal
@@ -31,6 +35,12 @@ def test_who_may_call_what() -> None:
     assert set(table(admin.ROUTES)) == {"admin"}
 
 
+SCOPE = {
+    "type": "http", "query_string": b"", "headers": [], "http_version": "1.1", "scheme": "http", "server": ("a", 1),
+    "client": ("b", 2), "root_path": "",
+}  # fmt: skip
+
+
 async def nothing() -> dict[str, Any]:
     return {}
 
@@ -45,6 +55,11 @@ def app(role: str) -> FastAPI:
 
 async def get(app: FastAPI, path: str) -> int:
     """The status of a GET."""
+    return int((await ask(app, "GET", path))[0]["status"])
+
+
+async def ask(app: FastAPI, method: str, path: str) -> list[Any]:
+    """What the application sends."""
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -53,12 +68,12 @@ async def get(app: FastAPI, path: str) -> int:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": [],
-        "http_version": "1.1", "scheme": "http", "server": ("a", 1), "client": ("b", 2), "root_path": "",
-    }  # fmt: skip
-    await app(scope, receive, send)
-    return int(sent[0]["status"])
+    await app(SCOPE | {"method": method, "path": path, "raw_path": path.encode()}, receive, send)
+    return sent
+
+
+def told(sent: list[Any]) -> str:
+    return str(json.loads(sent[1]["body"])["error"]["message"])
 
 
 @pytest.mark.parametrize(
@@ -66,6 +81,80 @@ async def get(app: FastAPI, path: str) -> int:
 )
 async def test_a_role_that_a_route_does_not_name_is_refused(role: str, statuses: tuple[int, int]) -> None:
     assert (await get(app(role), "/a"), await get(app(role), "/b")) == statuses
+
+
+async def test_head_is_wherever_get_is() -> None:
+    got, head = await ask(app("infer"), "GET", "/a"), await ask(app("infer"), "HEAD", "/a")
+    assert head[0] == got[0] and len(head) == 2 and not head[1].get("body")
+    assert (await ask(app("admin"), "HEAD", "/a"))[0]["status"] == 403
+    assert (await ask(app("infer"), "HEAD", "/c"))[0]["status"] == 404
+
+
+async def test_head_of_a_stream_without_an_end_ends_it() -> None:
+    ended = asyncio.Event()
+
+    async def values() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    async def endless() -> Response:
+        return progress(values())
+
+    routes = (Route("GET", "/endless", endless, INFER),)
+    endless_app = application(routes, lambda _: Principal("a", "infer", "", ""))
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        while len(sent) < 2:
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with asyncio.timeout(10):
+        await endless_app(SCOPE | {"method": "HEAD", "path": "/endless"}, receive, send)
+        await ended.wait()
+    assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"]
+    assert not any(name == b"connection" for name, _ in sent[0]["headers"])
+
+
+async def test_405_says_every_method_of_the_path() -> None:
+    routes = [Route(m, path, nothing, INFER) for m, path in (("GET", "/a"), ("POST", "/a"), ("POST", "/b"))]
+    both = application(routes, lambda _: Principal("a", "infer", "", ""))
+    for path, method, allowed in (
+        ("/a", "DELETE", b"GET, HEAD, POST"),
+        ("/b", "GET", b"POST"),
+        ("/b", "HEAD", b"POST"),
+    ):
+        sent = await ask(both, method, path)
+        assert sent[0]["status"] == 405 and dict(sent[0]["headers"])[b"allow"] == allowed
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/models/", "/v1/models"), ("//v1//models", "/v1/models"), ("/v1/completions/", "/v1/completions"),
+        ("/chat/completions", "/v1/chat/completions"), ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/openai/v1/models", "/v1/models"), ("/v1/models/a/", "/v1/models/{model}"), ("/v1/health", "/health"),
+    ],
+)  # fmt: skip
+async def test_a_path_that_is_not_quite_a_route_is_told_the_route_and_never_redirected(path: str, meant: str) -> None:
+    client_app = application(CLIENT_ROUTES, lambda _: Principal("a", "infer", "", ""))
+    sent = await ask(client_app, "GET", path)
+    assert sent[0]["status"] == 404 and told(sent) == f"there is no such route; there is {meant}"
+    assert b"location" not in dict(sent[0]["headers"])
+
+
+async def test_a_path_that_is_no_route_is_not_repeated() -> None:
+    client_app = application(CLIENT_ROUTES, lambda _: Principal("a", "infer", "", ""))
+    for path in ("/", "/foo/bar", "/" * 8000, "/v1/" + "x/" * 4000):
+        sent = await ask(client_app, "GET", path)
+        assert sent[0]["status"] == 404 and told(sent) == "there is no such route"
 
 
 def test_a_role_is_told_of_what_it_may_call() -> None:

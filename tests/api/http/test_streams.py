@@ -154,6 +154,7 @@ async def test_progress_is_events_and_a_late_error_is_the_last() -> None:
     client, response = Client(), progress(values())
     assert type(response) is EventSourceResponse and not issubclass(EventStream, EventSourceResponse)
     await response({"type": "http", "method": "POST", "extensions": {}}, client.receive, client.send)
-    first, last = client.body.decode().strip().split("\n\n")
+    first, last, done = client.body.decode().strip().split("\n\n")
+    assert done == "data: [DONE]"
     assert first == 'data: {"done": 1}'
     assert last.startswith("event: error\ndata: ") and "queue_full" in last
