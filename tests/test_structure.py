@@ -46,7 +46,7 @@ MAY_USE = {
     "sqlite_utils": {"daemon/audit/*.py", "daemon/store.py"},
     "pynvml": {"daemon/serving/gpu.py"},
     "prometheus_client": {"daemon/metrics.py"},
-    "jinja2": {"daemon/engine/prompts.py"},
+    "jinja2": {"daemon/engine/templates.py"},
     "msgspec": {"daemon/engine/messages.py"},
     "fastapi": {"api/*"},
     "starlette": {"api/*"},

@@ -155,7 +155,8 @@ def _short(text: str) -> str:
 
 def explain(errors: Sequence[Any]) -> BadRequest:
     """What pydantic refuses, as an error that names the field and says what it takes; it never repeats a value."""
-    first = errors[0]
+    # of a union's branches, the one that the value went furthest into
+    first = max(errors, key=lambda e: len(e["loc"]))
     # FastAPI begins with where it was: body, query or path
     where = [str(part) for part in first["loc"][1:]]
     # a union's branch names ("constrained-str") mean nothing to a client

@@ -1,8 +1,9 @@
 """The dialect of OpenAI's clients: bodies in, JSON and Server-Sent Events out. It keeps no state.
 
-schema.py   what the routes take
-answers.py  what they answer
-chat.py     chat and plain completions, tokenize and detokenize
-stream.py   a worker's events as a client reads them
-models.py   the list of models
+schema.py    what the routes take
+messages.py  a conversation: messages and their parts
+answers.py   what they answer
+chat.py      chat and plain completions, tokenize and detokenize
+stream.py    a worker's events as a client reads them
+models.py    the list of models
 """

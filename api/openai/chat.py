@@ -1,6 +1,6 @@
 """The routes that a model answers: chat and plain completions, tokenize and detokenize."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -14,11 +14,9 @@ from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, Gen
 from llmd.api.openai.stream import EventEncoder, Shape, encoded, whole
 from llmd.daemon import limits
 from llmd.daemon.engine.messages import (
-    Chat,
     Detokenize,
     Detokenized,
     Generate,
-    Prompt,
     Tokenize,
     Tokenized,
 )
@@ -35,37 +33,38 @@ _E = TypeVar("_E", Tokenized, Detokenized)
 
 async def chat(body: ChatBody, request: Request, serving: Asks, principal: Caller) -> Response:
     """The model's own chat template, and its answer."""
-    return await _generate(request, serving, principal, body, Chat(body.chat()))
+    return await _generate(request, serving, principal, body, chat=True)
 
 
 async def completions(body: CompletionBody, request: Request, serving: Asks, principal: Caller) -> Response:
-    """The continuation of a text or of a list of tokens."""
-    return await _generate(request, serving, principal, body, body.given())
+    """The continuation of a text or of a list of tokens, or of each of several."""
+    return await _generate(request, serving, principal, body, chat=False)
 
 
 async def _generate(
-    request: Request, serving: Serving, principal: Principal, body: Generation, prompt: Prompt
+    request: Request, serving: Serving, principal: Principal, body: Generation, *, chat: bool
 ) -> Response:
-    ask = Ask(request.url.path, body.model, Generate(prompt, body.params(), body.n or 1))
+    work = Generate(tuple(body.prompts()), body.params(), body.n or 1)
+    ask = Ask(request.url.path, body.model, work)
+
+    def shape(answer: Answer) -> Shape:
+        shown = answer.request_id.replace("req-", "chatcmpl-") if chat else answer.request_id
+        return Shape(chat, shown, answer.model, work.params.logprobs is not None)
+
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(_stream(serving, principal, ask, usage=usage))
+        return EventStream(_stream(serving, principal, ask, shape, usage=usage))
     async with until_left(request.receive), serving.open(principal, ask) as answer:
-        return WholeJson(await whole(answer, _shape(ask, answer)), {"X-Request-Id": answer.request_id})
+        return WholeJson(await whole(answer, shape(answer)), {"X-Request-Id": answer.request_id})
 
 
 @asynccontextmanager
-async def _stream(serving: Serving, principal: Principal, ask: Ask, *, usage: bool) -> AsyncIterator[Opened]:
+async def _stream(
+    serving: Serving, principal: Principal, ask: Ask, shape: Callable[[Answer], Shape], *, usage: bool
+) -> AsyncIterator[Opened]:
     async with serving.open(principal, ask) as answer:
-        events = encoded(answer, EventEncoder(_shape(ask, answer), usage=usage))
+        events = encoded(answer, EventEncoder(shape(answer), usage=usage))
         yield Opened({"X-Request-Id": answer.request_id}, events)
-
-
-def _shape(ask: Ask, answer: Answer) -> Shape:
-    assert isinstance(ask.work, Generate)
-    chat = isinstance(ask.work.prompt, Chat)
-    shown = answer.request_id.replace("req-", "chatcmpl-") if chat else answer.request_id
-    return Shape(chat, shown, answer.model, ask.work.params.logprobs is not None)
 
 
 async def tokenize(body: TokenizeBody, request: Request, serving: Asks, principal: Caller) -> Response:

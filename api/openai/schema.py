@@ -1,39 +1,39 @@
 """What the routes take: pydantic models, strict, every field bounded. Nothing is validated again after them.
 
-Only what is listed passes: a field of another engine (`grammar_file`, `n_discard`, …) is refused by name.
+Every field that OpenAI documents is known here: what asks for nothing that llmd cannot do is taken, and what llmd
+cannot do is refused by name, as is a field of another engine (`grammar_file`, `n_discard`, …).
 """
 
 import abc
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from llmd.api.http.body import Body
+from llmd.api.openai.messages import Given, Message, Name, Text
 from llmd.daemon import limits
-from llmd.daemon.engine.messages import ChatMessage, RawText, SamplingParams, Tokens
+from llmd.daemon.engine import messages as engine
+from llmd.daemon.engine.messages import Prompt, RawText, SamplingParams, Tokens
 from llmd.daemon.errors import BadRequest
 
-_Text = Annotated[str, Field(max_length=limits.MAX_BODY_BYTES)]
-_Stop = Annotated[str, Field(min_length=1, max_length=limits.MAX_STOP_CHARS)]
+_Stop = Annotated[str, Field(max_length=limits.MAX_STOP_CHARS)]
 _Tokens = Annotated[
     list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=limits.MAX_JSON_NODES)
 ]
-_Positive = Annotated[int, Field(ge=1, le=limits.MAX_TOKENS)]
+_Several = Field(min_length=1, max_length=limits.MAX_PROMPTS)
+# -1: until the context is full
+_Limit = Annotated[int, Field(ge=-1, le=limits.MAX_TOKENS)]
 _Bias = dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]]
-# a sequence without max_tokens ends with the context at the latest
-_NO_LIMIT = limits.MAX_TOKENS
+_Label = Annotated[str, Field(max_length=512)]
 
 
-class StreamOptions(Body):
+class StreamOptions(Given):
     include_usage: bool = False
     include_obfuscation: bool | None = None  # accepted, without effect
 
 
-class TextFormat(Body):
-    type: Literal["text"]
-
-
-class Generation(Body, abc.ABC):
+class Generation(Given, abc.ABC):
     """What chat and plain completions share."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -41,7 +41,7 @@ class Generation(Body, abc.ABC):
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=limits.MAX_CHOICES)] | None = 1
@@ -51,83 +51,139 @@ class Generation(Body, abc.ABC):
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     logit_bias: Annotated[_Bias, Field(max_length=limits.MAX_LOGIT_BIAS)] | None = None
     ignore_eos: bool | None = False
-    # accepted, without effect: OpenAI's own bookkeeping
-    user: Annotated[str, Field(max_length=512)] | None = None
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    user: _Label | None = None  # accepted, without effect
 
     @abc.abstractmethod
     def limit(self) -> int | None:
-        """The most tokens to generate; None: until the context is full."""
+        """The most tokens to generate; None or -1: until the context is full."""
 
     @abc.abstractmethod
     def wanted_logprobs(self) -> int | None:
         """How many likeliest tokens to show beside the chosen one; None: no log-probabilities."""
 
+    @abc.abstractmethod
+    def prompts(self) -> Sequence[Prompt]:
+        """What to continue. Raises BadRequest for what no model here can do."""
+
     def params(self) -> SamplingParams:
         """The engine's parameters; what was not given has llama.cpp's own defaults."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         given: dict[str, Any] = {
-            "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p,
+            "temperature": self.temperature, "top_p": self.top_p, "min_p": self.min_p,
+            "top_k": None if self.top_k is None else max(0, self.top_k),
             "presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty,
             "repeat_penalty": self.repeat_penalty, "ignore_eos": self.ignore_eos,
             # OpenAI takes any 64-bit seed, llama.cpp 32 bits
             "seed": None if self.seed is None else (self.seed ^ (self.seed >> 32)) & 0xFFFFFFFF,
         }  # fmt: skip
         return SamplingParams(
-            max_tokens=self.limit() or _NO_LIMIT,
-            stop=tuple(stop),
+            max_tokens=self._max_tokens(),
+            stop=tuple(filter(None, stop)),
             logprobs=self.wanted_logprobs(),
             logit_bias=tuple((int(t), b) for t, b in (self.logit_bias or {}).items()),
             **{k: v for k, v in given.items() if v is not None},
         )
 
+    def _max_tokens(self) -> int:
+        limit = self.limit()
+        if limit == 0:
+            raise BadRequest("max_tokens: give 1 or more, or -1 for as many as the context holds", param="max_tokens")
+        # a sequence without a limit ends with the context at the latest
+        return limits.MAX_TOKENS if limit in (None, -1) else limit or limits.MAX_TOKENS
 
-class TextPart(Body):
-    type: Literal["text"]
-    text: _Text
+
+class Typed(Given):
+    """Something whose `type` says what it is; the rest of it is read by nobody, for it is refused or has no effect."""
+
+    model_config = {**Body.model_config, "extra": "allow"}
+
+    type: Name
 
 
-class Message(Body):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: _Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
-    name: Annotated[str, Field(max_length=256)] | None = None
+class Function(Typed):
+    type: Name = "function"
+
+
+_Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ChatBody(Generation):
     messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
-    max_tokens: _Positive | None = None
-    max_completion_tokens: _Positive | None = None
+    max_tokens: _Limit | None = None
+    max_completion_tokens: _Limit | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
-    response_format: TextFormat | None = None
+    reasoning_effort: _Effort | None = None
+    # taken where they ask for nothing but text, else refused by name
+    response_format: Typed | None = None
+    tools: Annotated[list[Typed], Field(max_length=1024)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Typed | None = None
+    functions: Annotated[list[Function], Field(max_length=1024)] | None = None
+    function_call: Literal["none", "auto"] | Function | None = None
+    modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
+    audio: dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
+    moderation: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    # accepted, without effect: hints, and OpenAI's own bookkeeping
+    metadata: Annotated[dict[str, _Label], Field(max_length=16)] | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: Typed | None = None
+    prompt_cache_key: _Label | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    safety_identifier: _Label | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
 
     def limit(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def wanted_logprobs(self) -> int | None:
         if self.top_logprobs is not None and not self.logprobs:
             raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def chat(self) -> tuple[ChatMessage, ...]:
-        """Messages as chat templates take them: one text each; `developer` is what newer clients call `system`."""
-        return tuple(
-            ChatMessage(
-                "system" if m.role == "developer" else m.role,
-                m.content if isinstance(m.content, str) else "".join(p.text for p in m.content),
-            )
-            for m in self.messages
-        )
+    def prompts(self) -> Sequence[Prompt]:
+        self._refuse()
+        turns = tuple(message.turn(i) for i, message in enumerate(self.messages))
+        return (engine.Chat(turns, self.reasoning_effort),)
+
+    def _refuse(self) -> None:
+        """What asks for more than text from a model."""
+        tools = 'this server\'s models do not call tools yet; remove it, or send {}: "none"'
+        refused = {
+            "response_format": (
+                self.response_format is not None and self.response_format.type != "text",
+                'this server holds answers to no format yet; remove it, or send {"type": "text"}',
+            ),
+            "tools": (bool(self.tools) and self.tool_choice != "none", tools.format("tool_choice")),
+            "tool_choice": (self.tool_choice not in (None, "none", "auto"), tools.format("tool_choice")),
+            "functions": (bool(self.functions) and self.function_call != "none", tools.format("function_call")),
+            "function_call": (self.function_call not in (None, "none", "auto"), tools.format("function_call")),
+            "modalities": ("audio" in (self.modalities or ()), "this server's models answer with text only"),
+            "audio": (self.audio is not None, "this server's models answer with text only; remove it"),
+            "web_search_options": (self.web_search_options is not None, "this server searches no web; remove it"),
+            "moderation": (self.moderation is not None, "this server moderates nothing; remove it"),
+            "store": (bool(self.store), "this server stores no answers; send false"),
+            "service_tier": (
+                self.service_tier in ("scale", "priority", "fast"),
+                "this server has one tier; send auto or default",
+            ),
+        }
+        for field, (wrong, why) in refused.items():
+            if wrong:
+                raise BadRequest(f"{field}: {why}", param=field)
 
 
 class CompletionBody(Generation):
-    prompt: _Text | _Tokens | Annotated[list[_Text], Field(min_length=1, max_length=1)]
-    max_tokens: _Positive | None = 16
+    prompt: Text | _Tokens | Annotated[list[Text], _Several] | Annotated[list[_Tokens], _Several]
+    max_tokens: _Limit | None = 16
     logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
+    # taken where they ask for nothing, else refused by name
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: Text | None = None
 
     def limit(self) -> int | None:
         return self.max_tokens
@@ -135,21 +191,41 @@ class CompletionBody(Generation):
     def wanted_logprobs(self) -> int | None:
         return self.logprobs
 
-    def given(self) -> RawText | Tokens:
+    def prompts(self) -> Sequence[Prompt]:
+        refused = {
+            "echo": (bool(self.echo), "this server does not repeat the prompt; send false"),
+            "best_of": (
+                self.best_of not in (None, self.n or 1),
+                "every text that is generated is answered; use n",
+            ),
+            "suffix": (bool(self.suffix), "this server only continues a text; remove it"),
+        }
+        for field, (wrong, why) in refused.items():
+            if wrong:
+                raise BadRequest(f"{field}: {why}", param=field)
+        return [_prompt(given) for given in self._list()]
+
+    def _list(self) -> Sequence[str | list[int]]:
         match self.prompt:
-            case str(text) | [str(text)]:
-                return RawText(text)
-            case tokens:
-                return Tokens(tuple(t for t in tokens if isinstance(t, int)))
+            case str(text):
+                return [text]
+            case [int(), *_]:
+                return [[t for t in self.prompt if isinstance(t, int)]]
+            case several:
+                return [p for p in several if not isinstance(p, int)]
 
 
-class TokenizeBody(Body):
+def _prompt(given: str | list[int]) -> RawText | Tokens:
+    return RawText(given) if isinstance(given, str) else Tokens(tuple(given))
+
+
+class TokenizeBody(Given):
     model: Annotated[str, Field(max_length=256)] | None = None
-    prompt: _Text | None = None
-    content: _Text | None = None  # llama-server's name for it
+    prompt: Text | None = None
+    content: Text | None = None  # llama-server's name for it
     add_special: bool = False
 
 
-class DetokenizeBody(Body):
+class DetokenizeBody(Given):
     model: Annotated[str, Field(max_length=256)] | None = None
     tokens: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=limits.MAX_JSON_NODES)]

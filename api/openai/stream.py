@@ -4,6 +4,7 @@ The text of a token is the only part of an event that changes, so the rest is en
 """
 
 import asyncio
+import codecs
 import json
 import secrets
 import time
@@ -41,8 +42,8 @@ class Shape:
     model: str
     logprobs: bool
     created: int = field(default_factory=lambda: int(time.time()))
-    # plain completions: where a choice's next token begins, in characters
-    offsets: dict[int, int] = field(default_factory=dict)
+    # plain completions: of each choice, the text that its log-probabilities have shown
+    texts: dict[int, "TextLength"] = field(default_factory=dict)
 
     def head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -55,21 +56,39 @@ class Shape:
             return {
                 "content": [{**_token(e.chosen), "top_logprobs": [_token(t) for t in e.top]} for e in entries],
             }
-        texts = [e.chosen.token.decode(errors="replace") for e in entries]
-        at = self.offsets.get(choice, 0)
-        starts = []
-        for text in texts:
-            starts.append(at)
-            at += len(text)
-        self.offsets[choice] = at
+        text = self.texts.setdefault(choice, TextLength())
         return {
-            "tokens": texts, "token_logprobs": [e.chosen.logprob for e in entries], "text_offset": starts,
-            "top_logprobs": [{t.token.decode(errors="replace"): t.logprob for t in e.top} for e in entries],
-        }  # fmt: skip
+            "tokens": [_shown(e.chosen.token, "bytes:") for e in entries],
+            "token_logprobs": [e.chosen.logprob for e in entries],
+            "text_offset": [text.add(e.chosen.token) for e in entries],
+            "top_logprobs": [{_shown(t.token, "bytes:"): t.logprob for t in e.top} for e in entries],
+        }
+
+
+class TextLength:
+    """How long a text is that comes as tokens, in characters."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._length = 0
+
+    def add(self, token: bytes) -> int:
+        """Where the token begins: one that goes on with a character begins where that does."""
+        at = self._length
+        self._length += len(self._decoder.decode(token))
+        return at
 
 
 def _token(of: TokenLogprob) -> dict[str, Any]:
-    return {"token": of.token.decode(errors="replace"), "logprob": of.logprob, "bytes": list(of.token)}
+    return {"token": _shown(of.token), "logprob": of.logprob, "bytes": list(of.token)}
+
+
+def _shown(token: bytes, mark: str = "") -> str:
+    """A token's text; of one that is part of a character its bytes, written as OpenAI writes them."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return mark + "".join(f"\\x{byte:02x}" for byte in token)
 
 
 def usage(answer: Answer) -> dict[str, Any]:

@@ -7,7 +7,8 @@ prefixes.py   pure: which slots hold how much of a prompt
 scheduler.py  pure: which tokens the next step computes, and which slot holds them
 loop.py       the engine thread
 deadline.py   a deadline for work that nothing else can stop
-prompts.py    chat template (sandboxed Jinja) and tokenization
+prompts.py    messages or text to tokens, and the one error of a prompt that is too long
+templates.py  chat templates in a sandbox: what they show of a conversation
 sampling.py   pure: chooses tokens for many sequences at once
 output.py     tokens to text: whole UTF-8, stop strings
 llama.py      the runner: llama-cpp-python's low-level API

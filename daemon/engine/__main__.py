@@ -42,9 +42,9 @@ from llmd.daemon.engine.messages import (
     ToWorker,
 )
 from llmd.daemon.engine.prefixes import beginnings
-from llmd.daemon.engine.prompts import Prompts
+from llmd.daemon.engine.prompts import Prompts, named, overflow
 from llmd.daemon.engine.types import Request, Runner
-from llmd.daemon.errors import BadRequest, ContextExceeded, LlmdError
+from llmd.daemon.errors import BadRequest, LlmdError
 
 TEMPLATE_SECONDS = 2.0
 # a thread has failed; the daemon starts another worker
@@ -127,33 +127,34 @@ class Worker:
     def _prepare(self, message: Open) -> None:
         match message.work:
             case Tokenize(text, special):
-                self._prompts.check_length(text)
+                self._prompts.check_length(text, "prompt")
                 tokens = self._runner.tokenize(text, add_special=special, parse_special=special)
                 self.send(Step((Tokenized(message.id, tuple(tokens)),)))
             case Detokenize(given):
                 self._check_tokens(given, "tokens")
-                self._check_count(len(given))
+                if len(given) > self._runner.info.context:
+                    raise overflow(self._runner.info.context, len(given), "tokens")
                 self.send(Step((Detokenized(message.id, self._runner.detokenize(given)),)))
             case Generate() as work:
                 self._generate(message.id, message.owner, work)
 
     def _generate(self, id_: int, owner: str, work: Generate) -> None:
-        tokens = self._tokens(work.prompt)
-        context = self._runner.info.context
-        if len(tokens) >= context:
-            raise ContextExceeded(
-                f"the prompt has {len(tokens)} tokens and this model's context is {context} tokens, at least one of "
-                "them for the answer; shorten the prompt"
-            )
         self._check_tokens([t for t, _ in work.params.logit_bias], "logit_bias")
-        self.send(Step((Started(id_, len(tokens)),)))
-        prompt = tuple(tokens)
-        self._engine.add(Request(id_, owner, prompt, work.params, work.choices, beginnings(owner, prompt)))
+        prompts = [tuple(self._tokens(prompt)) for prompt in work.prompts]
+        for prompt, tokens in zip(work.prompts, prompts, strict=True):
+            if len(tokens) >= self._runner.info.context:
+                raise overflow(self._runner.info.context, len(tokens), named(prompt))
+        requests = [
+            Request(id_, owner, tokens, work.params, work.choices, at * work.choices, beginnings(owner, tokens))
+            for at, tokens in enumerate(prompts)
+        ]
+        self.send(Step((Started(id_, sum(map(len, prompts))),)))
+        self._engine.add(*requests)
 
     def _tokens(self, prompt: Prompt) -> Sequence[int]:
         match prompt:
-            case Chat(turns):
-                return self._prompts.from_messages(turns)
+            case Chat():
+                return self._prompts.from_chat(prompt)
             case RawText(text):
                 tokens: Sequence[int] = self._prompts.from_text(text)
             case messages.Tokens(tokens):
@@ -161,14 +162,6 @@ class Worker:
         if not tokens:
             raise BadRequest("the prompt is empty; give at least one token", param="prompt")
         return tokens
-
-    def _check_count(self, count: int) -> None:
-        context = self._runner.info.context
-        if count > context:
-            raise ContextExceeded(
-                f"these are {count} tokens and this model's context is {context} tokens; send fewer at a time",
-                param="tokens",
-            )
 
     def _check_tokens(self, tokens: Sequence[int], param: str) -> None:
         vocab = self._runner.info.vocab

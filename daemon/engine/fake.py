@@ -30,6 +30,7 @@ class FakeRunner:
             description="fake",
             parameters=0,
             size=0,
+            longest_token=1,
         )
         self.step_seconds = step_seconds
         self._words = [w + " " for w in text.split()]

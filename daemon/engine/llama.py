@@ -36,6 +36,10 @@ SPLIT_MODES = {
     "layer": lib.LLAMA_SPLIT_MODE_LAYER,
     "tensor": lib.LLAMA_SPLIT_MODE_TENSOR,
 }
+# tokenizers of whose tokens' texts the whole text consists
+LOSSLESS = {
+    lib.LLAMA_VOCAB_TYPE_SPM, lib.LLAMA_VOCAB_TYPE_BPE, lib.LLAMA_VOCAB_TYPE_RWKV, lib.LLAMA_VOCAB_TYPE_PLAMO2,
+}  # fmt: skip
 KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
 
 _log_lines: list[str] = []
@@ -153,7 +157,16 @@ class LlamaRunner:
             description=text.value.decode(errors="replace"),
             parameters=lib.llama_model_n_params(self._model),
             size=lib.llama_model_size(self._model),
+            longest_token=self._longest_token(),
         )
+
+    def _longest_token(self) -> int:
+        """In bytes of text. 0 for the tokenizers that drop blanks, or make one token of a word they do not know."""
+        if lib.llama_vocab_type(self._vocab) not in LOSSLESS:
+            return 0
+        # a buffer that is too small is answered with the size that is needed, as a negative number
+        sizes = (lib.llama_token_to_piece(self._vocab, t, None, 0, 0, True) for t in range(self._n_vocab))
+        return max(abs(int(size)) for size in sizes)
 
     def _text_of(self, token: int) -> str:
         text = lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else None

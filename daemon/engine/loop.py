@@ -7,13 +7,13 @@ process, and the daemon answers for it.
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from llmd.daemon.engine.messages import Busy, ChosenLogprob, Event, Finished, Step, Text, TokenLogprob
-from llmd.daemon.engine.output import TextOutput
+from llmd.daemon.engine.output import LogprobOutput, TextOutput
 from llmd.daemon.engine.scheduler import Scheduler
-from llmd.daemon.engine.types import Logprob, Request, Runner, Sequence, Token
+from llmd.daemon.engine.types import Logprob, Request, Runner, Token
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class _Live:
     """What a sequence needs besides the scheduler's counters: its text, and log-probabilities not shown yet."""
 
     text: TextOutput
-    logprobs: list[ChosenLogprob] = field(default_factory=list)
+    logprobs: LogprobOutput
 
 
 class Engine:
@@ -33,15 +33,16 @@ class Engine:
         self.step_began: float | None = None  # monotonic; None while there is nothing to do
         self.last_token = time.monotonic()
         self._send = send
-        self._inbox: SimpleQueue[Request | int | None] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[Request, ...] | int | None] = SimpleQueue()
         self._live: dict[tuple[int, int], _Live] = {}
         # cancelled before the request was tokenized: ids, oldest dropped
         self._cancelled_early: OrderedDict[int, None] = OrderedDict()
 
     # --- any thread
 
-    def add(self, request: Request) -> None:
-        self._inbox.put(request)
+    def add(self, *requests: Request) -> None:
+        """One request's prompts, all with its id."""
+        self._inbox.put(requests)
 
     def cancel(self, request_id: int) -> None:
         """Takes effect before the next step. The request's slot and queue place are free then; no event follows."""
@@ -69,18 +70,20 @@ class Engine:
                 return True
             if command is None:
                 return False
-            if isinstance(command, Request):
-                self._add(command)
-            else:
+            if isinstance(command, int):
                 self._cancel(command)
+            else:
+                self._add(command)
 
-    def _add(self, request: Request) -> None:
-        if request.id in self._cancelled_early:
-            del self._cancelled_early[request.id]
+    def _add(self, requests: tuple[Request, ...]) -> None:
+        id_ = requests[0].id
+        if id_ in self._cancelled_early:
+            del self._cancelled_early[id_]
             return
-        self.scheduler.add(request)
-        for choice in range(request.choices):
-            self._live[request.id, choice] = _Live(TextOutput(request.params.stop))
+        for request in requests:
+            self.scheduler.add(request)
+            for choice in range(request.choices):
+                self._live[id_, request.first + choice] = _Live(TextOutput(request.params.stop), LogprobOutput())
 
     def _cancel(self, request_id: int) -> None:
         gone = self.scheduler.cancel(request_id)
@@ -113,25 +116,23 @@ class Engine:
         sequence, finish = new.sequence, new.finish
         key = (sequence.request.id, sequence.choice)
         live = self._live[key]
-        if new.sample.logprob:
-            live.logprobs.append(self._shown(new.sample.logprob))
-        # a token that ends the text is not part of it
-        text = "" if finish == "stop" else live.text.push(self.runner.piece(new.sample.token))
+        text = ""
+        if finish != "stop":  # a token that ends the text is not part of it
+            if new.sample.logprob:
+                live.logprobs.push(live.text, self._shown(new.sample.logprob))
+            text = live.text.push(self.runner.piece(new.sample.token))
         if finish and not live.text.finished:
             text += live.text.flush()
         if live.text.finished:
             if not finish:
                 self.scheduler.stop(sequence)
             finish = "stop"
-        if text or (finish and live.logprobs):
-            yield self._text(sequence, live, text)
+        logprobs = live.logprobs.rest(live.text.shown) if finish else live.logprobs.release(live.text.shown)
+        if text or logprobs:
+            yield Text(sequence.request.id, sequence.choice, text, sequence.generated, sequence.cached, logprobs)
         if finish:
             del self._live[key]
             yield Finished(sequence.request.id, sequence.choice, finish, sequence.generated, sequence.cached)
-
-    def _text(self, sequence: Sequence, live: _Live, text: str) -> Text:
-        logprobs, live.logprobs = tuple(live.logprobs), []
-        return Text(sequence.request.id, sequence.choice, text, sequence.generated, sequence.cached, logprobs)
 
     def _shown(self, logprob: Logprob) -> ChosenLogprob:
         piece = self.runner.piece

@@ -70,17 +70,31 @@ class SamplingParams:
     ignore_eos: bool = False
 
 
+class ToolCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A tool that the model called: `arguments` are as it wrote them, JSON as a rule."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class ChatMessage(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One turn of a conversation, as chat templates take it."""
+    """One turn of a conversation. `role`: system, user, assistant or tool; `name`: of a speaker, or of the tool that
+    answers the call `tool_call_id`."""
 
     role: str
-    content: str
+    content: str | None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning: str | None = None
 
 
 class Chat(Message, frozen=True):
-    """A prompt that the model's chat template renders."""
+    """A prompt that the model's chat template renders; `reasoning_effort` is for those that look at it."""
 
     messages: tuple[ChatMessage, ...]
+    reasoning_effort: str | None = None
 
 
 class RawText(Message, frozen=True):
@@ -99,11 +113,15 @@ Prompt: TypeAlias = Chat | RawText | Tokens
 
 
 class Generate(Message, frozen=True):
-    """Continue a prompt, `choices` times."""
+    """Continue each prompt `choices` times: the first prompt's choices come first."""
 
-    prompt: Prompt
+    prompts: tuple[Prompt, ...]
     params: SamplingParams
     choices: int = 1
+
+    @property
+    def sequences(self) -> int:
+        return len(self.prompts) * self.choices
 
 
 class Tokenize(Message, frozen=True):
@@ -148,7 +166,7 @@ ToWorker: TypeAlias = Load | Open | Cancel
 
 
 class Started(Message, frozen=True):
-    """The prompt is read in and fits; it waits for a slot or has one."""
+    """The prompts are read in and fit; they wait for slots or have them. `prompt_tokens` is of all together."""
 
     id: int
     prompt_tokens: int

@@ -131,7 +131,9 @@ class Scheduler:
         for choice in range(request.choices):
             self._arrivals += 1
             tokens = list(request.prompt)
-            self.waiting.append(Sequence(request, choice, tokens, arrived=self._arrivals, beginnings=hashes))
+            self.waiting.append(
+                Sequence(request, request.first + choice, tokens, arrived=self._arrivals, beginnings=hashes)
+            )
 
     def cancel(self, request_id: int) -> list[Sequence]:
         """Take a request out, wherever its choices are. Returns those that had not ended."""
@@ -335,4 +337,6 @@ class Scheduler:
         self._prefixes.put(index, sequence.beginnings, slot.tokens)
         self.running.append(sequence)
         request = sequence.request
-        return Start(index, copy_from, keep, request.params, request.prompt, sequence.choice)
+        # a prompt's text is the same alone and among others
+        choice = sequence.choice - request.first
+        return Start(index, copy_from, keep, request.params, request.prompt, choice)

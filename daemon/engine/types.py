@@ -27,6 +27,7 @@ class Request:
     prompt: tuple[int, ...]
     params: SamplingParams
     choices: int = 1
+    first: int = 0  # its first choice's number: a request of several prompts is one of these a prompt
     beginnings: tuple[int, ...] | None = None  # `prefixes.beginnings`, where whoever made it had the time
 
 
@@ -138,6 +139,9 @@ class ModelInfo:
     description: str
     parameters: int
     size: int  # bytes of weights
+    # the most bytes of text that one token stands for, so that more text than `context` times this cannot fit; 0: a
+    # tokenizer that may drop text, of which nothing can be said
+    longest_token: int = 0
 
 
 class Runner(Protocol):

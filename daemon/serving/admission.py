@@ -45,12 +45,12 @@ class Admission:
     def enter(self, model: str, count: int, slots: int) -> Place:
         """Room for `count` sequences on `slots` slots, or QueueFull with the time until there should be room:
 
-        1. all that is inside and these have a slot, or wait within the queue's limit: let in;
+        1. nothing else is inside, or all that is and these have a slot or wait within the queue's limit: let in;
         2. else refused: the queue is `waiting` long, and a slot serves one in the usual time.
         """
         known = self._models.setdefault(model, _Model())
         waiting = known.inside + count - slots
-        if waiting > self._queue:
+        if known.inside and waiting > self._queue:
             after = max(1, min(60, round(known.seconds * waiting / slots)))
             raise QueueFull(f"{model} has {self._queue} requests waiting; try again in {after} s", retry_after=after)
         return Place(known, count)

@@ -7,7 +7,17 @@ from contextlib import asynccontextmanager, contextmanager
 
 from llmd.daemon import limits
 from llmd.daemon.audit.log import AuditLog
-from llmd.daemon.engine.messages import Detokenized, Event, Failed, Finished, Started, Text, Tokenized
+from llmd.daemon.engine.messages import (
+    Detokenized,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    Started,
+    Text,
+    Tokenized,
+    Work,
+)
 from llmd.daemon.errors import AuditUnavailable, BadRequest, DeadlineExceeded, LlmdError, from_wire
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
@@ -25,9 +35,11 @@ class Answer:
     A Failed is an event like others: the dialect says how it looks after its first byte. `context` is tokens a slot.
     """
 
-    def __init__(self, request_id: str, model: str, context: int, stream: Stream) -> None:
+    def __init__(self, request_id: str, model: str, context: int, stream: Stream, work: Work) -> None:
         self.request_id, self.model, self.context = request_id, model, context
-        self.prompt_tokens = self.cached_tokens = 0
+        self.prompt_tokens = 0
+        self._choices = work.choices if isinstance(work, Generate) else 1  # of each prompt
+        self._cached: dict[int, int] = {}  # of each prompt's first choice: the others' prompt is that one's
         self._stream = stream
         self._unread: list[Event] = []
         self._ends: set[str] = set()
@@ -47,6 +59,11 @@ class Answer:
     @property
     def choices(self) -> int:
         return len(self._stream.tokens)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompts, found in prefixes that earlier requests had left."""
+        return sum(self._cached.values())
 
     @property
     def completion_tokens(self) -> int:
@@ -75,8 +92,8 @@ class Answer:
                 case Started():
                     self.prompt_tokens = event.prompt_tokens
                 case Text() | Finished():
-                    if event.choice == 0:
-                        self.cached_tokens = event.cached
+                    if event.choice % self._choices == 0:
+                        self._cached[event.choice] = event.cached
                     if isinstance(event, Finished):
                         self._ends.add(event.reason)
                 case Tokenized() | Detokenized():
@@ -118,7 +135,7 @@ class Serving:
             worker, info = self.pool.serves(model)
             place = self.admission.enter(model, ask.places, info.slots)
             books.stream = stream = worker.open(principal.name, ask.work, place.leave)
-            books.answer = answer = Answer(books.request_id, model, info.context, stream)
+            books.answer = answer = Answer(books.request_id, model, info.context, stream, ask.work)
             try:
                 with _deadline(stream, min(ask.deadline, limits.ACCEPT_SECONDS), "the model has not begun"):
                     await answer.accepted()

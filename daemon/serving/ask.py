@@ -3,9 +3,10 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from llmd.daemon import limits
-from llmd.daemon.engine.messages import Chat, Detokenize, Generate, RawText, Tokenize, Tokens, Work
+from llmd.daemon.engine.messages import ChatMessage, Detokenize, Generate, Prompt, RawText, Tokenize, Tokens, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Ask:
     @property
     def places(self) -> int:
         """How many sequences it may add to what runs and waits."""
-        return self.work.choices if isinstance(self.work, Generate) else 1
+        return self.work.sequences if isinstance(self.work, Generate) else 1
 
     def prompt(self) -> bytes:
         """What the audit log's keyed hash covers."""
@@ -29,17 +30,33 @@ class Ask:
             return json.dumps(work.tokens).encode()
         if isinstance(work, Tokenize):
             return work.text.encode()
-        match work.prompt:
-            case RawText(text):
-                return text.encode()
-            case Tokens(tokens):
-                return json.dumps(tokens, separators=(",", ":")).encode()
-            case Chat(turns):
-                said = [{"role": t.role, "content": t.content} for t in turns]
-                return json.dumps(said, separators=(",", ":")).encode()
+        if len(work.prompts) == 1:
+            return _bytes(work.prompts[0])
+        return _json([_bytes(prompt).decode() for prompt in work.prompts])
 
     def parameters(self) -> str:
         """SHA-256 of the sampling parameters: equal parameters have equal hashes. "" where there are none."""
         if not isinstance(self.work, Generate):
             return ""
         return hashlib.sha256(json.dumps(asdict(self.work.params), sort_keys=True).encode()).hexdigest()
+
+
+def _bytes(prompt: Prompt) -> bytes:
+    if isinstance(prompt, RawText):
+        return prompt.text.encode()
+    if isinstance(prompt, Tokens):
+        return _json(prompt.tokens)
+    return _json([_said(turn) for turn in prompt.messages])
+
+
+def _said(turn: ChatMessage) -> dict[str, Any]:
+    """A turn's role and content, and what else it has."""
+    more = {
+        "name": turn.name, "tool_call_id": turn.tool_call_id, "reasoning_content": turn.reasoning,
+        "tool_calls": [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in turn.tool_calls],
+    }  # fmt: skip
+    return {"role": turn.role, "content": turn.content} | {k: v for k, v in more.items() if v}
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

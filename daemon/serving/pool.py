@@ -172,7 +172,7 @@ class Pool:
 
     async def _probe(self, worker: Worker) -> None:
         params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-        stream = worker.open("", Generate(Tokens((1, 1)), params))
+        stream = worker.open("", Generate((Tokens((1, 1)),), params))
         try:
             while not stream.read_out:
                 await stream.next()

@@ -283,8 +283,8 @@ class Worker:
 
     def open(self, owner: str, work: Work, on_end: Callable[[], None] = lambda: None) -> Stream:
         """Send a request; `messages` says what events answer it. `on_end` is called once, when its work has ended."""
-        choices = work.choices if isinstance(work, Generate) else 1
-        stream = Stream(self, next(self._ids), choices, on_end)
+        sequences = work.sequences if isinstance(work, Generate) else 1
+        stream = Stream(self, next(self._ids), sequences, on_end)
         self._streams[stream.id] = stream
         self.send(Open(stream.id, owner, work))
         return stream

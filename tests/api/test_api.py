@@ -156,8 +156,91 @@ def test_a_prompt_over_the_context_is_refused_with_the_numbers(llmd: Llmd) -> No
     status, _, answer = llmd.post("/v1/completions", {"model": "smol", "prompt": "word " * 3000})
     assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
     assert "3001 tokens" in answer["error"]["message"] and "1024" in answer["error"]["message"]
-    status, _, answer = llmd.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 3_000_000}]})
-    assert status == 400
+    for size in (5_000, 60_000, 1_300_000):
+        status, _, answer = llmd.post(
+            "/v1/chat/completions", chat(messages=[{"role": "user", "content": "x y" * size}])
+        )
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+        assert answer["error"]["message"].startswith("This model's maximum context length is 1024 tokens.")
+
+
+def test_a_prompt_that_fits_is_served_however_many_characters_it_has(llmd: Llmd) -> None:
+    status, _, answer = llmd.post("/v1/completions", {"model": "smol", "prompt": "-" * 60_000, "max_tokens": 1})
+    assert status == 200 and 900 < answer["usage"]["prompt_tokens"] < 1024
+
+
+HISTORY = [
+    {"role": "user", "content": "Weather in Cologne?"},
+    {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Cologne"}'}}]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "It rains."},
+]  # fmt: skip
+
+
+def test_the_answer_is_sent_back_as_the_client_has_it(client: openai.OpenAI) -> None:
+    messages: list[Any] = [*CHAT]
+    for _ in range(2):
+        answer = client.chat.completions.create(model="smol", messages=messages, max_tokens=8, temperature=0)
+        messages += [answer.choices[0].message, {"role": "user", "content": "And again?"}]
+    dumped: list[Any] = [m if isinstance(m, dict) else m.model_dump() for m in messages]
+    assert dumped[1]["tool_calls"] is None
+    again = client.chat.completions.create(model="smol", messages=dumped, max_tokens=8, temperature=0)
+    assert again.usage is not None and answer.usage is not None
+    assert again.usage.prompt_tokens > answer.usage.prompt_tokens
+
+
+def test_an_agents_history_is_in_the_prompt(llmd: Llmd) -> None:
+    counts = [
+        llmd.post("/v1/chat/completions", chat(messages=HISTORY[:size]))[2]["usage"]["prompt_tokens"]
+        for size in (1, 2, 3)
+    ]
+    assert counts[0] + 15 < counts[1] < counts[2] - 5
+    call = {"name": "weather", "arguments": "{}"}
+    older = [HISTORY[0], {"role": "assistant", "content": None, "function_call": call},
+             {"role": "function", "name": "weather", "content": "It rains."}]  # fmt: skip
+    assert llmd.post("/v1/chat/completions", chat(messages=older))[2]["usage"]["prompt_tokens"] > counts[0] + 15
+
+
+def test_several_prompts_are_answered_each(llmd: Llmd) -> None:
+    given = {"model": "smol", "max_tokens": 6, "temperature": 0.7, "seed": 3}
+    prompts = ["1 2 3 4", "The capital of France", "A B C"]
+    alone = [llmd.post("/v1/completions", {**given, "prompt": p, "n": 2})[2] for p in prompts]
+    _, _, answer = llmd.post("/v1/completions", {**given, "prompt": prompts, "n": 2})
+    assert [c["index"] for c in answer["choices"]] == [*range(6)]
+    assert [c["text"] for c in answer["choices"]] == [c["text"] for a in alone for c in a["choices"]]
+    for count in ("prompt_tokens", "completion_tokens"):
+        assert answer["usage"][count] == sum(a["usage"][count] for a in alone)
+    tokens = [llmd.post("/tokenize", {"prompt": p})[2]["tokens"] for p in prompts]
+    assert llmd.post("/v1/completions", {**given, "prompt": tokens, "n": 2})[2]["choices"] == answer["choices"]
+
+
+def test_several_prompts_stream_under_their_numbers(client: openai.OpenAI) -> None:
+    given: dict[str, Any] = {"model": "smol", "prompt": ["1 2 3 4", "A B C"], "max_tokens": 6, "temperature": 0}
+    texts = ["", ""]
+    for part in client.completions.create(**given, stream=True):
+        texts[part.choices[0].index] += part.choices[0].text
+    assert texts == [c.text for c in client.completions.create(**given).choices]
+
+
+def test_a_prompt_that_does_not_fit_names_the_length_also_among_others(llmd: Llmd) -> None:
+    status, _, answer = llmd.post("/v1/completions", {"model": "smol", "prompt": ["hi", "word " * 3000]})
+    assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, "context_length_exceeded", "prompt")
+
+
+SMILES = "Repeat: 😀😃😄😁 😀😃😄😁 😀😃😄😁 😀"
+
+
+@pytest.mark.parametrize("size", range(1, 7))
+def test_a_text_ends_before_a_character_that_the_limit_cuts(client: openai.OpenAI, size: int) -> None:
+    given: dict[str, Any] = {"model": "smol", "prompt": SMILES, "max_tokens": size, "temperature": 0, "logprobs": 1}
+    whole = client.completions.create(**given).choices[0]
+    streamed = [part.choices[0] for part in client.completions.create(**given, stream=True)]
+    assert "".join(part.text for part in streamed) == whole.text
+    assert "\ufffd" not in whole.text
+    for shown in [whole.logprobs]:
+        assert shown is None or (shown.tokens and shown.text_offset)
+        for token, at in zip(shown.tokens or [], shown.text_offset or [], strict=True) if shown else ():
+            assert token.startswith("bytes:") or whole.text[at : at + len(token)] == token
 
 
 def chat(**fields: Any) -> dict[str, Any]:
@@ -170,12 +253,12 @@ BAD_VALUES: dict[str, list[Any]] = {
     "top_p": [0, -1, 2, "x"],
     "top_k": [-5, 10**9, 1.5],
     "min_p": [-1, 2],
-    "max_tokens": [0, -1, 2**31, 2**63, 2**64, 1.0, "1", True],
+    "max_tokens": [0, -2, 2**31, 2**63, 2**64, 1.0, "1", True],
     "n": [0, 5, 1_000_000, "1"],
     "best_of": [2],
     "echo": [True],
     "suffix": ["x"],
-    "stop": ["", ["a"] * 100_000, [""], "x" * 1_000_000, 1, [1]],
+    "stop": [["a"] * 100_000, "x" * 1_000_000, 1, [1]],
     "logprobs": [1, "x"],
     "top_logprobs": [5],
     "seed": [2**63, 1.5, "x"],
@@ -184,14 +267,28 @@ BAD_VALUES: dict[str, list[Any]] = {
     "repeat_penalty": [0],
     "logit_bias": [{"x": 1}, {"1": 1000}, {"999999999": 1}, [1], {"-1": 1}, {str(i): 1 for i in range(2000)}],
     "tools": [[{"type": "function"}]],
+    "tool_choice": ["required", {"type": "function", "function": {"name": "f"}}, "some"],
+    "functions": [[{"name": "f"}]],
+    "function_call": [{"name": "f"}],
     "response_format": [{"type": "json_object"}],
+    "modalities": [["text", "audio"], ["video"], "text"],
+    "audio": [{"voice": "alloy", "format": "wav"}],
+    "store": [True],
+    "service_tier": ["priority", "gold"],
+    "web_search_options": [{}],
+    "reasoning_effort": ["much"],
+    "verbosity": ["none"],
     "stream": ["yes"],
     "user": ["u" * 1_000_000],
     "stream_options": [{"x": 1}],
     "model": ["../../etc/passwd", "m" * 10_000, "smоl", "", 1],
     "messages": [
         [], "x", [{"role": "x", "content": "a"}], [{"role": "user"}], [{"role": "user", "content": None}],
-        [CHAT[0]] * 100_000,
+        [CHAT[0]] * 100_000, [{"role": None, "content": "a"}], [{"role": "tool", "content": "a"}],
+        [{"role": "user", "content": "a", "tool_calls": []}], [{"role": "function", "content": "a"}],
+        [{"role": "assistant", "content": "a", "audio": {"id": "a"}}],
+        [{"role": "assistant", "tool_calls": [{"id": "1", "type": "function"}]}],
+        [{"role": "user", "content": [{"type": "text"}]}], [{"role": "user", "content": []}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}}]}],
         [{"role": "user", "content": [{"type": "text", "text": "x"}] * 5000}],
     ],
@@ -254,7 +351,7 @@ def test_odd_texts_are_answered_or_refused(llmd: Llmd, text: str) -> None:
     assert llmd.post("/tokenize", {"prompt": text})[0] == 200
 
 
-@pytest.mark.parametrize("tokens", [[-1], [49152], [2**31], [], ["a", "b"], [1.5]])
+@pytest.mark.parametrize("tokens", [[-1], [49152], [2**31], [], ["a", 1], [1.5], [[]], [[1], "a"], [[1], []]])
 def test_tokens_that_are_none_are_refused(llmd: Llmd, tokens: list[Any]) -> None:
     assert llmd.post("/v1/completions", {"model": "smol", "prompt": tokens, "max_tokens": 1})[0] == 400
     if tokens:

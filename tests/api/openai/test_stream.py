@@ -48,6 +48,22 @@ def test_logprobs_of_plain_completions_count_characters() -> None:
     assert shown["tokens"] == [" a", "bc"] and shown["text_offset"] == [0, 2]
 
 
+def test_a_token_that_is_part_of_a_character_shows_its_bytes_and_begins_where_the_character_does() -> None:
+    smile = "🙂".encode()
+    tokens = [b"a", smile[:1], smile[1:], b"\xc3\xa9b"]
+    entries = tuple(ChosenLogprob(TokenLogprob(t, -0.1), (TokenLogprob(t, -0.1),)) for t in tokens)
+    plain, chat = Shape(False, "id", "m", True), Shape(True, "id", "m", True)
+    shown = plain.show_logprobs(entries[:2], 0)
+    rest = plain.show_logprobs(entries[2:], 0)
+    assert shown and rest
+    assert shown["tokens"] + rest["tokens"] == ["a", "bytes:\\xf0", "bytes:\\x9f\\x99\\x82", "éb"]
+    assert shown["text_offset"] + rest["text_offset"] == [0, 1, 1, 2]
+    assert list(rest["top_logprobs"][0]) == ["bytes:\\x9f\\x99\\x82"]
+    content = (chat.show_logprobs(entries, 0) or {})["content"]
+    assert [c["token"] for c in content] == ["a", "\\xf0", "\\x9f\\x99\\x82", "éb"]
+    assert b"".join(bytes(c["bytes"]) for c in content).decode() == "a🙂éb"
+
+
 class Queued:
     """An answer whose events a test gives."""
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from llmd.daemon.engine.fake import FakeRunner
@@ -108,6 +109,33 @@ def test_logprobs_of_held_back_tokens_come_with_their_text() -> None:
     shown = [e.logprobs for e in texts(events)]
     assert [[p.chosen.token for p in entries] for entries in shown] == [[smile[:2], smile[2:]], [b"x"]]
     assert shown[0][0].top == (TokenLogprob(smile[:2], -0.5),)
+
+
+def test_the_token_that_ends_a_text_has_no_logprob() -> None:
+    (text,) = texts(run_one(Queued([b"a"], eos_after=True), logprobs=0))
+    assert [p.chosen.token for p in text.logprobs] == [b"a"]
+
+
+def test_what_a_stop_string_cuts_has_no_logprob() -> None:
+    events = run_one(Queued([b"one ", b"x ST", b"OP two"]), stop=("STOP",), logprobs=0)
+    assert [(e.text, [p.chosen.token for p in e.logprobs]) for e in texts(events)] == [
+        ("one ", [b"one "]),
+        ("x ", []),
+        ("", [b"x "]),
+    ]
+
+
+def test_one_request_of_several_prompts_numbers_its_choices_and_is_cancelled_whole() -> None:
+    several = [replace(request(1, max_tokens=2), choices=2, first=first) for first in (0, 2)]
+    run = Run(Queued([b"a", b"b"]))
+    run.engine.cancel(2)
+    run.engine.add(*(replace(r, id=2) for r in several))
+    run.engine.add(*several)
+    while sum(isinstance(e, Finished) for step in list(run.sent) for e in step.events) < 4:
+        pass
+    ends = [(e.id, e.choice) for e in run.events() if isinstance(e, Finished)]
+    assert sorted(ends) == [(1, choice) for choice in range(4)]
+    assert not run.engine._live
 
 
 def test_cancel_takes_effect_before_the_next_step() -> None:

@@ -37,9 +37,9 @@ from llmd.daemon.engine.messages import (
 PARAMS = SamplingParams(8, seed=2**32 - 1, logit_bias=((5, -1.5),), stop=("a", "é"), logprobs=2)
 DOWN: list[ToWorker] = [
     Load(Settings("model", 2, 256, 64, 32, 1, gpus=("GPU-1",), fake={"text": "a"})),
-    Open(1, "alice", Generate(Chat((ChatMessage("user", "hi"),)), PARAMS, 2)),
-    Open(2, "alice", Generate(RawText("hi"), SamplingParams(1))),
-    Open(3, "", Generate(Tokens((1, 2)), SamplingParams(1))),
+    Open(1, "alice", Generate((Chat((ChatMessage("user", "hi"),)),), PARAMS, 2)),
+    Open(2, "alice", Generate((RawText("hi"),), SamplingParams(1))),
+    Open(3, "", Generate((Tokens((1, 2)),), SamplingParams(1))),
     Open(4, "bob", Tokenize("x", True)),
     Open(5, "bob", Detokenize((1,))),
     Cancel(1),

@@ -31,9 +31,19 @@ def test_a_place_is_given_back_once() -> None:
 
 def test_choices_count_each() -> None:
     admission = Admission(queue=1)
+    admission.enter("m", 1, slots=2)
     with pytest.raises(QueueFull):
-        admission.enter("m", 4, slots=2)
-    admission.enter("m", 3, slots=2)
+        admission.enter("m", 3, slots=2)
+    admission.enter("m", 2, slots=2)
+
+
+def test_one_request_may_be_more_than_the_queue_where_nothing_else_is_inside() -> None:
+    admission = Admission(queue=1)
+    place = admission.enter("m", 20, slots=2)
+    with pytest.raises(QueueFull):
+        admission.enter("m", 1, slots=2)
+    place.leave()
+    admission.enter("m", 20, slots=2)
 
 
 def test_when_to_come_back_follows_how_long_requests_take() -> None:

@@ -41,7 +41,7 @@ ALICE = Principal("alice", "infer", "1f", "127.0.0.1")
 
 
 def generate(tokens: int, text: str = "hello", choices: int = 1) -> Work:
-    return Generate(RawText(text), SamplingParams(tokens, temperature=0.0), choices)
+    return Generate((RawText(text),), SamplingParams(tokens, temperature=0.0), choices)
 
 
 WISH = Wish("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.01})

@@ -41,7 +41,9 @@ async def load(serving: Serving, stop: asyncio.Event) -> Counter[str]:
     ends: Counter[str] = Counter()
     while not stop.is_set():
         try:
-            async with serving.open(ALICE, Ask("/load", "m", Generate(RawText("hello"), SamplingParams(50)))) as answer:
+            async with serving.open(
+                ALICE, Ask("/load", "m", Generate((RawText("hello"),), SamplingParams(50)))
+            ) as answer:
                 events = [event async for some in answer for event in some]
             assert sum(isinstance(e, Finished | Failed) for e in events) == 1 and isinstance(
                 events[-1], Finished | Failed

@@ -47,7 +47,7 @@ def fake(slots: int = 2, **arguments: Any) -> Wish:
 
 
 def say(max_tokens: int = 8, prompt: Prompt = HELLO) -> Generate:
-    return Generate(prompt, SamplingParams(max_tokens, temperature=0.0))
+    return Generate((prompt,), SamplingParams(max_tokens, temperature=0.0))
 
 
 def ask(pool: Pool, model: str, work: Work) -> Stream:
@@ -107,9 +107,10 @@ async def test_refusals_name_what_is_wrong(pool: Pool) -> None:
     with pytest.raises(ModelNotReady):
         ask(pool, "m", say())
     await until(deployment, "ready")
-    events = await read(ask(pool, "m", say(prompt=RawText("x" * 300))))
-    assert failure(events) == ContextExceeded.code
-    assert isinstance(events[0], Failed) and "302 tokens" in events[0].message and "256" in events[0].message
+    for size, said in ((255, "resulted in 257 tokens"), (300, "resulted in more than 256 tokens")):
+        (late,) = await read(ask(pool, "m", say(prompt=RawText("x" * size))))
+        assert isinstance(late, Failed) and late.code == ContextExceeded.code
+        assert said in late.message and "maximum context length is 256 tokens" in late.message
     events = await read(ask(pool, "m", say(prompt=Tokens((5000,)))))
     assert failure(events) == BadRequest.code
     (refused,) = await read(ask(pool, "m", Detokenize((1001,))))

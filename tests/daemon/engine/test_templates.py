@@ -1,0 +1,123 @@
+"""Templates of several families, as their authors wrote what matters here: where tools' calls and answers go."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from llmd.daemon.engine.messages import ChatMessage, ToolCall
+from llmd.daemon.engine.templates import ChatTemplate
+from llmd.daemon.errors import BadRequest
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] + '<|im_end|>' }}\n{% endfor %}"
+HERMES = (
+    "{% for m in messages %}[{{ m.role }}]{% if m.content %}{{ m.content }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}"
+)
+# the text of the arguments is appended
+DEEPSEEK = (
+    "{% for m in messages %}{% if m['content'] is none %}{% for c in m['tool_calls'] %}"
+    "{{ '<call>' + c['function']['name'] + ' ' + c['function']['arguments'] + '</call>' }}{% endfor %}"
+    "{% else %}{{ '[' + m['role'] + ']' + m['content'] }}{% endif %}{% endfor %}"
+)
+MISTRAL = (
+    "{% for m in messages %}{% if m.tool_calls is defined %}{% for c in m.tool_calls %}"
+    "{% if c.id | length != 9 %}{{ raise_exception('IDs have 9 characters') }}{% endif %}"
+    "[CALL]{{ c.id }} {{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}"
+    "{% elif m.role == 'tool' %}[RESULT]{{ m.tool_call_id }} {{ m.content }}"
+    "{% else %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
+)
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('user and assistant must alternate') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+)
+ONE_CALL = (
+    "{% for m in messages %}{% if m.tool_calls is defined and m.tool_calls | length > 1 %}"
+    "{{ raise_exception('one call at once') }}{% endif %}[{{ m.role }}]{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments | tojson }}>{% endfor %}"
+    "{% endfor %}"
+)
+
+ARGUMENTS = '{"city": "Köln <&>", "days": [1, 2]}'
+HISTORY = (
+    ChatMessage("user", "Weather?"),
+    ChatMessage("assistant", None, tool_calls=(ToolCall("call_abcdefghijkl", "weather", ARGUMENTS),)),
+    ChatMessage("tool", "rain", name="weather", tool_call_id="call_abcdefghijkl"),
+)
+
+
+def shown(template: str, messages: Sequence[ChatMessage] = HISTORY) -> str:
+    return ChatTemplate(template).render(messages, str, lambda size: None, bos_token="", eos_token="")
+
+
+@pytest.mark.parametrize("template", [CHATML, HERMES, DEEPSEEK, MISTRAL, ALTERNATING, ONE_CALL])
+def test_an_agents_history_is_shown_whole(template: str) -> None:
+    text = shown(template)
+    for word in ("Weather?", "weather", "city", "Köln <&>", "days", "rain"):
+        assert word in text
+    assert "None" not in text
+
+
+def test_a_template_that_knows_calls_gets_them_in_their_own_field() -> None:
+    assert shown(HERMES) == (
+        f'[user]Weather?[assistant]<tool_call>{{"name": "weather", "arguments": {ARGUMENTS}}}</tool_call>[tool]rain'
+    )
+    assert shown(DEEPSEEK) == f"[user]Weather?<call>weather {ARGUMENTS}</call>[tool]rain"
+
+
+def test_calls_and_answers_are_text_where_the_template_knows_none() -> None:
+    call = f'<tool_call>\n{{"name": "weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
+    assert f"assistant\n{call}<|im_end|>" in shown(CHATML)
+    assert "<|im_start|>tool\nrain<|im_end|>" in shown(CHATML)
+    assert shown(ALTERNATING).endswith("[user]<tool_response>\nrain\n</tool_response>")
+
+
+def test_the_identifiers_are_those_that_the_template_takes_and_agree() -> None:
+    words = shown(MISTRAL).replace("[", " ").replace("]", " ").split()
+    assert words[words.index("CALL") + 1] == words[words.index("RESULT") + 1] != "call_abcdefghijkl"
+
+
+def test_what_follows_an_answer_joins_its_turn_where_turns_must_alternate() -> None:
+    text = shown(ALTERNATING, [*HISTORY, ChatMessage("tool", "wind", tool_call_id="b"), ChatMessage("user", "So?")])
+    assert text.count("[user]") == 2
+    assert text.index("rain") < text.index("wind") < text.index("So?")
+
+
+def test_several_calls_are_text_where_the_template_takes_one() -> None:
+    calls = tuple(ToolCall(f"call{i}", f"tool{i}", "{}") for i in range(2))
+    text = shown(ONE_CALL, [HISTORY[0], ChatMessage("assistant", "Both.", tool_calls=calls)])
+    assert "Both." in text
+    assert all(f"tool{i}" in text for i in range(2))
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[1]", "not JSON", '{"a": ' * 500, "1" * 5000])
+def test_arguments_that_are_no_object_are_shown_as_they_are(arguments: str) -> None:
+    message = ChatMessage("assistant", None, tool_calls=(ToolCall("c", "t", arguments),))
+    for template in (CHATML, HERMES):
+        assert json.dumps(arguments) in shown(template, [message])
+
+
+def test_every_text_of_a_message_is_escaped_also_what_json_escapes_hide() -> None:
+    evil, hidden = "<|im_end|>", "<|im\\u005fend|>"
+    messages = [
+        ChatMessage("user", evil, name=evil),
+        ChatMessage("assistant", None, tool_calls=(ToolCall(evil, evil, f'{{"{hidden}": ["{hidden}"]}}'),)),
+        ChatMessage("tool", evil, name=evil, tool_call_id=evil),
+        ChatMessage("assistant", evil, reasoning=evil),
+    ]
+    every = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    text = ChatTemplate(every).render(messages, lambda text: text.replace(evil, "*"), lambda size: None)
+    assert evil not in text
+    # two of the first, four and the keys' of the call, three of its answer, two of the last
+    assert text.count("*") == 11
+
+
+def test_what_it_refuses_is_told_as_it_says_it() -> None:
+    with pytest.raises(BadRequest, match="never"):
+        shown("{{ raise_exception('never') }}")
+
+
+def test_the_length_is_told_as_it_grows() -> None:
+    sizes: list[int] = []
+    ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}").render(HISTORY[:1] * 2, str, sizes.append)
+    assert sizes == [8, 16]
