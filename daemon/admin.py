@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llmd.daemon.config import Config
-from llmd.daemon.errors import BadRequest, Conflict, ModelNotFound, NotFound
+from llmd.daemon.errors import BadRequest, Conflict
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import Authority, IssuedClient
 from llmd.daemon.models.files import ModelStore
@@ -66,7 +66,7 @@ class Service:
         ModelNotFound, BadRequest."""
 
         def work() -> tuple[Model, Wish, bool]:
-            model = self._imported(name)
+            model = self.models.show(name)
             wish = self.wish(model, ctx, slots)
             before = any(d.model == name for d in self.store.deployments())
             self.store.set_deployment(name, ctx, slots)
@@ -107,27 +107,24 @@ class Service:
         self.serving.audit.event("admin.model_remove", actor=actor, model=name, digest=model.digest)
 
     async def show(self, name: str) -> dict[str, Any]:
-        return self._shown(await self.state.run(lambda: self._imported(name)))
+        return self._shown(await self.state.run(lambda: self.models.show(name)))
 
     async def imported(self) -> list[dict[str, Any]]:
         return [self._shown(model) for model in await self.state.run(self.models.list)]
 
     def _shown(self, model: Model) -> dict[str, Any]:
-        return {**asdict(model), "deployed": any(d.model == model.name for d in self.serving.pool.all())}
-
-    def _imported(self, name: str) -> Model:
-        try:
-            return self.models.show(name)
-        except ModelNotFound as e:
-            names = ", ".join(m.name for m in self.models.list()) or "none"
-            raise ModelNotFound(f"there is no model of that name; imported: {names}", param="model") from e
+        deployed = any(d.model == model.name for d in self.serving.pool.all())
+        return {**asdict(model), "imported": rfc3339(model.imported), "deployed": deployed}
 
     # --- clients
 
-    async def issue(self, name: str, days: int, actor: str) -> IssuedClient:
-        """A certificate for a client, old or new. Raises BadRequest."""
+    async def issue(self, name: str, days: int, actor: str, *, again: bool = False) -> IssuedClient:
+        """A certificate for a new client, or with `again` one more for a client that there is. Raises BadRequest,
+        Conflict."""
 
         def work() -> IssuedClient:
+            if not again:
+                self._check_new(name)
             issued = self.authority.issue_client(name, days)
             if not any(p.name == name for p in self.store.principals()):
                 self.store.add_principal(name, "infer")
@@ -141,13 +138,23 @@ class Service:
         self.serving.audit.event("admin.client_issue", actor=actor, client=name, serial=serial, days=days)
         return issued
 
-    async def revoke(self, name: str, actor: str) -> dict[str, Any]:
-        """Revoke all of a client's certificates: new connections, kept ones and open streams end. Raises NotFound."""
+    def _check_new(self, name: str) -> None:
+        """Raises Conflict for a client that there is."""
         if name not in self.roles:
-            raise NotFound("there is no client of that name; `llmctl client list` shows them")
+            return
+        good = [c for c in self.store.certificates(name) if c.revoked_at is None and c.not_after > time.time()]
+        until = f" with a certificate until {rfc3339(max(c.not_after for c in good))}" if good else ""
+        raise Conflict(
+            f"there is a client {name} already{until}; --again makes one more certificate, "
+            f"`llmctl client revoke {name}` ends those that it has"
+        )
+
+    async def revoke(self, name: str, actor: str, serial: str = "") -> dict[str, Any]:
+        """Revoke all of a client's certificates, or the one whose serial number begins with `serial`: new connections,
+        kept ones and open streams end. Raises NotFound, Conflict."""
 
         def work() -> list[str]:
-            serials = self.store.revoke_certificates(name)
+            serials = self.store.revoke_certificates(name, serial)
             self.authority.revoke(int(serial, 16) for serial in serials)
             return serials
 
@@ -163,7 +170,8 @@ class Service:
         def work() -> list[dict[str, Any]]:
             return [
                 {"name": p.name, "role": p.role, "certificates": [
-                    {"serial": c.serial, "not_after": c.not_after, "revoked_at": c.revoked_at}
+                    {"serial": c.serial, "not_after": rfc3339(c.not_after),
+                     "revoked_at": None if c.revoked_at is None else rfc3339(c.revoked_at)}
                     for c in self.store.certificates(p.name)]}
                 for p in self.store.principals()
             ]  # fmt: skip
@@ -186,12 +194,20 @@ class Service:
     def _certificates(self) -> dict[str, Any]:
         soon = time.time() + WARN_DAYS * 86400
         return {
-            "server_certificate_until": self.authority.server_not_after.timestamp(),
-            "revocation_list_until": self.authority.crl_not_after.timestamp(),
+            "server_certificate_until": rfc3339(self.authority.server_not_after.timestamp()),
+            "revocation_list_until": rfc3339(self.authority.crl_not_after.timestamp()),
             "certificates_ending_soon": [
-                {"client": c.principal, "serial": c.serial, "not_after": c.not_after}
+                {"client": c.principal, "serial": c.serial, "not_after": rfc3339(c.not_after)}
                 for c in self.store.certificates() if c.revoked_at is None and time.time() < c.not_after < soon],
         }  # fmt: skip
+
+    async def reload(self, actor: str) -> dict[str, Any]:
+        """New handshakes use the certificates that are on disk now. Tells what they are. Raises Conflict, and keeps the
+        old ones, when they do not work."""
+        self.reload_tls()
+        self.serving.audit.event("reload", actor=actor)
+        until = await self.state.run(lambda: self.authority.server_not_after.timestamp())
+        return {"server_certificate_until": rfc3339(until), "revoked_certificates": len(self.authority.revoked)}
 
     async def doctor(self) -> list[dict[str, Any]]:
         """What is wrong on this machine and what to do: `ok` is true, false, or None for what is only information."""
@@ -240,6 +256,11 @@ class Service:
             _check("server certificate", server > timedelta(days=2), f"valid for {server.days} days", fix),
             _check("revocation list", crl > timedelta(days=2), f"valid for {crl.days} days", fix),
         ]
+
+
+def rfc3339(seconds: float) -> str:
+    """A moment in Unix seconds, as admins' JSON shows it: 2026-11-25T18:00:00Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _check(name: str, ok: bool | None, message: str, fix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from pathlib import Path
 
 from llmd.daemon.config import Config
 
@@ -34,6 +35,8 @@ def text(config: Config, model: str) -> str:
         "-H", "Content-Type: application/json", "-d", body,
     ]  # fmt: skip
     python = _PYTHON.format(python=shlex.quote(sys.executable), ca=ca, cert=cert, key=key, url=url, model=model)
+    here = Path(sys.executable).with_name("llmctl")
+    llmctl = shlex.join([str(here) if here.exists() else "llmctl", "--socket", str(config.admin_path), "status"])
     return f"""
 llmd serves {model} on {url}
 
@@ -44,6 +47,10 @@ The demo client's certificate: {cert}
 With curl:
 
 {shlex.join(curl)}
+
+It is administered with:
+
+{llmctl}
 
 With the openai package (pip install openai):
 

@@ -1,5 +1,6 @@
 """The configuration: one frozen dataclass, one TOML file, no environment variables. An unknown key is an error."""
 
+import os
 import re
 import socket
 import tomllib
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_FILE = Path("/etc/llmd/llmd.toml")
+# bytes that the kernel takes
+MAX_SOCKET_PATH = 107
 
 
 class ConfigError(Exception):
@@ -39,7 +42,9 @@ class Config:
 
     @property
     def admin_path(self) -> Path:
-        return Path(self.admin_socket) if self.admin_socket else self.state / "admin.sock"
+        """Absolute, so that `llmctl` can find it from anywhere; as it was given where that is too long for a socket."""
+        path = Path(self.admin_socket) if self.admin_socket else self.state / "admin.sock"
+        return path.absolute() if len(os.fsencode(path.absolute())) <= MAX_SOCKET_PATH else path
 
     @property
     def node_name(self) -> str:

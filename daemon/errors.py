@@ -26,7 +26,11 @@ The message is written for the person who reads it: what is wrong and what to ch
 our paths or prompt text. Causes for the log travel as `__cause__`.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
+
+# names that an error lists
+MAX_NAMES = 20
 
 
 class LlmdError(Exception):
@@ -80,6 +84,13 @@ class Forbidden(LlmdError):
 
 class NotFound(LlmdError):
     status, code, kind = 404, "not_found", "invalid_request_error"
+
+    @classmethod
+    def among(cls, what: str, names: Iterable[str], *, param: str | None = None) -> Self:
+        """There is no such thing, and what there is. `what`: one of them, as in `imported model`."""
+        known = sorted(names)
+        shown = ", ".join(known[:MAX_NAMES]) + (f" and {len(known) - MAX_NAMES} more" if len(known) > MAX_NAMES else "")
+        return cls(f"there is no {what} of that name; there is {shown or 'none'}", param=param)
 
 
 class ModelNotFound(NotFound):

@@ -94,7 +94,7 @@ class Daemon:
             version=version("llmd-appliance"),
         )
         self._stopping = asyncio.Event()
-        self._signals = 0
+        self._reloading: asyncio.Task[None] | None = None
 
     # --- life
 
@@ -166,11 +166,18 @@ class Daemon:
         tls.reload(self.context, self.config.state / "pki")
 
     def _reload(self) -> None:
+        self._reloading = self.tasks.start("reload", self._reload_now)
+
+    async def _reload_now(self) -> None:
         try:
-            self.reload_tls()
-            self.audit.event("reload", actor="signal")
+            done = await self.service.reload("signal")
         except (LlmdError, OSError) as e:
             log.error("reload failed, the old certificates stay in use: %s", e)
+            return
+        log.info(
+            "reloaded: the server's certificate is good until %s, revoked certificates: %d; the configuration file is "
+            "read at start only", done["server_certificate_until"], done["revoked_certificates"],
+        )  # fmt: skip
 
     async def _maintain(self) -> None:
         """The server's certificate and the revocation list are renewed long before they end."""

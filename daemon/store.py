@@ -168,7 +168,7 @@ class Store:
         """Raises NotFound."""
         found = self._rows(Principal, "SELECT * FROM principals WHERE name = ?", name)
         if not found:
-            raise NotFound(f"there is no client {name}")
+            raise NotFound.among("client", (p.name for p in self.principals()))
         return found[0]
 
     def principals(self) -> list[Principal]:
@@ -197,15 +197,19 @@ class Store:
             principal,
         )
 
-    def revoke_certificates(self, principal: str) -> list[str]:
-        """Revoke all that this principal has; the serials that were good until now. Raises NotFound."""
+    def revoke_certificates(self, principal: str, serial: str = "") -> list[str]:
+        """Revoke all that this principal has, or the one whose serial number begins with `serial`; the serials that
+        were good until now. Raises NotFound, and Conflict where several begin so."""
         self.principal(principal)
-        good = [c.serial for c in self.certificates(principal) if c.revoked_at is None]
-        self._write(
-            "UPDATE certificates SET revoked_at = ? WHERE principal = ? AND revoked_at IS NULL",
-            self._clock(),
-            principal,
-        )
+        own = [c for c in self.certificates(principal) if c.serial.startswith(serial.lower())]
+        if serial and not own:
+            raise NotFound.among("certificate", (c.serial for c in self.certificates(principal)), param="serial")
+        if serial and len(own) > 1:
+            raise Conflict(f"{len(own)} certificates begin with that serial number; give more of it")
+        good = [c.serial for c in own if c.revoked_at is None]
+        with self._db.atomic():
+            for found in good:
+                self._write("UPDATE certificates SET revoked_at = ? WHERE serial = ?", self._clock(), found)
         return good
 
     def revoked_serials(self) -> frozenset[str]:
@@ -225,7 +229,7 @@ class Store:
         """Raises ModelNotFound."""
         found = self._rows(Model, "SELECT * FROM models WHERE name = ?", name)
         if not found:
-            raise ModelNotFound(f"there is no model {name}", param="model")
+            raise ModelNotFound.among("imported model", (m.name for m in self.models()), param="model")
         return found[0]
 
     def models(self, digest: str | None = None) -> list[Model]:
@@ -262,7 +266,7 @@ class Store:
     def remove_deployment(self, model: str) -> None:
         """Raises ModelNotFound when it is not deployed."""
         if not self._write("DELETE FROM deployments WHERE model = ?", model):
-            raise ModelNotFound(f"the model {model} is not deployed", param="model")
+            raise ModelNotFound.among("deployed model", (d.model for d in self.deployments()), param="model")
 
     # --- rows
 

@@ -13,7 +13,7 @@ from llmd.api.http.body import Body
 from llmd.api.http.routes import ADMIN, Caller, Route
 from llmd.api.http.streams import progress
 from llmd.api.openai import chat
-from llmd.daemon.admin import Service
+from llmd.daemon.admin import Service, rfc3339
 from llmd.daemon.errors import BadRequest, Conflict, ModelNotReady
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.pool import Deployment
@@ -43,6 +43,7 @@ class UndeployBody(Body):
 class IssueBody(Body):
     name: _Name
     days: int = 90
+    again: bool = False
 
 
 def who(request: Request) -> Principal:
@@ -74,9 +75,7 @@ async def ca(service: Admin) -> dict[str, Any]:
 
 
 async def reload(service: Admin, caller: Caller) -> dict[str, Any]:
-    service.reload_tls()
-    service.serving.audit.event("reload", actor=caller.name)
-    return {"reloaded": True}
+    return {"reloaded": True, **await service.reload(caller.name)}
 
 
 # --- models
@@ -169,18 +168,20 @@ async def clients(service: Admin) -> dict[str, Any]:
 
 
 async def issue(body: IssueBody, service: Admin, caller: Caller) -> dict[str, Any]:
-    issued = await service.issue(body.name, body.days, caller.name)
+    issued = await service.issue(body.name, body.days, caller.name, again=body.again)
     ca_pem = await service.state.run(lambda: service.authority.ca_pem)
     return {
         "name": issued.name, "uri": issued.uri, "serial": f"{issued.serial:x}",
-        "not_after": issued.not_after.timestamp(), "certificate_pem": issued.certificate_pem.decode(),
+        "not_after": rfc3339(issued.not_after.timestamp()), "certificate_pem": issued.certificate_pem.decode(),
         "key_pem": issued.key_pem.decode(), "ca_pem": ca_pem.decode(),
         "listen": service.config.listen,
     }  # fmt: skip
 
 
-async def revoke(name: str, service: Admin, caller: Caller) -> dict[str, Any]:
-    return await service.revoke(name, caller.name)
+async def revoke(
+    name: str, service: Admin, caller: Caller, serial: Annotated[str, Query(max_length=64)] = ""
+) -> dict[str, Any]:
+    return await service.revoke(name, caller.name, serial)
 
 
 # --- audit

@@ -8,12 +8,11 @@ from typing import Any
 import click
 
 from llmd.api.cli.connection import Client
-from llmd.api.cli.terminal import safe, show_json
-
-as_json = click.option("--json", "json_", is_flag=True, help="Print JSON, one row a line.")
+from llmd.api.cli.terminal import as_json, json_before, safe, short, show_json
 
 
 @click.group()
+@json_before
 def audit() -> None:
     """Read and verify the audit log."""
 
@@ -23,7 +22,7 @@ def _print(row: dict[str, Any], json_: bool) -> None:
         return click.echo(json.dumps(row))
     body = {k: v for k, v in row["body"].items() if v not in (None, "", 0)}
     details = " ".join(
-        f"{k}={safe(v)[:40]}" for k, v in body.items() if k not in ("digest", "params", "prompt_mac", "serial")
+        f"{k}={short(v)}" for k, v in body.items() if k not in ("digest", "params", "prompt_mac", "serial")
     )
     click.echo(f"{row['seq']:>8} {safe(row['ts'])[:19]} {safe(row['kind']):<8} {safe(row['request'] or '')} {details}")
 
@@ -57,13 +56,16 @@ def tail(client: Client, count: int, follow: bool, json_: bool) -> None:
 @click.pass_obj
 def query(client: Client, /, json_: bool, request_: str | None, **given: Any) -> None:
     """Rows that match everything given."""
-    for row in client.call("GET", "/audit/query", request=request_, **given)["rows"]:
+    rows = client.call("GET", "/audit/query", request=request_, **given)["rows"]
+    for row in rows:
         _print(row, json_)
+    if not rows:
+        click.echo("llmctl: no row matches", err=True)
 
 
 @audit.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
-@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@as_json
 @click.pass_obj
 def verify(client: Client, file: Path | None, json_: bool) -> None:
     """Check the chain of the daemon's log, or offline that of a copied FILE; says where it breaks."""

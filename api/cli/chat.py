@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from llmd.api.cli.connection import Client, DaemonError
-from llmd.api.cli.terminal import safe, show_json
+from llmd.api.cli.terminal import as_json, safe, show_json
 
 
 @click.command()
@@ -15,9 +15,7 @@ from llmd.api.cli.terminal import safe, show_json
 @click.option("--system", help="The system message.")
 @click.option("--temperature", type=float)
 @click.option("--max-tokens", type=int)
-@click.option(
-    "--json", "json_", is_flag=True, help="Print the whole answer as JSON; needs a MESSAGE or standard input."
-)
+@as_json
 @click.pass_obj
 def chat(
     client: Client,
@@ -28,7 +26,7 @@ def chat(
     max_tokens: int | None,
     json_: bool,
 ) -> None:
-    """Chat with a deployed model. With a MESSAGE (- is standard input) it answers once.
+    """Chat with a deployed model. With a MESSAGE (- is standard input) it answers once, and --json is the whole answer.
 
     Ctrl-C stops an answer; Ctrl-D, or Ctrl-C at the prompt, ends.
     """

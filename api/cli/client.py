@@ -7,12 +7,11 @@ from pathlib import Path
 import click
 
 from llmd.api.cli.connection import Client
-from llmd.api.cli.terminal import moment, safe, show_json, table
-
-as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+from llmd.api.cli.terminal import SHORT, as_json, json_before, moment, safe, short, show_json, table
 
 
 @click.group()
+@json_before
 def client() -> None:
     """Issue, list and revoke client certificates."""
 
@@ -21,16 +20,17 @@ def client() -> None:
 @click.argument("name")
 @click.option("--days", type=int, default=90, show_default=True, help="How long it is valid.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Folder for the files.")
+@click.option("--again", is_flag=True, help="One more certificate for a client that has one.")
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 @as_json
 @click.pass_obj
-def issue(daemon: Client, name: str, days: int, out: Path, force: bool, json_: bool) -> None:
+def issue(daemon: Client, name: str, days: int, out: Path, again: bool, force: bool, json_: bool) -> None:
     """Make a certificate: NAME.crt, NAME.key and ca.crt. The key is kept nowhere else."""
     files = {"certificate": out / f"{name}.crt", "key": out / f"{name}.key", "ca": out / "ca.crt"}
     taken = [str(files[part]) for part in ("certificate", "key") if files[part].exists()]
     if taken and not force:
         raise click.UsageError(f"{taken[0]} is there already; give --force or another --out")
-    made = daemon.call("POST", "/clients", {"name": name, "days": days})
+    made = daemon.call("POST", "/clients", {"name": name, "days": days, "again": again})
     try:
         out.mkdir(parents=True, exist_ok=True)
         for part, mode in (("certificate", 0o644), ("key", 0o600), ("ca", 0o644)):
@@ -67,7 +67,7 @@ def list_(daemon: Client, json_: bool) -> None:
     table(
         ("client", "role", "serial", "valid until", "revoked"),
         [
-            (c["name"], c["role"], cert["serial"][:16], moment(cert["not_after"]), moment(cert["revoked_at"]))
+            (c["name"], c["role"], short(cert["serial"], SHORT), moment(cert["not_after"]), moment(cert["revoked_at"]))
             for c in clients
             for cert in c["certificates"]
         ],
@@ -76,16 +76,18 @@ def list_(daemon: Client, json_: bool) -> None:
 
 @client.command()
 @click.argument("name")
+@click.option("--serial", metavar="S", help="Only the certificate whose serial number begins so.")
 @as_json
 @click.pass_obj
-def revoke(daemon: Client, name: str, json_: bool) -> None:
+def revoke(daemon: Client, name: str, serial: str | None, json_: bool) -> None:
     """Refuse a client from now on; its connections and streams end."""
     from urllib.parse import quote
 
-    done = daemon.call("DELETE", f"/clients/{quote(name, safe='')}")
+    # as `client list` shows it
+    done = daemon.call("DELETE", f"/clients/{quote(name, safe='')}", serial=serial and serial.rstrip("…"))
     if json_:
         return show_json(done)
     if not done["revoked"]:
-        click.echo(f"{safe(name)} had no certificate that was good")
+        click.echo(f"{safe(name)} had no {'such ' if serial else ''}certificate that was good")
         sys.exit(1)
     click.echo(f"revoked {safe(name)}: certificates {len(done['revoked'])}, connections cut {done['connections']}")

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon, 130 interru
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,10 +14,8 @@ from llmd.api.cli import audit as cli_audit
 from llmd.api.cli import chat as cli_chat
 from llmd.api.cli import client as cli_client
 from llmd.api.cli import model as cli_model
-from llmd.api.cli.connection import Client, DaemonError, NoDaemon
-from llmd.api.cli.terminal import moment, safe, show_json, span, table
-
-SOCKETS = (".llmd/admin.sock", "/run/llmd/admin.sock")
+from llmd.api.cli.connection import SOCKETS, Client, DaemonError, NoDaemon
+from llmd.api.cli.terminal import as_json, json_before, moment, safe, show_json, span, table, wants_json
 
 
 class Llmctl(click.Group):
@@ -28,9 +25,9 @@ class Llmctl(click.Group):
         try:
             return super().invoke(ctx)
         except NoDaemon as e:
-            self._fail(3, str(e), "no_daemon")
+            self._fail(ctx, 3, str(e), "no_daemon")
         except DaemonError as e:
-            self._fail(1, str(e), e.code)
+            self._fail(ctx, 1, str(e), e.code)
         except BrokenPipeError:
             # the reader of our output has gone: that is no failure, and nothing may be printed at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -38,8 +35,8 @@ class Llmctl(click.Group):
         except KeyboardInterrupt:
             sys.exit(130)
 
-    def _fail(self, code: int, message: str, kind: str) -> None:
-        if "--json" in sys.argv:
+    def _fail(self, ctx: click.Context, code: int, message: str, kind: str) -> None:
+        if wants_json(ctx):
             click.echo(json.dumps({"error": {"message": message, "code": kind}}), err=True)
         else:
             click.echo(f"llmctl: {safe(message)}", err=True)
@@ -55,17 +52,20 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 @click.group(cls=Llmctl)
-@click.option("--socket", "path", metavar="PATH", help=f"The daemon's admin socket. Default: {', else '.join(SOCKETS)}")
+@click.option(
+    "--socket",
+    "path",
+    metavar="PATH",
+    help=f"The daemon's admin socket. Default: {', else '.join(SOCKETS)}, else that of the one daemon that runs here.",
+)
+@json_before
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
 @click.pass_context
 def main(ctx: click.Context, path: str | None) -> None:
     """Administer the llmd daemon on this machine."""
-    ctx.obj = Client(path or next((p for p in SOCKETS if Path(p).exists()), SOCKETS[-1]))
-
-
-as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+    ctx.obj = Client(path)
 
 
 @main.command()
@@ -87,7 +87,8 @@ def status(client: Client, json_: bool) -> None:
     )
     for c in s["certificates_ending_soon"]:
         click.echo(
-            f"certificate of {safe(c['client'])} ends {moment(c['not_after'])}: llmctl client issue {safe(c['client'])}"
+            f"certificate of {safe(c['client'])} ends {moment(c['not_after'])}: "
+            f"llmctl client issue {safe(c['client'])} --again"
         )
     table(
         ("model", "state", "context", "slots", "running", "waiting", "kv used", "restarts", "reason"),
@@ -155,7 +156,12 @@ def undeploy(client: Client, model: str, json_: bool) -> None:
 def reload(client: Client, json_: bool) -> None:
     """Read the server's certificate and the revocation list again."""
     done = client.call("POST", "/reload")
-    show_json(done) if json_ else click.echo("reloaded")
+    if json_:
+        return show_json(done)
+    click.echo(
+        f"reloaded: the server's certificate is good until {moment(done['server_certificate_until'])}, revoked "
+        f"certificates: {done['revoked_certificates']}"
+    )
 
 
 for command in (cli_model.model, cli_client.client, cli_audit.audit, cli_chat.chat):

@@ -7,12 +7,23 @@ from typing import Any
 import click
 
 from llmd.api.cli.connection import Client
-from llmd.api.cli.terminal import Progress, moment, safe, show_json, size, table
-
-as_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+from llmd.api.cli.terminal import (
+    SHORT,
+    Progress,
+    as_json,
+    facts,
+    json_before,
+    moment,
+    safe,
+    short,
+    show_json,
+    size,
+    table,
+)
 
 
 @click.group()
+@json_before
 def model() -> None:
     """Import, list and remove models."""
 
@@ -36,7 +47,7 @@ def import_(client: Client, file: Path, name: str | None, json_: bool) -> None:
         bar.end()
     if json_:
         return show_json(found)
-    click.echo(f"imported {safe(found['name'])} ({size(found['size'])}, sha256 {found['digest'][:16]}…)")
+    click.echo(f"imported {safe(found['name'])} ({size(found['size'])}, sha256 {short(found['digest'], SHORT)})")
     click.echo(f"serve it: llmctl deploy {safe(found['name'])}")
 
 
@@ -53,7 +64,7 @@ def list_(client: Client, json_: bool) -> None:
         [
             (m["name"], size(m["size"]), m["info"].get("architecture"), m["info"].get("context_length"),
              moment(m["imported"]),
-             "yes" if m["deployed"] else "", m["digest"][:16])
+             m["deployed"], short(m["digest"], SHORT))
             for m in models
         ],
     )  # fmt: skip
@@ -70,8 +81,8 @@ def show(client: Client, name: str, json_: bool) -> None:
         return show_json(found)
     info = {k: v for k, v in found.pop("info").items() if k != "size"}
     info["title"] = info.pop("name", None)
-    for key, value in {**found, "imported": moment(found["imported"]), "size": size(found["size"]), **info}.items():
-        click.echo(f"{key.replace('_', ' ')}: {safe(value)}")
+    shown = {**found, "imported": moment(found["imported"]), "size": size(found["size"]), **info}
+    facts({key.replace("_", " "): value for key, value in shown.items()})
 
 
 @model.command()

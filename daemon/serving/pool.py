@@ -106,8 +106,7 @@ class Pool:
     def find(self, model: str) -> Deployment:
         found = self._deployed.get(model)
         if found is None:
-            names = ", ".join(sorted(self._deployed)) or "none"
-            raise ModelNotFound(f"this model is not deployed here; deployed: {names}", param="model")
+            raise ModelNotFound.among("deployed model", self._deployed, param="model")
         return found
 
     def all(self) -> list[Deployment]:

@@ -1,11 +1,13 @@
 """`llmctl` as an admin uses it, against a real daemon."""
 
+import json
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -74,7 +76,10 @@ def test_wrong_usage_is_code_two(llmd: Llmd) -> None:
 def test_a_model_comes_serves_and_goes(llmd: Llmd, model_file: Path) -> None:
     assert "imported second" in run(llmd, "model", "import", str(model_file), "--name", "second")
     assert "second" in run(llmd, "model", "list")
-    assert "context length: 8192" in run(llmd, "model", "show", "second")
+    shown = [line.partition(":") for line in run(llmd, "model", "show", "second").splitlines()]
+    facts = {name: value.strip() for name, _, value in shown}
+    assert facts["context length"] == "8192" and facts["deployed"] == "no" and facts["chat template"] == "yes"
+    assert len({len(name) + 1 + len(value) - len(value.lstrip()) for name, _, value in shown if value}) == 1
     assert "as it was imported" in run(llmd, "model", "verify", "second")
     assert "second is ready" in run(llmd, "deploy", "second", "--ctx", "256", "--slots", "1")
     assert "undeploy" in run(llmd, "model", "rm", "second", code=1)
@@ -82,7 +87,11 @@ def test_a_model_comes_serves_and_goes(llmd: Llmd, model_file: Path) -> None:
     assert llmd.llmctl("chat", "second", "Hi", "--max-tokens", "2")["usage"]["completion_tokens"] <= 2
     run(llmd, "undeploy", "second")
     run(llmd, "model", "rm", "second")
-    assert "there is no model of that name" in run(llmd, "model", "show", "second", code=1)
+    for command in (("model", "show"), ("model", "rm"), ("model", "verify"), ("deploy",)):
+        said = run(llmd, *command, "second", code=1)
+        assert said == "llmctl: there is no imported model of that name; there is smol\n"
+    said = run(llmd, "undeploy", "second", code=1)
+    assert said == "llmctl: there is no deployed model of that name; there is smol\n"
     assert [m["name"] for m in llmd.llmctl("model", "list")] == ["smol"]
 
 
@@ -175,4 +184,72 @@ def test_the_audit_log_is_shown_followed_and_verified(llmd: Llmd, tmp_path: Path
 
 
 def test_reload(llmd: Llmd) -> None:
-    assert run(llmd, "reload").strip() == "reloaded"
+    assert run(llmd, "reload").startswith("reloaded: the server's certificate is good until 20")
+    assert llmd.llmctl("reload")["server_certificate_until"].endswith("Z")
+    llmd.process.send_signal(signal.SIGHUP)
+    until(lambda: "reloaded: the server's certificate is good until 20" in (llmd.state / "log").read_text())
+
+
+def until(what: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if what():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come")
+
+
+def test_a_client_that_there_is_gets_another_certificate_only_on_purpose(llmd: Llmd, tmp_path: Path) -> None:
+    old = llmd.issue("erin", tmp_path / "old")
+    said = run(llmd, "client", "issue", "erin", "--out", str(tmp_path / "new"), code=1)
+    assert "erin already with a certificate until 20" in said and "--again" in said
+    assert not (tmp_path / "new").exists()
+    run(llmd, "client", "issue", "erin", "--again", "--out", str(tmp_path / "new"))
+    new = llmd.tls("erin", tmp_path / "new")
+    (erin,) = [c for c in llmd.llmctl("client", "list") if c["name"] == "erin"]
+    serials = [c["serial"] for c in erin["certificates"]]
+    assert all(c["not_after"].endswith("Z") and c["revoked_at"] is None for c in erin["certificates"])
+    assert len(serials) == 2 and serials[0] in run(llmd, "client", "revoke", "erin", "--serial", "not", code=1)
+    listed = next(line.split()[2] for line in run(llmd, "client", "list").splitlines() if serials[0][:15] in line)
+    assert listed.endswith("…")
+    assert "certificates 1" in run(llmd, "client", "revoke", "erin", "--serial", listed)
+    assert llmd.get("/v1/models", new)[0] == 200
+    with pytest.raises(OSError, match="."):
+        llmd.get("/v1/models", old)
+    assert "there is no client of that name; there is" in run(llmd, "client", "revoke", "nobody", code=1)
+
+
+def test_json_before_the_command_is_as_after_it(llmd: Llmd) -> None:
+    assert json.loads(run(llmd, "--json", "client", "list")) == json.loads(run(llmd, "client", "list", "--json"))
+    assert json.loads(run(llmd, "model", "--json", "list")) == llmd.llmctl("model", "list")
+    assert json.loads(run(llmd, "--json", "model", "show", "nope", code=1))["error"]["code"] == "model_not_found"
+    assert run(llmd, "chat", "nope", "--", "--json", code=1).startswith("llmctl: ")
+
+
+def test_moments_in_json_are_rfc_3339(llmd: Llmd) -> None:
+    status, (model,), row = llmd.llmctl("status"), llmd.llmctl("model", "list"), llmd.llmctl("audit", "tail")[-1]
+    for moment in (status["server_certificate_until"], status["revocation_list_until"], model["imported"], row["ts"]):
+        assert datetime.fromisoformat(moment).tzinfo is not None
+
+
+def test_the_daemon_is_found_wherever_its_state_is(llmd: Llmd, tmp_path: Path) -> None:
+    """Only this user's: there may be others on this machine."""
+    done = subprocess.run([LLMCTL, "status"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert str(llmd.port) in done.stdout or str(llmd.state / "admin.sock") in done.stderr
+    # as printed
+    line = next(line for line in llmd.banner.splitlines() if "llmctl --socket" in line)
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0 and str(llmd.port) in done.stdout
+
+
+def test_progress_that_no_terminal_shows_is_lines_in_order(llmd: Llmd, model_file: Path) -> None:
+    ctl = f"{LLMCTL} --socket {llmd.state}/admin.sock"
+    script = f"{ctl} model import {model_file} --name third && {ctl} deploy third --ctx 256; {ctl} undeploy third"
+    script = f"({script}) 2>&1 | cat; {ctl} model rm third"
+    done = subprocess.run(script, shell=True, capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    shares = [int(line.split(":")[1].split("%")[0]) for line in lines if line.startswith("importing ")]
+    assert shares == sorted(shares) and shares[-1] == 100
+    assert [line for line in lines if not line.startswith("importing ")] == [
+        lines[len(shares)], "serve it: llmctl deploy third", "third: loading", "third is ready",
+        "third is out of service", "removed third",
+    ]  # fmt: skip

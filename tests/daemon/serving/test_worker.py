@@ -101,7 +101,7 @@ async def test_a_request_is_answered(pool: Pool) -> None:
 
 
 async def test_refusals_name_what_is_wrong(pool: Pool) -> None:
-    with pytest.raises(ModelNotFound, match="deployed: none"):
+    with pytest.raises(ModelNotFound, match="there is none"):
         ask(pool, "m", say())
     deployment = pool.deploy("m", "0" * 64, fake())
     with pytest.raises(ModelNotReady):
