@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python -P
 PACKAGES := llmd.daemon llmd.quantize llmd.api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check bench clean
+.PHONY: help setup run test test-slow clients check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,12 +27,15 @@ test: setup ## the fast tests; ARGS='-k audit'
 test-slow: setup ## the tests that take longer than ten seconds each
 	@$(PYTHON) -m pytest -m slow $(ARGS)
 
+clients: setup ## the clients of docs/clients.md against a daemon
+	@$(PYTHON) -m pytest -m "slow or not slow" tests/clients $(ARGS)
+
 check: setup ## ruff and mypy --strict, over tests and benchmarks too
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check --quiet .
 	@MYPYPATH=packaging/typing .venv/bin/mypy --strict $(addprefix -p ,$(PACKAGES))
 	@MYPYPATH=packaging/typing:benchmarks .venv/bin/mypy --strict benchmarks
-	@MYPYPATH=packaging/typing:tests .venv/bin/mypy --strict tests
+	@MYPYPATH=packaging/typing:tests .venv/bin/mypy --strict --exclude '^tests/clients/(?!test_)[a-z]' tests
 
 bench: setup ## llmd and llama-server under the same load in turn, then what the gateway costs; ARGS='...'
 	@server=$$(packaging/build_peer.sh | tail -n 1) && [ -n "$$server" ] && \

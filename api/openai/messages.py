@@ -20,11 +20,23 @@ class Given(Body):
     @classmethod
     def _drop_null(cls, value: Any) -> Any:
         if isinstance(value, dict) and None in value.values():
-            return {k: v for k, v in value.items() if v is not None or k not in cls.model_fields}
+            return {k: v for k, v in value.items() if v is not None or not cls._may_drop(k)}
         return value
 
+    @classmethod
+    def _may_drop(cls, field: str) -> bool:
+        return field in cls.model_fields
 
-class Part(Given):
+
+class Said(Given):
+    """A part of a conversation. Clients keep fields of their own in what they send back; null says nothing in any."""
+
+    @classmethod
+    def _may_drop(cls, field: str) -> bool:
+        return True
+
+
+class Part(Said):
     """One part of a content. Models here read text; the other kinds are refused by name."""
 
     type: Literal["text", "refusal", "image_url", "input_audio", "file"]
@@ -45,17 +57,20 @@ class Part(Given):
         return text
 
 
-class FunctionCall(Given):
+class FunctionCall(Said):
+    """`parsed_arguments` are what OpenAI's own packages keep beside the text, without effect."""
+
     name: Name
     arguments: Text
+    parsed_arguments: Any = None
 
 
-class CustomCall(Given):
+class CustomCall(Said):
     name: Name
     input: Text
 
 
-class ToolCall(Given):
+class ToolCall(Said):
     """`index` stands in those that a client put together from a stream."""
 
     id: Name | None = None
@@ -74,14 +89,14 @@ class ToolCall(Given):
 
 # what only some roles have, besides role, content and name
 _OWN = {
-    "assistant": {"refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content"},
+    "assistant": {"refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content", "parsed"},
     "tool": {"tool_call_id"},
 }
 
 
-class Message(Given):
-    """`annotations` are what a model answered about its sources, without effect; `function_call` and the role
-    `function` are how tools' calls and answers were first called."""
+class Message(Said):
+    """`annotations` are what a model answered about its sources, `parsed` what a client's package made of the text,
+    both without effect; `function_call` and the role `function` are how tools' calls and answers were first called."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | Annotated[list[Part], Field(max_length=1024)] | None = None
@@ -93,6 +108,7 @@ class Message(Given):
     tool_calls: Annotated[list[ToolCall], Field(max_length=1024)] | None = None
     tool_call_id: Name | None = None
     reasoning_content: Text | None = None
+    parsed: Any = None
 
     def turn(self, number: int) -> engine.ChatMessage:
         """As the engine takes it; `developer` is what newer clients call `system`. Raises BadRequest."""

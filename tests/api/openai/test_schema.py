@@ -83,6 +83,9 @@ def test_an_answer_can_be_sent_back() -> None:
     answered: dict[str, Any] = {"role": "assistant", "content": "Hi!", "annotations": []}
     answered |= dict.fromkeys(("refusal", "audio", "function_call", "tool_calls"))
     assert turns(HELLO, answered)[1] == ChatMessage("assistant", "Hi!")
+    kept = {"parsed": {"a": 1}, "provider_specific_fields": None, "tool_calls": [
+        CALL | {"function": {"name": "f", "arguments": "{}", "parsed_arguments": {}}}]}  # fmt: skip
+    assert turns(answered | kept)[0].tool_calls == (ToolCall("c1", "f", "{}"),)
     assert turns({"role": "assistant", "content": None, "refusal": "No."})[0].content == "No."
     assert turns({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]})[0].content == "No."
     assert turns({"role": "assistant", "content": None, "refusal": None})[0].content is None

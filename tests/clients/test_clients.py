@@ -1,0 +1,101 @@
+"""Unmodified clients against a real daemon over mutual TLS: the snippets of docs/clients.md as they stand, then a
+second turn, a stream, an agent's history. The files beside this one go on where a client's snippet ends."""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from real_daemon import Llmd
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "clients.md").read_text()
+CLIENTS = {
+    "openai (Python)": "openai_python.py", "langchain-openai": "langchain_openai.py", "llama-index": "llama_index.py",
+    "litellm": "litellm.py", "openai (npm)": "openai_npm.mjs", "Vercel AI SDK": "ai_sdk.mjs",
+}  # fmt: skip
+
+Run = Callable[..., str]
+
+
+def snippet(title: str) -> str:
+    """The code under a title of the page."""
+    section = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    assert section, title
+    code = re.search(r"^```\w+\n(.*?)^```", section[1], re.DOTALL | re.MULTILINE)
+    assert code, title
+    return code[1]
+
+
+@pytest.fixture(scope="module")
+def clients() -> Path:
+    """The folder of the installed clients."""
+    done = subprocess.run([ROOT / "packaging" / "clients.sh"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def run(llmd: Llmd, clients: Path, tmp_path: Path) -> Run:
+    """Run a program in a folder as the page describes it, with the test's daemon and model in place of the page's."""
+    pki = llmd.state / "pki"
+    for made, name in (("clients/demo.crt", "alice.crt"), ("clients/demo.key", "alice.key"), ("ca.crt", "ca.crt")):
+        (tmp_path / name).symlink_to(pki / made)
+    (tmp_path / "node_modules").symlink_to(clients / "node_modules")
+    environment = os.environ | {"LLM_USER_PATH": str(tmp_path), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
+    def run(code: str, name: str, *arguments: str) -> str:
+        code = code.replace("https://127.0.0.1:8443", llmd.url).replace("smollm2-135m-instruct", "smol")
+        (tmp_path / name).write_text(code)
+        program = {"py": [str(clients / "bin/python"), "-I"], "mjs": [str(clients / "bin/node")], "sh": ["sh"]}
+        command = [*program[name.rpartition(".")[2]], name, *arguments]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=110,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_conversation(run: Run, client: str) -> None:
+    file = Path(__file__).parent / CLIENTS[client]
+    assert len(run(f"{snippet(client)}\n{file.read_text()}", f"turns{file.suffix}").splitlines()) >= 2
+
+
+@pytest.mark.slow
+def test_llm_goes_on(run: Run) -> None:
+    assert run(snippet("llm"), "llmd.py", "-m", "smol", "Hello!", "-o", "max_tokens", "16").strip()
+    assert run(snippet("llm"), "llmd.py", "-c", "And again?", "-o", "max_tokens", "16", "--no-stream").strip()
+    assert '"Hello!"' in run(snippet("llm"), "llmd.py", "logs", "--json", "-n", "2") and "And again?" in PAGE
+
+
+@pytest.mark.slow
+def test_curl(run: Run) -> None:
+    assert run(snippet("curl"), "ask.sh").rstrip().endswith("data: [DONE]")
+
+
+def test_the_page_begins_with_what_was_run() -> None:
+    """At the versions that are pinned."""
+    pinned = (ROOT / "packaging" / "clients" / "requirements.txt").read_text().split()
+    pinned += (ROOT / "packaging" / "requirements-dev.txt").read_text().split()
+    modules = (ROOT / "packaging" / "clients" / "package.json").read_text()
+    rows = [line for line in PAGE.split("\n## ")[0].splitlines() if line.startswith("| [")]
+    said = {row.split("](")[0].removeprefix("| ["): row.split("|")[2] for row in rows}
+    assert set(CLIENTS) | {"llm"} == set(said) - {"Go", "Java"}
+    for name in ("openai", "langchain-openai", "llama-index-llms-openai-like", "litellm", "llm"):
+        versions = [line.partition("==")[2] for line in pinned if line.startswith(f"{name}==")]
+        assert versions and all(any(version in cell for cell in said.values()) for version in versions), name
+    for version in re.findall(r'": "([0-9.]+)"', modules):
+        assert any(version in cell for cell in said.values()), version
