@@ -110,7 +110,8 @@ def _meant(request: Request) -> str | None:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(explain(error.errors()))
+    # FastAPI begins with where it was: query or path
+    return error_response(explain([{**e, "loc": e["loc"][1:]} for e in error.errors()]))
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

@@ -9,9 +9,9 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from llmd.daemon import limits
@@ -29,24 +29,36 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """The request's body as a JSON object. Raises BadRequest, BodyTooLarge, MediaType."""
-    kind, _, rest = request.headers.get("content-type", "application/json").partition(";")
-    if kind.strip().lower() != "application/json":
+B = TypeVar("B", bound=Body)
+
+
+async def read(request: Request, kind: type[B]) -> B:
+    """The request's body. Raises BadRequest, BodyTooLarge, MediaType."""
+    data = await _bytes(request)
+    if len(data) < THREAD_BYTES:
+        return made(data, kind)
+    # in a thread, which lets go of the interpreter often: everybody else has their turn meanwhile
+    return await asyncio.to_thread(made, data, kind)
+
+
+def made(data: bytes, kind: type[B]) -> B:
+    """Bytes to a body, or BadRequest."""
+    value = parse(data)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as e:
+        raise explain(e.errors(include_url=False, include_input=False)) from None
+
+
+async def _bytes(request: Request) -> bytes:
+    media, _, rest = request.headers.get("content-type", "application/json").partition(";")
+    if media.strip().lower() != "application/json":
         raise MediaType("send the body as application/json")
     charset = rest.lower().replace(" ", "").replace('"', "").removeprefix("charset=")
     if rest and charset not in ("utf-8", "utf8", ""):
         raise MediaType("send the body in UTF-8")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise MediaType("send the body without compression")
-    data = await _read(request)
-    if len(data) < THREAD_BYTES:
-        return parse(data)
-    # in a thread, which lets go of the interpreter often: everybody else has their turn meanwhile
-    return await asyncio.to_thread(parse, data)
-
-
-async def _read(request: Request) -> bytes:
     limit = limits.MAX_BODY_BYTES
     if int(request.headers.get("content-length", "0")) > limit:
         raise BodyTooLarge(f"the body is larger than {limit} bytes")
@@ -157,8 +169,7 @@ def explain(errors: Sequence[Any]) -> BadRequest:
     """What pydantic refuses, as an error that names the field and says what it takes; it never repeats a value."""
     # of a union's branches, the one that the value went furthest into
     first = max(errors, key=lambda e: len(e["loc"]))
-    # FastAPI begins with where it was: body, query or path
-    where = [str(part) for part in first["loc"][1:]]
+    where = [str(part) for part in first["loc"]]
     # a union's branch names ("constrained-str") mean nothing to a client
     path = ".".join(part for part in where if part.isidentifier() or part.isdigit())[:200]
     name = where[0][:64] if where else "body"

@@ -130,6 +130,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._check_host([value for name, value in self.headers if name == b"host"])
 
     def _check_host(self, values: list[bytes]) -> None:
+        if not values and not self._hosts and self.parser.get_http_version() == "1.0":
+            return  # it came with HTTP/1.1; health checks of load balancers send none
         if len(values) != 1:
             self._stop(BadRequest("send exactly one Host header"))
         match = _HOST.fullmatch(values[0])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope
 
-from llmd.api.http.body import read_json
+from llmd.api.http.body import Body, read
 from llmd.daemon.errors import Forbidden
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.answer import Serving
@@ -60,25 +60,26 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class _Read(Request):
-    """A request whose body has been read and checked by us."""
+    """A request whose body has been read and validated by us."""
 
-    def __init__(self, scope: Scope, receive: Receive, value: dict[str, Any]) -> None:
+    def __init__(self, scope: Scope, receive: Receive, value: Body) -> None:
         super().__init__(scope, receive)
         self._value = value
 
     async def body(self) -> bytes:
         return b"{}"  # FastAPI asks only whether there is one
 
-    async def json(self) -> dict[str, Any]:
+    async def json(self) -> Body:
         return self._value
 
 
 class GuardedRoute(APIRoute):
     """`who` says who calls, and `granted` whether they may, before anything of the body is read; the body comes through
-    `read_json`."""
+    `read`, and FastAPI hands on what it is."""
 
     def __init__(self, route: Route, who: Who, granted: Granted) -> None:
         self._name, self._who, self._granted = route.name, who, granted
+        self._body = _body(route.endpoint)
         ok = route.answers.get(200, {})
         super().__init__(
             route.path,
@@ -102,11 +103,17 @@ class GuardedRoute(APIRoute):
             if not self.granted_to(principal.role):
                 raise Forbidden(f"the role {principal.role} may not call this route")
             request.scope["principal"] = principal
-            if self.body_field is not None:
-                request = _Read(request.scope, request.receive, await read_json(request))
+            if self._body is not None:
+                request = _Read(request.scope, request.receive, await read(request, self._body))
             return await handle(request)
 
         return guarded
+
+
+def _body(endpoint: Callable[..., Any]) -> type[Body] | None:
+    """What an endpoint takes for the body; what it takes from the query is annotated as such."""
+    kinds = get_type_hints(endpoint, include_extras=True).values()
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Body)), None)
 
 
 def table(routes: Iterable[Route]) -> Granted:

@@ -1,5 +1,6 @@
 """The routes that a model answers: chat and plain completions, tokenize and detokenize."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -28,6 +29,8 @@ from llmd.daemon.serving.ask import Ask
 # what a stream is to /openapi.json; docs/api.md says what its events are
 EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
+MANY_PIECES = 500
+
 _E = TypeVar("_E", Tokenized, Detokenized)
 
 
@@ -44,7 +47,9 @@ async def completions(body: CompletionBody, request: Request, serving: Asks, pri
 async def _generate(
     request: Request, serving: Serving, principal: Principal, body: Generation, *, chat: bool
 ) -> Response:
-    work = Generate(tuple(body.prompts()), body.params(), body.n or 1)
+    # a conversation of thousands of parts would hold up every stream
+    prompts = body.prompts() if body.pieces() < MANY_PIECES else await asyncio.to_thread(body.prompts)
+    work = Generate(tuple(prompts), body.params(), body.n or 1)
     ask = Ask(request.url.path, body.model, work)
 
     def shape(answer: Answer) -> Shape:
@@ -72,7 +77,7 @@ async def tokenize(body: TokenizeBody, request: Request, serving: Asks, principa
     text = body.prompt if body.prompt is not None else body.content
     if text is None:
         raise BadRequest("prompt is missing", param="prompt")
-    ask = Ask(request.url.path, body.model, Tokenize(text, body.add_special), limits.TOKENIZE_SECONDS)
+    ask = Ask(request.url.path, body.model, Tokenize(text, bool(body.add_special)), limits.TOKENIZE_SECONDS)
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         tokens = (await _only(answer, Tokenized)).tokens
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": answer.context})

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from llmd.api.http.body import Body
 from llmd.daemon import limits
@@ -13,27 +13,18 @@ Text = Annotated[str, Field(max_length=limits.MAX_BODY_BYTES)]
 Name = Annotated[str, Field(max_length=256)]
 
 
-class Given(Body):
-    """A body in which null means 'not given', as it does to OpenAI."""
+class Said(Body):
+    """A part of a conversation. Clients keep fields of their own in what they send back: they are taken where they say
+    nothing (null), and refused by name where they do."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_null(cls, value: Any) -> Any:
-        if isinstance(value, dict) and None in value.values():
-            return {k: v for k, v in value.items() if v is not None or not cls._may_drop(k)}
-        return value
+    model_config = {**Body.model_config, "extra": "allow"}
 
-    @classmethod
-    def _may_drop(cls, field: str) -> bool:
-        return field in cls.model_fields
-
-
-class Said(Given):
-    """A part of a conversation. Clients keep fields of their own in what they send back; null says nothing in any."""
-
-    @classmethod
-    def _may_drop(cls, field: str) -> bool:
-        return True
+    def check(self, where: str) -> None:
+        """Raises BadRequest for a field that is not known."""
+        for field, value in (self.model_extra or {}).items():
+            if value is not None:
+                shown = ascii(f"{where}.{field}"[:80])
+                raise BadRequest(f"there is no parameter {shown} here; remove it", param="messages")
 
 
 class Part(Said):
@@ -49,6 +40,7 @@ class Part(Said):
     prompt_cache_breakpoint: dict[str, Any] | None = None
 
     def said(self, where: str) -> str:
+        self.check(where)
         if self.type not in ("text", "refusal"):
             raise BadRequest(f"{where}: this server's models read text, not {self.type}; remove it", param="messages")
         text: str | None = getattr(self, self.type)
@@ -64,33 +56,46 @@ class FunctionCall(Said):
     arguments: Text
     parsed_arguments: Any = None
 
+    @property
+    def text(self) -> str:
+        return self.arguments
+
 
 class CustomCall(Said):
     name: Name
     input: Text
+
+    @property
+    def text(self) -> str:
+        return self.input
 
 
 class ToolCall(Said):
     """`index` stands in those that a client put together from a stream."""
 
     id: Name | None = None
-    type: Literal["function", "custom"] = "function"
+    type: Literal["function", "custom"] | None = None
     function: FunctionCall | None = None
     custom: CustomCall | None = None
     index: int | None = None
 
     def called(self, where: str) -> engine.ToolCall:
-        if self.type == "function" and self.function:
-            return engine.ToolCall(self.id or "", self.function.name, self.function.arguments)
-        if self.type == "custom" and self.custom:
-            return engine.ToolCall(self.id or "", self.custom.name, self.custom.input)
-        raise BadRequest(f"{where}.{self.type} is missing", param="messages")
+        self.check(where)
+        kind = self.type or "function"
+        call = self.function if kind == "function" else self.custom
+        if call is None:
+            raise BadRequest(f"{where}.{kind} is missing", param="messages")
+        call.check(f"{where}.{kind}")
+        return engine.ToolCall(self.id or "", call.name, call.text)
 
 
-# what only some roles have, besides role, content and name
+_ROLES = {"developer": "system", "function": "tool"}
+_EVERY = frozenset({"role", "content", "name"})
+# what only some roles have
 _OWN = {
-    "assistant": {"refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content", "parsed"},
-    "tool": {"tool_call_id"},
+    "assistant": _EVERY
+    | {"refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content", "parsed"},
+    "tool": _EVERY | {"tool_call_id"},
 }
 
 
@@ -113,14 +118,20 @@ class Message(Said):
     def turn(self, number: int) -> engine.ChatMessage:
         """As the engine takes it; `developer` is what newer clients call `system`. Raises BadRequest."""
         where = f"messages.{number}"
-        for field in sorted(self.model_fields_set - {"role", "content", "name"} - _OWN.get(self.role, set())):
-            raise BadRequest(f"{where}: a message of role {self.role} has no {field}; remove it", param="messages")
+        if not self.model_fields_set <= _OWN.get(self.role, _EVERY):
+            self._check_role(where)
         if self.audio is not None:
             raise BadRequest(f"{where}: this server's models speak text, not audio; remove audio", param="messages")
-        role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
+        role = _ROLES.get(self.role, self.role)
         return engine.ChatMessage(
             role, self._said(where), self.name, self._calls(where), self.tool_call_id, self.reasoning_content
         )
+
+    def _check_role(self, where: str) -> None:
+        self.check(where)
+        for field in sorted(self.model_fields_set - _OWN.get(self.role, _EVERY)):
+            if getattr(self, field) is not None:
+                raise BadRequest(f"{where}: a message of role {self.role} has no {field}; remove it", param="messages")
 
     def _said(self, where: str) -> str | None:
         if isinstance(self.content, str):
@@ -134,8 +145,9 @@ class Message(Said):
         raise BadRequest(f"{where}.content is missing", param="messages")
 
     def _calls(self, where: str) -> tuple[engine.ToolCall, ...]:
-        calls = [call.called(f"{where}.tool_calls.{i}") for i, call in enumerate(self.tool_calls or [])]
+        calls = [call.called(f"{where}.tool_calls.{i}") for i, call in enumerate(self.tool_calls or ())]
         if self.function_call:
+            self.function_call.check(f"{where}.function_call")
             calls.append(engine.ToolCall("", self.function_call.name, self.function_call.arguments))
         if self.role == "tool" and self.tool_call_id is None:
             raise BadRequest(f"{where}.tool_call_id is missing", param="messages")

@@ -11,11 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llmd.api.http.body import Body
-from llmd.api.openai.messages import Given, Message, Name, Text
+from llmd.api.openai.messages import Message, Name, Text
 from llmd.daemon import limits
 from llmd.daemon.engine import messages as engine
 from llmd.daemon.engine.messages import Prompt, RawText, SamplingParams, Tokens
 from llmd.daemon.errors import BadRequest
+
+# OpenAI's own
+COMPLETION_TOKENS = 16
 
 _Stop = Annotated[str, Field(max_length=limits.MAX_STOP_CHARS)]
 _Tokens = Annotated[
@@ -28,12 +31,12 @@ _Bias = dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field
 _Label = Annotated[str, Field(max_length=512)]
 
 
-class StreamOptions(Given):
-    include_usage: bool = False
+class StreamOptions(Body):
+    include_usage: bool | None = False
     include_obfuscation: bool | None = None  # accepted, without effect
 
 
-class Generation(Given, abc.ABC):
+class Generation(Body, abc.ABC):
     """What chat and plain completions share."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -65,6 +68,10 @@ class Generation(Given, abc.ABC):
     def prompts(self) -> Sequence[Prompt]:
         """What to continue. Raises BadRequest for what no model here can do."""
 
+    @abc.abstractmethod
+    def pieces(self) -> int:
+        """How many messages, parts or tokens `prompts` looks at."""
+
     def params(self) -> SamplingParams:
         """The engine's parameters; what was not given has llama.cpp's own defaults."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -92,7 +99,7 @@ class Generation(Given, abc.ABC):
         return limits.MAX_TOKENS if limit in (None, -1) else limit or limits.MAX_TOKENS
 
 
-class Typed(Given):
+class Typed(Body):
     """Something whose `type` says what it is; the rest of it is read by nobody, for it is refused or has no effect."""
 
     model_config = {**Body.model_config, "extra": "allow"}
@@ -100,8 +107,12 @@ class Typed(Given):
     type: Name
 
 
-class Function(Typed):
-    type: Name = "function"
+class Function(Body):
+    """A function in the older form, likewise."""
+
+    model_config = {**Body.model_config, "extra": "allow"}
+
+    name: Name
 
 
 _Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -149,6 +160,9 @@ class ChatBody(Generation):
         turns = tuple(message.turn(i) for i, message in enumerate(self.messages))
         return (engine.Chat(turns, self.reasoning_effort),)
 
+    def pieces(self) -> int:
+        return sum(len(m.content) if isinstance(m.content, list) else 1 for m in self.messages)
+
     def _refuse(self) -> None:
         """What asks for more than text from a model."""
         tools = 'this server\'s models do not call tools yet; remove it, or send {}: "none"'
@@ -178,7 +192,7 @@ class ChatBody(Generation):
 
 class CompletionBody(Generation):
     prompt: Text | _Tokens | Annotated[list[Text], _Several] | Annotated[list[_Tokens], _Several]
-    max_tokens: _Limit | None = 16
+    max_tokens: _Limit | None = None
     logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
     # taken where they ask for nothing, else refused by name
     echo: bool | None = None
@@ -186,7 +200,7 @@ class CompletionBody(Generation):
     suffix: Text | None = None
 
     def limit(self) -> int | None:
-        return self.max_tokens
+        return COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     def wanted_logprobs(self) -> int | None:
         return self.logprobs
@@ -205,6 +219,9 @@ class CompletionBody(Generation):
                 raise BadRequest(f"{field}: {why}", param=field)
         return [_prompt(given) for given in self._list()]
 
+    def pieces(self) -> int:
+        return 1 if isinstance(self.prompt, str) else sum(len(p) if isinstance(p, list) else 1 for p in self.prompt)
+
     def _list(self) -> Sequence[str | list[int]]:
         match self.prompt:
             case str(text):
@@ -219,13 +236,13 @@ def _prompt(given: str | list[int]) -> RawText | Tokens:
     return RawText(given) if isinstance(given, str) else Tokens(tuple(given))
 
 
-class TokenizeBody(Given):
+class TokenizeBody(Body):
     model: Annotated[str, Field(max_length=256)] | None = None
     prompt: Text | None = None
     content: Text | None = None  # llama-server's name for it
-    add_special: bool = False
+    add_special: bool | None = False
 
 
-class DetokenizeBody(Given):
+class DetokenizeBody(Body):
     model: Annotated[str, Field(max_length=256)] | None = None
     tokens: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=limits.MAX_JSON_NODES)]

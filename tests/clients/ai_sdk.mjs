@@ -4,11 +4,11 @@ import assert from "node:assert/strict";
 const user = (content) => ({ role: "user", content });
 const first = answer.usage.inputTokens;
 const turns = [user("Hello!"), ...answer.response.messages, user("Again?")];
-const again = await generateText({ model, messages: turns, maxOutputTokens: 16 });
+const again = await generateText({ model, messages: turns, maxOutputTokens: 16, temperature: 0 });
 assert.ok(again.usage.inputTokens > first + 8);
 
 let text = "";
-for await (const part of streamText({ model, messages: turns, maxOutputTokens: 16 }).textStream) text += part;
+for await (const part of streamText({ model, messages: turns, maxOutputTokens: 16, temperature: 0 }).textStream) text += part;
 assert.ok(text);
 
 const call = { type: "tool-call", toolCallId: "call_1", toolName: "weather", input: { city: "Cologne" } };
@@ -18,6 +18,6 @@ const history = [
   { role: "assistant", content: [call] },
   { role: "tool", content: [{ type: "tool-result", toolCallId: "call_1", toolName: "weather", output }] },
 ];
-const told = await generateText({ model, messages: history, maxOutputTokens: 16 });
+const told = await generateText({ model, messages: history, maxOutputTokens: 16, temperature: 0 });
 assert.ok(told.usage.inputTokens > first + 25);
 console.log("ai sdk done");

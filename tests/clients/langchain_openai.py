@@ -5,6 +5,7 @@ from importlib.metadata import version
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import OpenAI
 
+model.temperature = 0
 turns = [SystemMessage("Be brief."), HumanMessage("Hello!")]
 answer = model.invoke(turns)
 first = answer.usage_metadata["input_tokens"]

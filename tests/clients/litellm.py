@@ -3,7 +3,9 @@ from importlib.metadata import version
 
 
 def ask(messages, **more):
-    return litellm.completion("openai/smollm2-135m-instruct", messages, client=client, max_tokens=16, **more)
+    return litellm.completion(
+        "openai/smollm2-135m-instruct", messages, client=client, max_tokens=16, temperature=0, **more
+    )
 
 
 first = answer.usage.prompt_tokens

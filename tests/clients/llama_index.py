@@ -3,6 +3,7 @@ from importlib.metadata import version
 
 from llama_index.core.llms import MessageRole
 
+model.temperature = 0
 turns = [ChatMessage("Be brief.", role=MessageRole.SYSTEM), ChatMessage("Hello!")]
 answer = model.chat(turns)
 first = answer.raw.usage.prompt_tokens

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 
 const ask = (messages, more) =>
-  client.chat.completions.create({ model: "smollm2-135m-instruct", messages, max_tokens: 16, ...more });
+  client.chat.completions.create({ model: "smollm2-135m-instruct", messages, max_tokens: 16, temperature: 0, ...more });
 
 const first = answer.usage.prompt_tokens;
 const again = await ask([...messages, answer.choices[0].message, { role: "user", content: "Again?" }]);

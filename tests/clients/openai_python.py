@@ -3,7 +3,7 @@ MODEL = "smollm2-135m-instruct"
 
 
 def ask(messages, **more):
-    return client.chat.completions.create(model=MODEL, messages=messages, max_tokens=16, **more)
+    return client.chat.completions.create(model=MODEL, messages=messages, max_tokens=16, temperature=0, **more)
 
 
 first = answer.usage.prompt_tokens
@@ -12,7 +12,8 @@ for sent_back in (answer.choices[0].message, answer.choices[0].message.model_dum
     assert again.usage.prompt_tokens > first + 8 and again.choices[0].message.content
 
 with client.chat.completions.stream(model=MODEL, messages=messages, max_tokens=16) as stream:
-    sent_back = stream.get_final_completion().choices[0].message
+    stream.until_done()
+    sent_back = stream.current_completion_snapshot.choices[0].message
 assert ask([*messages, sent_back, {"role": "user", "content": "Again?"}]).usage.prompt_tokens > first + 8
 
 parts = list(ask(messages, stream=True, stream_options={"include_usage": True}))

@@ -17,6 +17,8 @@ CLIENTS = {
     "litellm": "litellm.py", "openai (npm)": "openai_npm.mjs", "Vercel AI SDK": "ai_sdk.mjs",
 }  # fmt: skip
 
+GREEDY = ("-o", "max_tokens", "16", "-o", "temperature", "0")
+
 Run = Callable[..., str]
 
 
@@ -76,8 +78,8 @@ def test_a_conversation(run: Run, client: str) -> None:
 
 @pytest.mark.slow
 def test_llm_goes_on(run: Run) -> None:
-    assert run(snippet("llm"), "llmd.py", "-m", "smol", "Hello!", "-o", "max_tokens", "16").strip()
-    assert run(snippet("llm"), "llmd.py", "-c", "And again?", "-o", "max_tokens", "16", "--no-stream").strip()
+    assert run(snippet("llm"), "llmd.py", "-m", "smol", "Hello!", *GREEDY).strip()
+    assert run(snippet("llm"), "llmd.py", "-c", "And again?", *GREEDY, "--no-stream").strip()
     assert '"Hello!"' in run(snippet("llm"), "llmd.py", "logs", "--json", "-n", "2") and "And again?" in PAGE
 
 

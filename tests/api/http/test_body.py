@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fastapi import Request
+from pydantic import field_validator
 
 from llmd.api.http import body
 from llmd.daemon import limits
@@ -20,19 +21,28 @@ def request(data: bytes) -> Request:
 
 
 @pytest.mark.parametrize(("size", "thread"), [(100, True), (body.THREAD_BYTES + 1, False)])
-async def test_a_large_body_is_parsed_beside_the_event_loop(
+async def test_a_large_body_is_parsed_and_validated_beside_the_event_loop(
     size: int, thread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parsed: list[str] = []
+    threads: list[str] = []
     parse = body.parse
 
     def noted(data: bytes) -> dict[str, Any]:
-        parsed.append(threading.current_thread().name)
+        threads.append(threading.current_thread().name)
         return parse(data)
 
+    class Text(body.Body):
+        a: str
+
+        @field_validator("a")
+        @classmethod
+        def note(cls, a: str) -> str:
+            threads.append(threading.current_thread().name)
+            return a
+
     monkeypatch.setattr(body, "parse", noted)
-    assert (await body.read_json(request(json.dumps({"a": "x" * size}).encode())))["a"]
-    assert (parsed == [threading.current_thread().name]) is thread
+    assert (await body.read(request(json.dumps({"a": "x" * size}).encode()), Text)).a
+    assert len(threads) == 2 and (set(threads) == {threading.current_thread().name}) is thread
 
 
 def test_too_many_values_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
