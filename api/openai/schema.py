@@ -151,7 +151,7 @@ class ChatBody(Generation):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def wanted_logprobs(self) -> int | None:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
