@@ -35,7 +35,7 @@ check: setup ## ruff and mypy --strict, over tests and benchmarks too
 	@.venv/bin/ruff format --check --quiet .
 	@MYPYPATH=packaging/typing .venv/bin/mypy --strict $(addprefix -p ,$(PACKAGES))
 	@MYPYPATH=packaging/typing:benchmarks .venv/bin/mypy --strict benchmarks
-	@MYPYPATH=packaging/typing:tests .venv/bin/mypy --strict --exclude '^tests/clients/(?!test_)[a-z]' tests
+	@MYPYPATH=packaging/typing:tests .venv/bin/mypy --strict --explicit-package-bases --exclude '^tests/clients/(?!test_)[a-z]' tests
 
 bench: setup ## llmd and llama-server under the same load in turn, then what the gateway costs; ARGS='...'
 	@server=$$(packaging/build_peer.sh | tail -n 1) && [ -n "$$server" ] && \

@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llmd.daemon.config import Config
+from llmd.daemon.engine.messages import Chat, ChatMessage, encode_chat
 from llmd.daemon.errors import BadRequest, Conflict
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import Authority, IssuedClient
+from llmd.daemon.models.checking import prompt
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.plan import Wish
@@ -76,6 +78,16 @@ class Service:
         self.serving.audit.event("admin.deploy", actor=actor, model=name, digest=model.digest, ctx=ctx, slots=slots)
         return self.serving.pool.deploy(name, model.digest, wish), before
 
+    async def served(self, name: str) -> None:
+        """A model that was too large to be tried at its import has been tried now."""
+
+        def work() -> None:
+            model = self.store.model(name)
+            if model.info.get("tried") is False:
+                self.store.set_info(name, model.info | {"tried": True})
+
+        await self.state.run(work)
+
     async def undeploy(self, name: str, actor: str) -> None:
         """Running requests may finish first. Raises ModelNotFound."""
         self.serving.pool.find(name)
@@ -99,12 +111,25 @@ class Service:
         )
         return model
 
+    async def rename_model(self, name: str, new: str, actor: str) -> dict[str, Any]:
+        """Raises ModelNotFound, BadRequest, and Conflict while it is deployed or where the new name is taken."""
+        if any(d.model == name for d in self.serving.pool.all()):
+            raise Conflict(f"{name} is deployed; run `llmctl undeploy {name}` first")
+        model = await self.models.rename(name, new)
+        self.serving.audit.event("admin.model_rename", actor=actor, model=name, name=new, digest=model.digest)
+        return self._shown(model)
+
     async def remove_model(self, name: str, actor: str) -> None:
         """Raises ModelNotFound, Conflict while it is deployed."""
         if any(d.model == name for d in self.serving.pool.all()):
             raise Conflict(f"{name} is deployed; run `llmctl undeploy {name}` first")
         model = await self.models.remove(name)
         self.serving.audit.event("admin.model_remove", actor=actor, model=name, digest=model.digest)
+
+    async def template(self, name: str, turns: tuple[ChatMessage, ...]) -> str:
+        """A conversation as the model's chat template lays it out. Raises ModelNotFound, BadRequest, ModelInvalid."""
+        path = await self.state.run(lambda: self.models.path(name))
+        return await prompt(path, encode_chat(Chat(turns)))
 
     async def show(self, name: str) -> dict[str, Any]:
         return self._shown(await self.state.run(lambda: self.models.show(name)))

@@ -14,6 +14,8 @@ MAX_HEADERS = 64
 MAX_URI_BYTES = 8 * 1024
 
 # one request's body
+MAX_FRAME_BYTES = 64 * 1024  # of chunks' sizes and extensions, and trailers; and FRAME_SHARE times the body
+FRAME_SHARE = 8  # a chunk of one byte has five bytes around it
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_JSON_DEPTH = 32
 MAX_JSON_NODES = 100_000
@@ -37,4 +39,7 @@ MAX_STOP_CHARS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 4096
+MAX_LABELS = 16  # of metadata
+MAX_LABEL_KEY_CHARS = 64
+MAX_LABEL_CHARS = 512
 MAX_TOKENS = 2**31 - 1

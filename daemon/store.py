@@ -243,6 +243,11 @@ class Store:
             self._write("UPDATE models SET name = ? WHERE name = ?", new, name)
         return self.model(new)
 
+    def set_info(self, name: str, info: dict[str, Any]) -> None:
+        """Of every name of the file. Raises ModelNotFound."""
+        digest = self.model(name).digest
+        self._write("UPDATE models SET info = ? WHERE digest = ?", json.dumps(info), digest)
+
     def remove_model(self, name: str) -> Model:
         """Raises ModelNotFound, Conflict while it is deployed."""
         gone = self.model(name)

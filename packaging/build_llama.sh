@@ -114,10 +114,9 @@ lock_cache() {
 
 # --- steps
 
-# unpack_sdist FOLDER: the source, downloaded once for all builds, its hash checked
-unpack_sdist() {
+# fetch_sdist: the source, downloaded once for all builds, its hash checked; prints the file
+fetch_sdist() {
     local file=$CACHE/sdist/llama_cpp_python-$LLAMA_VERSION.tar.gz
-    [[ ! -d $1 ]] || return 0
     if ! is_sdist "$file"; then
         say "downloading the source of llama-cpp-python $LLAMA_VERSION (77 MB, usually less than a minute)"
         mkdir -p "$CACHE/sdist/part"
@@ -126,6 +125,14 @@ unpack_sdist() {
         is_sdist "$CACHE/sdist/part/${file##*/}" || die "the downloaded ${file##*/} is not the one pinned in $0 (sha256)"
         mv "$CACHE/sdist/part/${file##*/}" "$file"
     fi
+    echo "$file"
+}
+
+# unpack_sdist FOLDER
+unpack_sdist() {
+    local file
+    [[ ! -d $1 ]] || return 0
+    file=$(fetch_sdist)
     rm -rf "$1.part"
     mkdir -p "$1.part"
     tar -xzf "$file" --strip-components=1 -C "$1.part"

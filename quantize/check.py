@@ -40,6 +40,12 @@ _FILE_TYPES = {
 }  # fmt: skip
 
 
+# what a kind of tokenizer cannot do without
+_NEEDED = {"gpt2": ("merges",), "llama": ("scores", "token_type"), "t5": ("scores",)}
+# types of tensors that hold other things than weights
+_NO_WEIGHTS = {"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"}
+
+
 # --- the model's keys
 
 
@@ -66,6 +72,9 @@ def check_model(header: Header) -> None:
         _check_heads(keys, f"{arch}.attention.{name}", blocks, least=0 if recurrent else 1)
     _check_floats(keys, arch)
     _check_tokenizer(keys)
+    for t in header.tensors:
+        if t.type in _NO_WEIGHTS and len(t.shape) > 1 and t.name.endswith(".weight"):
+            raise ModelInvalid(f"the tensor {t.name!r} is of type {t.type}, which no weights have")
 
 
 def _architecture(keys: dict[str, Any]) -> str:
@@ -117,6 +126,14 @@ def _check_tokenizer(keys: dict[str, Any]) -> None:
         raise ModelInvalid("the file holds no tokenizer: convert the model again with its tokenizer files beside it")
     if not isinstance(tokens, Array) or tokens.kind != "string" or not tokens.count:
         raise ModelInvalid("tokenizer.ggml.tokens must be an array of at least one text")
+    kind = keys["tokenizer.ggml.model"]
+    for name in _NEEDED.get(kind, ()):
+        if f"tokenizer.ggml.{name}" not in keys:
+            raise ModelInvalid(f"the tokenizer is of kind {kind!r} and tokenizer.ggml.{name} is missing")
+    for name in ("bos", "eos", "eot", "eom"):
+        token = keys.get(f"tokenizer.ggml.{name}_token_id")
+        if token is not None and (type(token) is not int or not 0 <= token < tokens.count):
+            raise ModelInvalid(f"tokenizer.ggml.{name}_token_id is not one of the {tokens.count} tokens")
     for name in ("scores", "token_type"):
         other = keys.get(f"tokenizer.ggml.{name}")
         if other is not None and (not isinstance(other, Array) or other.count != tokens.count):

@@ -35,6 +35,7 @@ _SCALARS = {
     6: ("float32", "f"), 7: ("bool", "?"), 10: ("uint64", "Q"), 11: ("int64", "q"), 12: ("float64", "d"),
 }  # fmt: skip
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
+_TEMPLATE = "tokenizer.chat_template"  # and those for one purpose, `tokenizer.chat_template.tool_use`
 
 # ggml tensor types: number to (name, elements a block, bytes a block); a test holds them against the library
 TENSOR_TYPES = {
@@ -169,6 +170,8 @@ class _Reader:
         return values, kinds
 
     def _value(self, key: str, kind: int) -> Any:
+        if kind == _STRING and key.startswith(_TEMPLATE):
+            return self._text(f"the chat template {key!r}", MAX_STRING_BYTES)
         if kind == _STRING:
             return self._bytes(f"the value of {key!r}", MAX_STRING_BYTES).decode(errors="replace")
         if kind == _ARRAY:

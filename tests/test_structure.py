@@ -42,7 +42,7 @@ NOBODY_IMPORTS = {"llmd.daemon.main"}
 # dependency -> the only files that import it
 MAY_USE = {
     "cryptography": {"daemon/identity/pki.py"},
-    "llama_cpp": {"daemon/engine/llama.py", "quantize/*.py"},
+    "llama_cpp": {"daemon/engine/llama.py", "daemon/engine/vocabulary.py", "quantize/*.py"},
     "sqlite_utils": {"daemon/audit/*.py", "daemon/store.py"},
     "pynvml": {"daemon/serving/gpu.py"},
     "prometheus_client": {"daemon/metrics.py"},

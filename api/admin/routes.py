@@ -13,6 +13,8 @@ from llmd.api.http.body import Body
 from llmd.api.http.routes import ADMIN, Caller, Route
 from llmd.api.http.streams import progress
 from llmd.api.openai import chat
+from llmd.api.openai.messages import Message
+from llmd.daemon import limits
 from llmd.daemon.admin import Service, rfc3339
 from llmd.daemon.errors import BadRequest, Conflict, ModelNotReady
 from llmd.daemon.identity.principal import Principal
@@ -28,6 +30,14 @@ _Name = Annotated[str, Field(min_length=1, max_length=256)]
 class ImportBody(Body):
     path: Annotated[str, Field(min_length=1, max_length=4096)]
     name: _Name | None = None
+
+
+class RenameBody(Body):
+    name: _Name
+
+
+class ConversationBody(Body):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
 
 
 class DeployBody(Body):
@@ -89,6 +99,15 @@ async def show(name: str, service: Admin) -> dict[str, Any]:
     return await service.show(name)
 
 
+async def template(name: str, body: ConversationBody, service: Admin) -> dict[str, Any]:
+    turns = tuple(message.turn(i) for i, message in enumerate(body.messages))
+    return {"model": name, "prompt": await service.template(name, turns)}
+
+
+async def rename(name: str, body: RenameBody, service: Admin, caller: Caller) -> dict[str, Any]:
+    return await service.rename_model(name, body.name, caller.name)
+
+
 async def remove(name: str, service: Admin, caller: Caller) -> dict[str, Any]:
     await service.remove_model(name, caller.name)
     return {"removed": name}
@@ -146,6 +165,7 @@ async def _until_ready(
         if life.wanted != wish:
             raise Conflict(f"{deployment.model} was deployed again with other settings; see `llmctl status`")
         if deployment.state == "ready":
+            await service.served(deployment.model)
             return
         if deployment.state == "restarting":
             reason = deployment.reason
@@ -254,6 +274,8 @@ ROUTES = (
     Route("POST", "/models", import_model, ADMIN),
     Route("GET", "/models/{name}", show, ADMIN),
     Route("DELETE", "/models/{name}", remove, ADMIN),
+    Route("POST", "/models/{name}/rename", rename, ADMIN),
+    Route("POST", "/models/{name}/template", template, ADMIN),
     Route("POST", "/models/{name}/verify", verify_model, ADMIN),
     Route("POST", "/deploy", deploy, ADMIN),
     Route("POST", "/undeploy", undeploy, ADMIN),

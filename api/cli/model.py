@@ -1,8 +1,9 @@
 """`llmctl model`: the model files that the daemon has."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -21,6 +22,13 @@ from llmd.api.cli.terminal import (
     table,
 )
 
+# what `template` shows where it is given nothing
+SAMPLE: Any = [
+    {"role": "user", "content": "Hello!"},
+    {"role": "assistant", "content": "Hello! How can I help?"},
+    {"role": "user", "content": "Name a colour."},
+]
+
 
 @click.group()
 @json_before
@@ -35,7 +43,7 @@ def model() -> None:
 @click.pass_obj
 def import_(client: Client, file: Path, name: str | None, json_: bool) -> None:
     """Check a GGUF file and copy it in. An interrupted import leaves nothing behind."""
-    bar = Progress(f"importing {safe(file.name)}")
+    bar = Progress(f"importing {safe(file.name)}", shown=not json_)
     found: dict[str, Any] = {}
     try:
         for line in client.events("POST", "/models", {"path": str(file.absolute()), "name": name}):
@@ -48,7 +56,21 @@ def import_(client: Client, file: Path, name: str | None, json_: bool) -> None:
     if json_:
         return show_json(found)
     click.echo(f"imported {safe(found['name'])} ({size(found['size'])}, sha256 {short(found['digest'], SHORT)})")
+    for missing in _limits(found["info"]):
+        click.echo(missing)
     click.echo(f"serve it: llmctl deploy {safe(found['name'])}")
+
+
+def _limits(info: dict[str, Any]) -> list[str]:
+    """What a model's file does not do."""
+    lines = []
+    if not info.get("chat_template"):
+        lines.append("it has no chat template: /v1/completions takes a prompt, /v1/chat/completions is refused")
+    refused = {kind: reason for kind, reason in info.get("conversations", {}).items() if reason}
+    lines += [f"its chat template does not take {safe(kind)}: {safe(reason)}" for kind, reason in refused.items()]
+    if info.get("tried") is False:
+        lines.append("not tried: it is larger than the free memory; its first deploy tries it")
+    return lines
 
 
 @model.command("list")
@@ -79,10 +101,49 @@ def show(client: Client, name: str, json_: bool) -> None:
     found = client.call("GET", f"/models/{_part(name)}")
     if json_:
         return show_json(found)
-    info = {k: v for k, v in found.pop("info").items() if k != "size"}
+    found_info = found.pop("info")
+    info = {k: v for k, v in found_info.items() if k != "size"}
     info["title"] = info.pop("name", None)
+    info["conversations"] = ", ".join(kind for kind, reason in info.get("conversations", {}).items() if not reason)
     shown = {**found, "imported": moment(found["imported"]), "size": size(found["size"]), **info}
     facts({key.replace("_", " "): value for key, value in shown.items()})
+    for line in _limits(found_info):
+        click.echo(line)
+
+
+@model.command()
+@click.argument("name")
+@click.option(
+    "--conversation", type=click.File(), metavar="FILE", help="Messages as JSON, as chat completions take them."
+)
+@as_json
+@click.pass_obj
+def template(client: Client, name: str, conversation: TextIO | None, json_: bool) -> None:
+    """The prompt that the model's chat template makes of a conversation."""
+    messages = SAMPLE
+    if conversation:
+        try:
+            messages = json.load(conversation)
+        except ValueError as e:
+            raise click.UsageError(f"{conversation.name} is not JSON: {e}") from e
+        if isinstance(messages, dict):
+            messages = messages.get("messages", [])
+    done = client.call("POST", f"/models/{_part(name)}/template", {"messages": messages})
+    if json_:
+        return show_json(done)
+    for line in done["prompt"].split("\n"):
+        click.echo(safe(line))
+
+
+@model.command()
+@click.argument("name")
+@click.argument("new")
+@as_json
+@click.pass_obj
+def rename(client: Client, name: str, new: str, json_: bool) -> None:
+    """Give a model that is not deployed another name."""
+    done = client.call("POST", f"/models/{_part(name)}/rename", {"name": new})
+    show_json(done) if json_ else click.echo(f"{safe(name)} is {safe(new)} now")
 
 
 @model.command()

@@ -93,14 +93,14 @@ def span(seconds: float) -> str:
 
 
 class Progress:
-    """A bar on standard error; where that is no terminal, a line for each tenth."""
+    """A bar on standard error; where that is no terminal, a line for each tenth. With `shown` false nothing."""
 
-    def __init__(self, label: str) -> None:
-        self._bar = sys.stderr.isatty()
+    def __init__(self, label: str, *, shown: bool = True) -> None:
+        self._shown, self._bar = shown, shown and sys.stderr.isatty()
         self._label, self._began, self._tenths = label, time.monotonic(), -1
 
     def at(self, done: int, total: int) -> None:
-        if not total:
+        if not total or not self._shown:
             return
         share = done / total
         if not self._bar:

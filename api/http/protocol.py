@@ -54,6 +54,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._extensions: dict[str, Any] = {}
         self._heads = 0  # that have come whole
         self._head_bytes = 0  # of one that has not
+        self._framed = 0  # bytes that came for the running request, and are none of its body
+        self._body_bytes = 0
         self._in_head = True
 
     # --- the connection
@@ -71,8 +73,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._refusal is not None:
             return
         before = (self._in_head, self._heads)
+        self._framed += len(data)
         super().data_received(data)
-        if before == (True, self._heads) and self._refusal is None and not self.transport.is_closing():
+        if self._refusal is not None or self.transport.is_closing():
+            return
+        if not self._in_head and self._framed > limits.MAX_FRAME_BYTES + limits.FRAME_SHARE * self._body_bytes:
+            self._refuse(BadRequest("the body's chunks are wrapped in far more bytes than they hold"))
+        elif before == (True, self._heads):
             self._head_bytes += len(data)
             if self._head_bytes > limits.MAX_HEADER_BYTES + limits.MAX_URI_BYTES:
                 self._refuse(HeadTooLarge(f"the request's head is larger than {limits.MAX_HEADER_BYTES} bytes"))
@@ -85,6 +92,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._framed = self._body_bytes = 0
         self.scope["extensions"] = self._extensions
         if self._deadline is None:
             self._expect_head()
@@ -106,6 +114,11 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             self.cycle.send = functools.partial(_unchunked, self.cycle, self.cycle.send)  # type: ignore[method-assign]
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        self._framed -= len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._unset_deadline()

@@ -133,11 +133,11 @@ class Message(Said):
             if getattr(self, field) is not None:
                 raise BadRequest(f"{where}: a message of role {self.role} has no {field}; remove it", param="messages")
 
-    def _said(self, where: str) -> str | None:
+    def _said(self, where: str) -> str | tuple[str, ...] | None:
         if isinstance(self.content, str):
             return self.content
         if self.content:
-            return "".join(part.said(f"{where}.content.{i}") for i, part in enumerate(self.content))
+            return tuple(part.said(f"{where}.content.{i}") for i, part in enumerate(self.content))
         if self.role == "assistant":
             return self.refusal
         if self.role == "function":

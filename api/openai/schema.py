@@ -27,8 +27,12 @@ _Tokens = Annotated[
 _Several = Field(min_length=1, max_length=limits.MAX_PROMPTS)
 # -1: until the context is full
 _Limit = Annotated[int, Field(ge=-1, le=limits.MAX_TOKENS)]
-_Bias = dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]]
-_Label = Annotated[str, Field(max_length=512)]
+# one spelling a number: "5" and "05" would be two biases of one token
+_Bias = dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")], Annotated[float, Field(ge=-100, le=100)]]
+_Label = Annotated[str, Field(max_length=limits.MAX_LABEL_CHARS)]
+_Labels = Annotated[
+    dict[Annotated[str, Field(max_length=limits.MAX_LABEL_KEY_CHARS)], _Label], Field(max_length=limits.MAX_LABELS)
+]
 
 
 class StreamOptions(Body):
@@ -138,7 +142,7 @@ class ChatBody(Generation):
     store: bool | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     # accepted, without effect: hints, and OpenAI's own bookkeeping
-    metadata: Annotated[dict[str, _Label], Field(max_length=16)] | None = None
+    metadata: _Labels | None = None
     parallel_tool_calls: bool | None = None
     prediction: Typed | None = None
     prompt_cache_key: _Label | None = None

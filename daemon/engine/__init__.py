@@ -1,16 +1,19 @@
 """The engine: a worker process with continuous batching over one model.
 
-__main__.py   the worker process
-messages.py   the messages between daemon and worker, and what they carry
-types.py      the nouns that the engine shares
-prefixes.py   pure: which slots hold how much of a prompt
-scheduler.py  pure: which tokens the next step computes, and which slot holds them
-loop.py       the engine thread
-deadline.py   a deadline for work that nothing else can stop
-prompts.py    messages or text to tokens, and the one error of a prompt that is too long
-templates.py  chat templates in a sandbox: what they show of a conversation
-sampling.py   pure: chooses tokens for many sequences at once
-output.py     tokens to text: whole UTF-8, stop strings
-llama.py      the runner: llama-cpp-python's low-level API
-fake.py       a runner without a model, for tests and for measuring the gateway
+__main__.py    the worker process
+messages.py    the messages between daemon and worker, and what they carry
+types.py       the nouns that the engine shares
+prefixes.py    pure: which slots hold how much of a prompt
+scheduler.py   pure: which tokens the next step computes, and which slot holds them
+loop.py        the engine thread
+deadline.py    a deadline for work that nothing else can stop
+prompts.py     messages or text to tokens, and the one error of a prompt that is too long
+templates.py   chat templates in a sandbox, in transformers' dialect: what they show of a conversation
+turns.py       a conversation as a template gets it
+sampling.py    pure: chooses tokens for many sequences at once
+output.py      tokens to text: whole UTF-8, stop strings
+trial.py       a program: does a model's template work, and does it answer a token
+vocabulary.py  text to tokens and back in llama.cpp
+llama.py       the runner: llama-cpp-python's low-level API
+fake.py        a runner without a model, for tests and for measuring the gateway
 """

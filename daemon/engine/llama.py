@@ -4,7 +4,7 @@ Not its `Llama` class, which serves one request at a time. The context has a str
 (`kv_unified` off): attention then reads a sequence's own positions only, which measured faster than one shared buffer
 from 8 sequences on.
 
-This is the only engine file that imports llama_cpp.
+This file and `vocabulary.py` are the only ones of the engine that import llama_cpp.
 """
 
 import ctypes
@@ -20,6 +20,7 @@ import numpy as np
 from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.sampling import Sampling, is_simple
 from llmd.daemon.engine.types import Chunk, Logprob, ModelInfo, Plan, Sample, Start, next_cut
+from llmd.daemon.engine.vocabulary import Vocabulary, load
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 
 # penalties look back this far for `repeat_penalty`, as llama.cpp's own default does
@@ -36,22 +37,7 @@ SPLIT_MODES = {
     "layer": lib.LLAMA_SPLIT_MODE_LAYER,
     "tensor": lib.LLAMA_SPLIT_MODE_TENSOR,
 }
-# tokenizers of whose tokens' texts the whole text consists
-LOSSLESS = {
-    lib.LLAMA_VOCAB_TYPE_SPM, lib.LLAMA_VOCAB_TYPE_BPE, lib.LLAMA_VOCAB_TYPE_RWKV, lib.LLAMA_VOCAB_TYPE_PLAMO2,
-}  # fmt: skip
 KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
-
-_log_lines: list[str] = []
-
-
-def _log(level: int, text: bytes, _user: Any) -> None:
-    if level >= 4:  # GGML_LOG_LEVEL_ERROR
-        _log_lines.append(text.decode(errors="replace").strip())
-        del _log_lines[:-20]
-
-
-_log_callback = lib.llama_log_callback(_log)  # kept alive: llama.cpp holds the pointer
 
 
 class LlamaRunner:
@@ -77,16 +63,16 @@ class LlamaRunner:
         kv_type: str = "f16",
         ubatch: int = 0,
     ) -> None:
-        lib.llama_log_set(_log_callback, None)
-        lib.llama_backend_init()
         self.threads = threads or len(os.sched_getaffinity(0))
         self._gpu = gpus > 0
         self._split, self._kv_type, self._ubatch = SPLIT_MODES[split], KV_TYPES[kv_type], ubatch or 512
         if self._gpu and not lib.llama_supports_gpu_offload():
             raise Unavailable("this engine was built without CUDA: install the package llmd-cuda, or deploy on the CPU")
         self._model = self._load(path)
-        self._vocab = lib.llama_model_get_vocab(self._model)
-        self._n_vocab = lib.llama_vocab_n_tokens(self._vocab)
+        self._vocabulary = vocabulary = Vocabulary(self._model)
+        self._n_vocab = vocabulary.size
+        self.piece, self.special_texts = vocabulary.piece, vocabulary.special_texts
+        self.tokenize, self.detokenize = vocabulary.tokenize, vocabulary.detokenize
         trained = lib.llama_model_n_ctx_train(self._model)
         wanted = min(context or 4096, trained) if trained > 0 else context or 4096
         # a step may go over its budget by less than a piece, and every slot may add a token
@@ -98,7 +84,6 @@ class LlamaRunner:
         self._sampling = Sampling(slots)
         self._samplers: dict[int, Any] = {}  # of the slots for which `_sampling` cannot choose
         self._logprobs: dict[int, int] = {}
-        self._pieces: dict[int, bytes] = {}
         # on the CPU the threads of the arithmetic still spin when sampling begins: with as many of ours it is slower
         # than without (measured on 2 cores: 32 sequences in 3.1 ms against 2.6)
         sampling = self._sampling_threads()
@@ -112,11 +97,7 @@ class LlamaRunner:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = -1 if self._gpu else 0
         params.split_mode = self._split
-        model = lib.llama_model_load_from_file(path.encode(), params)
-        if not model:
-            reason = _log_lines[-1] if _log_lines else "no reason given"
-            raise ModelInvalid(f"llama.cpp cannot load this model: {reason.replace(path, 'the file')}")
-        return model
+        return load(path, params)
 
     def _context(self, slots: int, context: int) -> Any:
         params = lib.llama_context_default_params()
@@ -141,36 +122,24 @@ class LlamaRunner:
 
     def _describe(self, slots: int) -> ModelInfo:
         recurrent = lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
-        template = lib.llama_model_chat_template(self._model, None)
+        vocabulary = self._vocabulary
         text = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self._model, text, 256)
         return ModelInfo(
             vocab=self._n_vocab,
             context=lib.llama_n_ctx_seq(self._ctx),
             slots=slots,
-            eos=frozenset(t for t in range(self._n_vocab) if lib.llama_vocab_is_eog(self._vocab, t)),
+            eos=vocabulary.ends,
             can_trim=not recurrent,
             exact_block=0 if self._gpu else BLOCK,
-            chat_template=template.decode() if template else None,
-            bos_text=self._text_of(lib.llama_vocab_bos(self._vocab)),
-            eos_text=self._text_of(lib.llama_vocab_eos(self._vocab)),
+            chat_template=vocabulary.chat_template,
+            bos_text=vocabulary.bos_text,
+            eos_text=vocabulary.eos_text,
             description=text.value.decode(errors="replace"),
             parameters=lib.llama_model_n_params(self._model),
             size=lib.llama_model_size(self._model),
-            longest_token=self._longest_token(),
+            longest_token=vocabulary.longest,
         )
-
-    def _longest_token(self) -> int:
-        """In bytes of text. 0 for the tokenizers that drop blanks, or make one token of a word they do not know."""
-        if lib.llama_vocab_type(self._vocab) not in LOSSLESS:
-            return 0
-        # a buffer that is too small is answered with the size that is needed, as a negative number
-        sizes = (lib.llama_token_to_piece(self._vocab, t, None, 0, 0, True) for t in range(self._n_vocab))
-        return max(abs(int(size)) for size in sizes)
-
-    def _text_of(self, token: int) -> str:
-        text = lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else None
-        return text.decode(errors="replace") if text else ""
 
     def _arrays(self, size: int) -> None:
         """A batch over our own arrays: filling it is a few numpy assignments, whatever its length."""
@@ -196,9 +165,13 @@ class LlamaRunner:
         )
 
     def _warm_up(self) -> None:
-        """One token, so that the first request does not pay for page faults and thread creation."""
-        token = max(lib.llama_vocab_bos(self._vocab), 0)
+        """One token, so that the first request does not pay for page faults and thread creation. Raises ModelInvalid
+        for weights that compute nothing."""
+        token = max(self._vocabulary.bos, 0)
         self._decode([Chunk(0, 0, [token], True)])
+        logits = np.ctypeslib.as_array(lib.llama_get_logits(self._ctx), (self._n_vocab,))
+        if np.isnan(logits).any() or not np.isfinite(logits.max()):
+            raise ModelInvalid("the model's weights are damaged: what it computes is not a number")
         lib.llama_memory_clear(self._memory, False)
 
     # --- a step
@@ -329,41 +302,6 @@ class LlamaRunner:
     def _as_sample(self, slot: int, token: int, logits: np.ndarray[Any, Any]) -> Sample:
         wanted = self._logprobs.get(slot)
         return Sample(slot, token, None if wanted is None else _logprob(logits.astype(np.float64), token, wanted))
-
-    # --- text
-
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; nothing for a control token."""
-        found = self._pieces.get(token)
-        if found is None:
-            text = ctypes.create_string_buffer(256)
-            size = lib.llama_token_to_piece(self._vocab, token, text, 256, 0, False)
-            found = self._pieces[token] = text.raw[: max(size, 0)]
-        return found
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        data = text.encode()
-        size = len(data) + 8
-        out = (lib.llama_token * size)()
-        count = lib.llama_tokenize(self._vocab, data, len(data), out, size, add_special, parse_special)
-        if count < 0:
-            raise LlmdError("the tokenizer could not read this text")
-        return list(out[:count])
-
-    def detokenize(self, tokens: abc.Sequence[int]) -> str:
-        given = (lib.llama_token * len(tokens))(*tokens)
-        size = 64 + 32 * len(tokens)
-        while True:
-            text = ctypes.create_string_buffer(size)
-            count = lib.llama_detokenize(self._vocab, given, len(tokens), text, size, False, True)
-            if count >= 0:
-                return text.raw[:count].decode(errors="replace")
-            size = -count + 8
-
-    def special_texts(self) -> list[str]:
-        """The texts of the control tokens, longest first."""
-        found = {self._text_of(t) for t in range(self._n_vocab) if lib.llama_vocab_is_control(self._vocab, t)}
-        return sorted(found - {""}, key=len, reverse=True)
 
     def close(self) -> None:
         """Free the device's memory. The runner cannot be used after."""

@@ -83,7 +83,7 @@ class ChatMessage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     answers the call `tool_call_id`."""
 
     role: str
-    content: str | None
+    content: str | tuple[str, ...] | None  # several: parts of one text
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
@@ -320,6 +320,15 @@ class Decoder(Generic[_M]):
             except msgspec.DecodeError as e:
                 raise ValueError("not a frame") from e
             yield message
+
+
+def encode_chat(chat: Chat) -> bytes:
+    return _encoder.encode(chat)
+
+
+def decode_chat(data: bytes) -> Chat:
+    """Raises ValueError."""
+    return msgspec.msgpack.decode(data, type=Chat)
 
 
 def from_daemon() -> Decoder[ToWorker]:

@@ -5,11 +5,13 @@ It runs in the worker, which may die of a hostile template. Output and time are 
 
 import re
 import secrets
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from llmd.daemon.engine.deadline import Deadline, TemplateTimeout
 from llmd.daemon.engine.messages import Chat, Prompt
 from llmd.daemon.engine.templates import chat_template
+from llmd.daemon.engine.turns import Escape
 from llmd.daemon.engine.types import Runner
 from llmd.daemon.errors import BadRequest, ContextExceeded, ModelInvalid
 
@@ -35,6 +37,30 @@ def named(prompt: Prompt) -> str:
     return "messages" if isinstance(prompt, Chat) else "prompt"
 
 
+class Specials(Protocol):
+    """The texts of the tokens that begin and end a text; "" where there is none."""
+
+    @property
+    def bos_text(self) -> str: ...
+    @property
+    def eos_text(self) -> str: ...
+
+
+def rendered(
+    template: str, chat: Chat, specials: Specials, deadline: Deadline, escape: Escape, check: Callable[[int], None]
+) -> str:
+    """A chat as the model's template lays it out. Raises BadRequest and ModelInvalid for what the template does, and
+    what `check` raises."""
+    given: dict[str, Any] = {"bos_token": specials.bos_text, "eos_token": specials.eos_text, "tools": None}
+    if chat.reasoning_effort is not None:
+        given["reasoning_effort"] = chat.reasoning_effort
+    try:
+        with deadline:
+            return chat_template(template).render(chat.messages, escape, check, documents=None, **given)
+    except TemplateTimeout as e:
+        raise ModelInvalid("the model's chat template takes too long") from e
+
+
 class Prompts:
     """Renders and tokenizes for one runner."""
 
@@ -46,7 +72,7 @@ class Prompts:
     def from_text(self, text: str) -> list[int]:
         """A raw prompt: special tokens in it are read as such, because its author lays out the template by hand."""
         self.check_length(text, "prompt")
-        return self._runner.tokenize(text, add_special=True, parse_special=True)
+        return self._runner.tokenize(text, add_special=not self._begins(text), parse_special=True)
 
     def from_chat(self, chat: Chat) -> list[int]:
         """A chat. Special-token text inside a message stays plain text: a user cannot end their turn and speak as the
@@ -59,22 +85,15 @@ class Prompts:
             raise BadRequest("this model has no chat template; use /v1/completions with a prompt", param="messages")
         escaped: list[str] = []
         text = self.render(template, chat, escaped)
+        return self._tokenize(text, escaped, add_special=not self._begins(text))
+
+    def _begins(self, text: str) -> bool:
+        """Whether it has the token that begins texts: that comes once."""
         bos = self._runner.info.bos_text
-        return self._tokenize(text, escaped, add_special=not (bos and text.startswith(bos)))
+        return bool(bos) and text.startswith(bos)
 
     def render(self, template: str, chat: Chat, escaped: list[str]) -> str:
         """The prompt's text; what it says of special tokens goes to `escaped`, and marks stand for it."""
-        try:
-            with self._deadline:
-                return self._rendered(template, chat, escaped)
-        except TemplateTimeout as e:
-            raise ModelInvalid("the model's chat template takes too long") from e
-
-    def _rendered(self, template: str, chat: Chat, escaped: list[str]) -> str:
-        info = self._runner.info
-        given: dict[str, Any] = {"bos_token": info.bos_text, "eos_token": info.eos_text, "tools": None}
-        if chat.reasoning_effort is not None:
-            given["reasoning_effort"] = chat.reasoning_effort
 
         def escape(text: str) -> str:
             return self._escape(text, escaped)
@@ -82,7 +101,7 @@ class Prompts:
         def check(size: int) -> None:
             self._check_size(size - 2 * len(_MARK) * len(escaped), "messages")
 
-        return chat_template(template).render(chat.messages, escape, check, documents=None, **given)
+        return rendered(template, chat, self._runner.info, self._deadline, escape, check)
 
     def check_length(self, text: str, what: str) -> None:
         """Raises ContextExceeded for a text that would be more tokens than the context holds even if each were the

@@ -1,88 +1,78 @@
-"""A model's chat template: compiled in a sandbox, with what transformers offers to templates, and given a conversation
-in the manner in which it shows all of it.
+"""A model's chat template: compiled in a sandbox, in the dialect that transformers offers to templates, and given a
+conversation in the manner in which it shows all of it.
 
-Templates differ in what they take for a tool call and for a tool's answer, and say so nowhere. What a template shows of
-a small conversation tells: the first of MANNERS with which nothing of it is lost is the template's own. For one that
-knows no tools, calls and answers are text, as Hermes writes them.
+What a template shows of small conversations tells which of MANNERS is its own, and which form of a text. For one that
+knows no tools, calls and answers are text; where it shows a user's text in no form, that is an error.
 """
 
-import hashlib
-import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
 import jinja2
 import jinja2.ext
+from jinja2.nodes import CallBlock, Node
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmd.daemon.engine.deadline import TemplateTimeout
 from llmd.daemon.engine.messages import ChatMessage, ToolCall
+from llmd.daemon.engine.turns import MANNERS, Escape, Form, Manner, Turns, tojson
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid
 
-# of the identifiers that Mistral's templates take
-SHORT_ID = 9
+# copies of a text that a template may make by multiplication, in characters; and a number's exponent
+MAX_REPEATED = 10_000
+MAX_EXPONENT = 64
+# characters that a template may make of a conversation of a few words
+MAX_PROBE = 1_000_000
+FORMS: tuple[Form, ...] = ("text", "parts")
 
-Escape = Callable[[str], str]
+# told the prompt's length as it grows, in characters; raises the LlmdError that ends it
+Check = Callable[[int], None]
 
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if not isinstance(left, int | float) or not isinstance(right, int | float) or operator == "**":
-            raise jinja2.exceptions.SecurityError("the template multiplies text or raises to a power")
-        return super().call_binop(context, operator, left, right)
-
-
-class Arguments(dict[str, Any]):
-    """A call's arguments: a mapping to templates that look into it, JSON text to those that append it to a text."""
-
-    def __init__(self, value: dict[str, Any], text: str) -> None:
-        super().__init__(value)
-        self._text = text
-
-    def __str__(self) -> str:
-        return self._text
-
-    def __add__(self, other: str) -> str:
-        return self._text + other
-
-    def __radd__(self, other: str) -> str:
-        return other + self._text
-
-
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """`calls`: in a field of their own, else as text; `empty`: the content of a message that has none; `short_ids`:
-    calls have identifiers of nine letters and digits; `role`: whose turn a tool's answer is."""
-
-    calls: bool
-    empty: str | None
-    short_ids: bool = False
-    role: str = "tool"
-
-
-MANNERS = (
-    Manner(calls=True, empty=None),
-    Manner(calls=True, empty=""),
-    Manner(calls=True, empty=None, short_ids=True),
-    Manner(calls=True, empty="", short_ids=True),
-    Manner(calls=False, empty=""),
-    Manner(calls=False, empty="", role="user"),
+# a probe's words must be found in what a template shows
+_TEXT, _NAME, _KEY, _VALUE, _ANSWER = (
+    word + secrets.token_hex(4) for word in ("text", "name", "key", "value", "answer")
 )
+_PRINTED = (f"'text': '{_TEXT}", f'"text": "{_TEXT}')
+_ARGUMENTS = tojson({_KEY: _VALUE})
 
-# each of these words must be found in what a template shows
-_NAME, _KEY, _VALUE, _ANSWER = (f"{word}{secrets.token_hex(4)}" for word in ("name", "key", "value", "answer"))
-_PROBE = (
-    ChatMessage("user", "?"),
-    ChatMessage("assistant", None, tool_calls=(ToolCall("call_0123456789", _NAME, json.dumps({_KEY: _VALUE})),)),
-    ChatMessage("tool", _ANSWER, name=_NAME, tool_call_id="call_0123456789"),
-)
+
+def _short(size: int) -> None:
+    """The check of a probe."""
+    if size > MAX_PROBE:
+        raise BadRequest("the model's chat template makes very much of very little", param="messages")
+
+
+def _calling(name: str, arguments: str, answer: str) -> tuple[ChatMessage, ...]:
+    call = ToolCall("call_0123456789", name, arguments)
+    return (
+        ChatMessage("user", "What is it like outside?"),
+        ChatMessage("assistant", None, tool_calls=(call,)),
+        ChatMessage("tool", answer, name=name, tool_call_id=call.id),
+    )
+
+
+def _speaking(role: str, text: str) -> tuple[ChatMessage, ...]:
+    """A conversation in which `role` says it."""
+    asked = ChatMessage("user", "And now?")
+    match role:
+        case "user":
+            return (ChatMessage("user", text),)
+        case "system":
+            return (ChatMessage("system", text), asked)
+    return (ChatMessage("user", "Hello."), ChatMessage(role, text), asked)
+
+
+# what a model's template is tried with before it serves
+CONVERSATIONS = {
+    "a question": _speaking("user", "Hello."),
+    "two turns": _speaking("assistant", "Hello! How are you?"),
+    "a system message": _speaking("system", "Be brief."),
+    "content in parts": (ChatMessage("user", ("Hello.", " How are you?")),),
+    "tool calls": _calling("weather", '{"city": "Cologne"}', "It rains."),
+}
 
 
 class ChatTemplate:
@@ -92,18 +82,20 @@ class ChatTemplate:
     def __init__(self, source: str) -> None:
         try:
             self._template = _compile(source)
-        except (SyntaxError, jinja2.TemplateSyntaxError) as e:
+        except jinja2.TemplateSyntaxError as e:
+            where = f"line {e.lineno}: {str(e.message)[:200]}"
+            raise ModelInvalid(f"the model's chat template cannot be compiled: {where}") from e
+        except (SyntaxError, RecursionError, ValueError) as e:
             # Python's own: a template of 25 nested loops is more than its compiler takes
-            raise ModelInvalid(f"the model's chat template does not work: {type(e).__name__}") from e
+            raise ModelInvalid(f"the model's chat template cannot be compiled: {type(e).__name__}") from e
+        self._forms: dict[str, Form] | None = None
         self._manners: tuple[Manner, ...] | None = None
 
-    def render(
-        self, messages: Sequence[ChatMessage], escape: Escape, check: Callable[[int], None], **values: Any
-    ) -> str:
+    def render(self, messages: Sequence[ChatMessage], escape: Escape, check: Check, **values: Any) -> str:
         """The prompt, in the first manner that the template does not refuse. Each text of a message goes through
-        `escape`; `check` is told the prompt's length as it grows, in characters, and raises the LlmdError that ends it.
+        `escape`.
 
-        Raises ModelInvalid and BadRequest for what the template does, and TemplateTimeout.
+        Raises ModelInvalid and BadRequest for what the template does, what `check` raises, and TemplateTimeout.
         """
         try:
             return self._rendered(messages, escape, check, values)
@@ -112,52 +104,74 @@ class ChatTemplate:
         except jinja2.exceptions.SecurityError as e:
             raise ModelInvalid(f"the model's chat template does not work: {type(e).__name__}") from e
         except jinja2.TemplateError as e:
-            raise BadRequest(f"the model's chat template refuses these messages: {e.message}", param="messages") from e
+            said = str(e.message)[:500]
+            raise BadRequest(f"the model's chat template refuses these messages: {said}", param="messages") from e
         except Exception as e:  # whatever it was, the next prompt is none of its business
             raise BadRequest("the model's chat template cannot handle these messages", param="messages") from e
 
-    def _rendered(
-        self, messages: Sequence[ChatMessage], escape: Escape, check: Callable[[int], None], values: dict[str, Any]
-    ) -> str:
-        manners = self._showing(check, values) if _uses_tools(messages) else MANNERS[:1]
+    def _rendered(self, messages: Sequence[ChatMessage], escape: Escape, check: Check, values: dict[str, Any]) -> str:
+        forms = self._text_forms(values)
+        manners = self._tool_manners(values) if _uses_tools(messages) else MANNERS[:1]
         for manner in manners[:-1]:
             try:
-                return self._shown(messages, manner, escape, check, values)
+                return self._shown(messages, Turns(manner, forms, escape), check, values)
             except (jinja2.TemplateError, TypeError):
                 continue  # it takes one call a turn, say
-        return self._shown(messages, manners[-1], escape, check, values)
+        return self._shown(messages, Turns(manners[-1], forms, escape), check, values)
 
-    def _shown(
-        self,
-        messages: Sequence[ChatMessage],
-        manner: Manner,
-        escape: Escape,
-        check: Callable[[int], None],
-        values: dict[str, Any],
-    ) -> str:
-        turns = list(_Shape(manner, escape).turns(messages))
+    def _shown(self, messages: Sequence[ChatMessage], turns: Turns, check: Check, values: dict[str, Any]) -> str:
         parts, size = [], 0
-        for part in self._template.generate(messages=turns, add_generation_prompt=True, **values):
+        walked = turns.of(messages)
+        for part in self._template.generate(messages=walked, add_generation_prompt=True, **values):
             size += len(part)
             check(size)
             parts.append(part)
         return "".join(parts)
 
-    def _showing(self, check: Callable[[int], None], values: dict[str, Any]) -> tuple[Manner, ...]:
-        """The manners with which it shows the whole of a conversation; the last one, plain turns, needs no trial."""
-        if self._manners is None:
-            found = tuple(manner for manner in MANNERS[:-1] if self._shows(manner, check, values))
-            self._manners = (*found, MANNERS[-1])
-        return self._manners
+    # --- what it shows
 
-    def _shows(self, manner: Manner, check: Callable[[int], None], values: dict[str, Any]) -> bool:
+    def _text_forms(self, values: dict[str, Any]) -> dict[str, Form]:
+        """Each role's form of a text. Raises BadRequest where a user's is shown in none."""
+        if self._forms is None:
+            forms: dict[str, Form] = {}
+            for role in ("user", "system", "assistant"):
+                shown = [form for form in FORMS if self._shows_text(role, {**forms, role: form}, values)]
+                forms[role] = "either" if len(shown) == 2 else shown[0] if shown else "text"
+                if role == "user" and not shown:
+                    self._probe(_speaking("user", _TEXT), Turns(MANNERS[0], {}, str), values)  # its own refusal
+                    raise BadRequest("the model's chat template does not show what a user says", param="messages")
+            # a tool's answer is written as the others' texts are
+            self._forms = forms | {"tool": "parts" if forms["user"] == "parts" else "text"}
+        return self._forms
+
+    def _shows_text(self, role: str, forms: dict[str, Form], values: dict[str, Any]) -> bool:
         try:
-            shown = self._shown(_PROBE, manner, str, check, values)
+            shown = self._probe(_speaking(role, _TEXT), Turns(MANNERS[0], forms, str), values)
         except TemplateTimeout:
             raise
         except Exception:  # its way to say no
             return False
+        # one that prints the list of parts as it is shows nothing
+        return _TEXT in shown and not any(printed in shown for printed in _PRINTED)
+
+    def _tool_manners(self, values: dict[str, Any]) -> tuple[Manner, ...]:
+        """The manners with which it shows the whole of a conversation; the last one, plain turns, needs no trial."""
+        if self._manners is None:
+            self._manners = (*(m for m in MANNERS[:-1] if self._shows_tools(m, values)), MANNERS[-1])
+        return self._manners
+
+    def _shows_tools(self, manner: Manner, values: dict[str, Any]) -> bool:
+        turns = Turns(manner, self._text_forms(values), str)
+        try:
+            shown = self._probe(_calling(_NAME, _ARGUMENTS, _ANSWER), turns, values)
+        except TemplateTimeout:
+            raise
+        except Exception:
+            return False
         return all(word in shown for word in (_NAME, _KEY, _VALUE, _ANSWER))
+
+    def _probe(self, messages: Sequence[ChatMessage], turns: Turns, values: dict[str, Any]) -> str:
+        return self._shown(messages, turns, _short, values)
 
 
 @lru_cache(maxsize=8)
@@ -170,92 +184,54 @@ def _uses_tools(messages: Iterable[ChatMessage]) -> bool:
     return any(m.role == "tool" or m.tool_calls for m in messages)
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """Messages as a template gets them."""
-
-    manner: Manner
-    escape: Escape
-
-    def turns(self, messages: Sequence[ChatMessage]) -> Iterator[dict[str, Any]]:
-        turns = map(self._turn, messages)
-        if self.manner.role == "tool":
-            yield from turns
-            return
-        # templates without a tool's role want user and assistant in turn
-        for role, several in groupby(turns, key=lambda turn: turn["role"]):
-            if role == "user":
-                yield {"role": role, "content": "\n".join(turn["content"] for turn in several)}
-            else:
-                yield from several
-
-    def _turn(self, message: ChatMessage) -> dict[str, Any]:
-        content = self.manner.empty if message.tool_calls else ""
-        if message.content is not None:
-            content = self.escape(message.content)
-        turn: dict[str, Any] = {"role": message.role, "content": content}
-        if message.name is not None:
-            turn["name"] = self.escape(message.name)
-        if message.reasoning is not None:
-            turn["reasoning_content"] = self.escape(message.reasoning)
-        if message.tool_call_id is not None:
-            turn["tool_call_id"] = self._identifier(message.tool_call_id)
-        if message.tool_calls and self.manner.calls:
-            turn["tool_calls"] = [self._call(call) for call in message.tool_calls]
-        elif message.tool_calls:
-            turn["content"] = "\n".join([*filter(None, [content]), *map(self._call_text, message.tool_calls)])
-        if message.role == "tool" and self.manner.role != "tool":
-            return {"role": self.manner.role, "content": f"<tool_response>\n{content}\n</tool_response>"}
-        return turn
-
-    def _call(self, call: ToolCall) -> dict[str, Any]:
-        function = {"name": self.escape(call.name), "arguments": self._arguments(call.arguments)}
-        return {"id": self._identifier(call.id), "type": "function", "function": function}
-
-    def _call_text(self, call: ToolCall) -> str:
-        arguments = self._arguments(call.arguments)
-        shown = arguments if isinstance(arguments, Arguments) else _tojson(arguments)
-        return f'<tool_call>\n{{"name": {_tojson(self.escape(call.name))}, "arguments": {shown}}}\n</tool_call>'
-
-    def _arguments(self, text: str) -> Arguments | str:
-        try:
-            value = self._escaped(json.loads(text))
-        except (ValueError, RecursionError):  # a model may write anything
-            value = None
-        # the text is escaped as it stands: what a value says in \u escapes is none of it
-        shown = self.escape(text)
-        return Arguments(value, shown) if isinstance(value, dict) else shown
-
-    def _escaped(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.escape(value)
-        if isinstance(value, list):
-            return [self._escaped(item) for item in value]
-        if isinstance(value, dict):
-            return {self.escape(key): self._escaped(item) for key, item in value.items()}
-        return value
-
-    def _identifier(self, text: str) -> str:
-        if self.manner.short_ids:
-            return hashlib.sha256(text.encode()).hexdigest()[:SHORT_ID]
-        return self.escape(text)
+# --- what transformers offers (its utils/chat_template_utils.py), and no more
 
 
-# --- what transformers offers
+class _Sandbox(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        numbers = isinstance(left, int | float) and isinstance(right, int | float)
+        if operator == "**" and not (numbers and abs(right) <= MAX_EXPONENT and abs(left) <= MAX_REPEATED):
+            raise jinja2.exceptions.SecurityError("the template raises to a high power")
+        if operator == "*" and not numbers:
+            text, count = (left, right) if isinstance(left, str | list) else (right, left)
+            if not isinstance(count, int) or not isinstance(text, str | list) or len(text) * count > MAX_REPEATED:
+                raise jinja2.exceptions.SecurityError("the template makes a text of very many copies")
+        return super().call_binop(context, operator, left, right)
 
 
-def _tojson(value: Any, **options: Any) -> str:
-    """JSON as it is: Jinja's own escapes it for HTML."""
-    return json.dumps(value, **{"ensure_ascii": False, **options})
+class _Generation(jinja2.ext.Extension):
+    """{% generation %} … {% endgeneration %} marks, for training, what an assistant wrote: it is what it encloses."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_enclosed"), [], [], body).set_lineno(line)
+
+    def _enclosed(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(str(message)[:500])
+class _Namespace(jinja2.utils.Namespace):
+    """Jinja's own, without attributes that begin with an underscore."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise jinja2.exceptions.SecurityError("the template sets an attribute that begins with an underscore")
+        super().__setitem__(name, value)
+
+
+def _refuse(message: Any) -> None:
+    raise jinja2.TemplateError(str(message))
 
 
 def _compile(source: str) -> jinja2.Template:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = _tojson
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["namespace"] = _Namespace
     return environment.from_string(source)

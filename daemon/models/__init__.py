@@ -1,5 +1,6 @@
 """The model files that the daemon has.
 
-checking.py  the check of a file in a child process
+names.py     what a model may be called
+checking.py  the checks of a file in child processes
 files.py     content-addressed files: import, list, remove
 """

@@ -1,4 +1,7 @@
-"""The check of a model file (`quantize/check.py`) in a child process: the file may be hostile."""
+"""The checks of a model file in child processes: the file may be hostile, and so may its chat template.
+
+`quantize/check.py` reads the header; `daemon/engine/trial.py` tries the template and lets the model compute a token.
+"""
 
 import asyncio
 import contextlib
@@ -7,14 +10,19 @@ import os
 from typing import Any
 
 from llmd.daemon import children
-from llmd.daemon.errors import ModelInvalid
+from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid, Unavailable, from_wire
 from llmd.quantize.check import INFO_FIELDS, MAX_ANSWER_BYTES, MAX_MESSAGE_CHARS
 
-PROGRAM = "llmd.quantize.check"
+CHECK = "llmd.quantize.check"
+TRIAL = "llmd.daemon.engine.trial"
 # a header and its tables; the largest that the reader's caps allow takes 1.5 GB, the libraries 2 GB of addresses
 LIMITS = children.Limits(address_space=8 << 30, file_size=MAX_ANSWER_BYTES, cpu_seconds=120)
-# a header needs no GPU
+# neither needs a GPU
 VARIABLES = {"LC_ALL": "C.UTF-8", "CUDA_VISIBLE_DEVICES": ""}
+TRIAL_SECONDS = 900.0  # the weights are read from the disk, and most are repacked
+# beside the weights: keys and values of a few tokens, and buffers
+TRIAL_BYTES = 512 << 20
+MAX_PROMPT_BYTES = 32 << 20
 
 
 async def check(path: str | os.PathLike[str], timeout: float = 60.0) -> dict[str, Any]:
@@ -23,44 +31,116 @@ async def check(path: str | os.PathLike[str], timeout: float = 60.0) -> dict[str
     Raises ModelInvalid with the child's reason, or when the child crashed, hung or did not answer properly. A cancelled
     call leaves no child behind.
     """
+    said = await _ask("the check of this file", CHECK, os.fspath(path), timeout=timeout)
+    with contextlib.suppress(KeyError, TypeError):
+        info = said["info"]
+        if all(type(info[k]) is kind for k, kind in INFO_FIELDS.items()):
+            return {k: info[k] for k in INFO_FIELDS}
+    raise _no_verdict("the check of this file")
+
+
+async def trial(path: str | os.PathLike[str], size: int) -> dict[str, Any]:
+    """What of a checked file works: `conversations` (kind to reason, "" where it works) and `tried`, whether it has
+    computed a token; not where free memory does not hold its `size` bytes. Raises ModelInvalid."""
+    what, fits = "the trial of this model", size + TRIAL_BYTES < _free_memory()
+    limits = children.Limits(address_space=2 * size + (16 << 30), file_size=MAX_ANSWER_BYTES)
+    try:
+        said = await _ask(
+            what, TRIAL, os.fspath(path), *(["token"] if fits else []), limits=limits, timeout=TRIAL_SECONDS
+        )
+    except Unavailable:  # the memory was gone by then
+        fits = False
+        said = await _ask(what, TRIAL, os.fspath(path), limits=limits, timeout=TRIAL_SECONDS)
+    found = said.get("conversations")
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise _no_verdict(what)
+    return {"conversations": {_printable(k): _printable(v) for k, v in found.items()}, "tried": fits}
+
+
+async def prompt(path: str | os.PathLike[str], chat: bytes) -> str:
+    """A conversation (`engine/messages.py: encode_chat`) as the model's template lays it out. Raises BadRequest and
+    ModelInvalid."""
+    fd = os.memfd_create("conversation", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, chat)
+        os.lseek(fd, 0, os.SEEK_SET)
+        limits = children.Limits(address_space=8 << 30, file_size=MAX_PROMPT_BYTES, cpu_seconds=120)
+        what = "rendering this conversation"
+        said = await _ask(
+            what, TRIAL, os.fspath(path), str(fd), limits=limits, descriptors=(fd,), most=MAX_PROMPT_BYTES
+        )
+    finally:
+        os.close(fd)
+    if not isinstance(said.get("prompt"), str):
+        raise _no_verdict(what)
+    return str(said["prompt"])
+
+
+async def _ask(
+    what: str,
+    program: str,
+    *arguments: str,
+    limits: children.Limits = LIMITS,
+    descriptors: tuple[int, ...] = (),
+    timeout: float = 60.0,
+    most: int = MAX_ANSWER_BYTES,
+) -> dict[str, Any]:
+    """What a child process says, at `most` bytes. Raises the error that it names (ModelInvalid, BadRequest or
+    Unavailable), and ModelInvalid where it gave no answer."""
     process = await children.start(
-        PROGRAM, os.fspath(path), variables=VARIABLES, limits=LIMITS, stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+        program, *arguments, variables=VARIABLES, limits=limits, descriptors=descriptors,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
         async with asyncio.timeout(timeout):
-            answer = await _read(process)
+            answer = await _read(process, most)
             code = await process.wait()
     except TimeoutError as e:
-        raise ModelInvalid(f"the check of this file did not end within {timeout:g} s: it is damaged or hostile") from e
+        raise ModelInvalid(f"{what} did not end within {timeout:g} s: it is damaged or hostile") from e
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
     if code < 0:
-        raise ModelInvalid(f"the check of this file crashed (signal {-code}): it is damaged or hostile")
-    return _info(answer, code)
+        raise ModelInvalid(f"{what} crashed (signal {-code}): it is damaged or hostile")
+    return _said(what, answer, code)
 
 
-async def _read(process: asyncio.subprocess.Process) -> bytes:
+async def _read(process: asyncio.subprocess.Process, most: int) -> bytes:
     assert process.stdout is not None
     answer = b""
-    while len(answer) <= MAX_ANSWER_BYTES and (more := await process.stdout.read(MAX_ANSWER_BYTES)):
+    while len(answer) <= most and (more := await process.stdout.read(most)):
         answer += more
-    if len(answer) > MAX_ANSWER_BYTES:
+    if len(answer) > most:
         process.kill()
     return answer
 
 
-def _info(answer: bytes, code: int) -> dict[str, Any]:
-    """The child's info, or its reason raised. A file may have taken the child over, so its words are checked too."""
-    try:
+def _said(what: str, answer: bytes, code: int) -> dict[str, Any]:
+    """The child's words, or its reason raised. A file may have taken the child over, so its words are checked too."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         said = json.loads(answer)
-        if said["ok"] is True and all(type(said["info"][k]) is kind for k, kind in INFO_FIELDS.items()):
-            return {k: said["info"][k] for k in INFO_FIELDS}
-        message = said["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        message = None
-    if not isinstance(message, str):
-        raise ModelInvalid(f"the check of this file ended without a verdict (exit {code}): it is damaged or hostile")
-    raise ModelInvalid("".join(c if c.isprintable() else "?" for c in message[:MAX_MESSAGE_CHARS]))
+        if said["ok"] is True:
+            return dict(said)
+        if isinstance(said["message"], str):
+            raise _reason(str(said.get("code")), _printable(said["message"]))
+    raise _no_verdict(what, f" (exit {code})")
+
+
+def _reason(code: str, message: str) -> LlmdError:
+    error = from_wire(code, message)
+    return error if isinstance(error, BadRequest | Unavailable) else ModelInvalid(message)
+
+
+def _no_verdict(what: str, how: str = "") -> ModelInvalid:
+    return ModelInvalid(f"{what} ended without a verdict{how}: it is damaged or hostile")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:MAX_MESSAGE_CHARS])
+
+
+def _free_memory() -> int:
+    """Bytes that a new process can have without others being paged out."""
+    with open("/proc/meminfo") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))

@@ -5,7 +5,7 @@
 
 An import, in order: 1. the file can be read, and looks like GGUF; 2. the name is valid; 3. the name is free, or the
 file has its digest; 4. the disk has room; 5. copied and hashed; 6. the copy is checked in a child process (never the
-original, which could change between check and use); 7. on disk; 8. in its place, with its row.
+original, which could change between check and use), and tried in another; 7. on disk; 8. in its place, with its row.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -25,13 +24,13 @@ from typing import TypeVar
 
 from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, NotFound, Unavailable
 from llmd.daemon.files import sync_folder
-from llmd.daemon.models.checking import check
+from llmd.daemon.models.checking import check, trial
+from llmd.daemon.models.names import checked, name_of
 from llmd.daemon.store import Model, StateThread, Store
 from llmd.quantize.header import refuse_foreign
 
 log = logging.getLogger("llmd.models")
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 CHUNK_BYTES = 8 << 20
 SPARE_BYTES = 64 << 20  # what an import leaves free, for the databases beside it
 FILE = "model.gguf"
@@ -113,13 +112,17 @@ class ModelStore:
         stop = threading.Event()
         source, fd = await _in_thread(lambda: _open(Path(path)), stop, undo=lambda opened: os.close(opened[1]))
         try:
-            name = _checked_name(name, source)
+            name = await name_of(Path(path), source) if name is None else checked(name)
             before = os.fstat(fd)
             if same := await self._same(name, fd, before.st_size, report, stop):
                 return same
             return await self._copy_in(fd, before, name, str(source), report)
         finally:
             os.close(fd)
+
+    async def rename(self, name: str, new: str) -> Model:
+        """Raises ModelNotFound, BadRequest, Conflict when the new name is taken."""
+        return await self._state.run(lambda: self._store.rename_model(name, checked(new)))
 
     async def remove(self, name: str) -> Model:
         """Remove a name, and its file when no other name has it. Raises ModelNotFound, Conflict while it is
@@ -184,6 +187,7 @@ class ModelStore:
         try:
             digest = await _in_thread(copy, stop)
             info = await check(stage / FILE)
+            info |= await trial(stage / FILE, size)
             await _in_thread(lambda: _seal(stage), stop)
             model = Model(name, digest, size, source, 0.0, info)
             return await self._state.run(lambda: self._install(stage, digest, model))
@@ -358,19 +362,7 @@ def _on_loop(progress: Progress | None) -> Progress:
     return report
 
 
-# --- names and words
-
-
-def _checked_name(name: str | None, source: Path) -> str:
-    if name is None:
-        name = re.sub(r"[^a-z0-9._-]+", "-", source.stem.lower()).lstrip("._-")[:64]
-    if not NAME.fullmatch(name):
-        raise BadRequest(
-            "a model's name has 1 to 64 lower-case letters, digits, dots, hyphens and underscores, a letter or digit "
-            "first",
-            param="name",
-        )
-    return name
+# --- words
 
 
 def _taken(name: str) -> Conflict:

@@ -55,7 +55,8 @@ def _said(turn: ChatMessage) -> dict[str, Any]:
         "name": turn.name, "tool_call_id": turn.tool_call_id, "reasoning_content": turn.reasoning,
         "tool_calls": [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in turn.tool_calls],
     }  # fmt: skip
-    return {"role": turn.role, "content": turn.content} | {k: v for k, v in more.items() if v}
+    content = "".join(turn.content) if isinstance(turn.content, tuple) else turn.content
+    return {"role": turn.role, "content": content} | {k: v for k, v in more.items() if v}
 
 
 def _json(value: Any) -> bytes:

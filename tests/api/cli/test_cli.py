@@ -81,18 +81,40 @@ def test_a_model_comes_serves_and_goes(llmd: Llmd, model_file: Path) -> None:
     assert facts["context length"] == "8192" and facts["deployed"] == "no" and facts["chat template"] == "yes"
     assert len({len(name) + 1 + len(value) - len(value.lstrip()) for name, _, value in shown if value}) == 1
     assert "as it was imported" in run(llmd, "model", "verify", "second")
+    assert "tool calls" in facts["conversations"] and facts["tried"] == "yes"
+    assert run(llmd, "model", "rename", "second", "first") == "second is first now\n"
+    assert "there is no imported model" in run(llmd, "model", "rename", "second", "third", code=1)
+    run(llmd, "model", "rename", "first", "second")
+    assert "is deployed" in run(llmd, "model", "rename", "smol", "third", code=1)
     assert "second is ready" in run(llmd, "deploy", "second", "--ctx", "256", "--slots", "1")
     assert "undeploy" in run(llmd, "model", "rm", "second", code=1)
     assert run(llmd, "chat", "second", "Say hello.", "--max-tokens", "5").strip()
     assert llmd.llmctl("chat", "second", "Hi", "--max-tokens", "2")["usage"]["completion_tokens"] <= 2
     run(llmd, "undeploy", "second")
     run(llmd, "model", "rm", "second")
-    for command in (("model", "show"), ("model", "rm"), ("model", "verify"), ("deploy",)):
+    for command in (("model", "show"), ("model", "template"), ("model", "rm"), ("model", "verify"), ("deploy",)):
         said = run(llmd, *command, "second", code=1)
         assert said == "llmctl: there is no imported model of that name; there is smol\n"
     said = run(llmd, "undeploy", "second", code=1)
     assert said == "llmctl: there is no deployed model of that name; there is smol\n"
     assert [m["name"] for m in llmd.llmctl("model", "list")] == ["smol"]
+
+
+def test_the_prompt_of_a_conversation_is_shown(llmd: Llmd, tmp_path: Path) -> None:
+    shown = run(llmd, "model", "template", "smol")
+    assert "<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\n" in shown
+    file = tmp_path / "conversation.json"
+    for given in (
+        [{"role": "user", "content": "Hi \x1b[31m"}],
+        {"messages": [{"role": "user", "content": "Hi \x1b[31m"}]},
+    ):
+        file.write_text(json.dumps(given))
+        assert "Hi \\x1b[31m" in run(llmd, "model", "template", "smol", "--conversation", str(file))
+        assert "Hi \x1b[31m" in llmd.llmctl("model", "template", "smol", "--conversation", str(file))["prompt"]
+    file.write_text("no JSON")
+    assert "is not JSON" in run(llmd, "model", "template", "smol", "--conversation", str(file), code=2)
+    file.write_text('[{"role": "wizard", "content": "a"}]')
+    assert "messages.0.role" in run(llmd, "model", "template", "smol", "--conversation", str(file), code=1)
 
 
 def test_damaged_and_foreign_files_are_refused_with_the_reason(llmd: Llmd, model_file: Path, tmp_path: Path) -> None:

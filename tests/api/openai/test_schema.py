@@ -86,7 +86,7 @@ def test_an_answer_can_be_sent_back() -> None:
         CALL | {"function": {"name": "f", "arguments": "{}", "parsed_arguments": {}}}]}  # fmt: skip
     assert turns(answered | kept)[0].tool_calls == (ToolCall("c1", "f", "{}"),)
     assert turns({"role": "assistant", "content": None, "refusal": "No."})[0].content == "No."
-    assert turns({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]})[0].content == "No."
+    assert turns({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]})[0].content == ("No.",)
     assert turns({"role": "assistant", "content": None, "refusal": None})[0].content is None
 
 
@@ -102,7 +102,7 @@ def test_calls_and_answers_of_tools_are_turns() -> None:
     assert said == (
         ChatMessage("system", "Be brief."),
         ChatMessage("assistant", None, tool_calls=(ToolCall("c1", "f", "{}"), ToolCall("c2", "sh", "ls"))),
-        ChatMessage("tool", "ab", tool_call_id="c1"),
+        ChatMessage("tool", ("a", "b"), tool_call_id="c1"),
         ChatMessage("assistant", None, tool_calls=(ToolCall("", "g", "{"),)),
         ChatMessage("tool", "", name="g"),
     )

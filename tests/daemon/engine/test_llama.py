@@ -2,14 +2,19 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import gguf_writer as gguf
 import pytest
 
+from llmd.daemon.engine.deadline import Deadline
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import SamplingParams
+from llmd.daemon.engine.prompts import Prompts
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.types import Request, Token
+from llmd.daemon.engine.vocabulary import of_file
 from llmd.daemon.errors import ModelInvalid
 
 
@@ -109,6 +114,27 @@ def test_penalties_stop_repetition(runner: LlamaRunner, penalty: dict[str, Any])
     plain = texts(runner, [ask(runner, 1, prompt, max_tokens=64)])[1, 0]
     less = texts(runner, [ask(runner, 1, prompt, max_tokens=64, **penalty)])[1, 0]
     assert len(set(ids(less))) > len(set(ids(plain)))
+
+
+def test_no_prompt_ends_with_the_token_that_ends_texts(tmp_path: Path) -> None:
+    """Whatever a file for training asks for."""
+    seen = []
+    for wanted in (False, True):
+        file = gguf.tiny()
+        file.keys["tokenizer.ggml.add_eos_token"] = (gguf.BOOL, wanted)
+        path = tmp_path / f"{wanted}.gguf"
+        path.write_bytes(file.bytes())
+        vocabulary = of_file(str(path))
+        seen.append(vocabulary.tokenize("aa", add_special=True, parse_special=True))
+        assert vocabulary.tokenize("a</s>", add_special=True, parse_special=True)[-1] in vocabulary.ends
+    assert seen[0] == seen[1] and seen[0][0] == 1
+
+
+def test_a_text_that_begins_as_texts_begin_does_so_once(runner: LlamaRunner) -> None:
+    prompts = Prompts(runner, Deadline(60))
+    bos = runner.info.bos_text
+    first = runner.tokenize(bos, add_special=False, parse_special=True)
+    assert len(first) == 1 and prompts.from_text(f"{bos}Hello")[:2].count(first[0]) == 1
 
 
 def test_logprobs_are_a_distribution_with_the_chosen_token_in_it(runner: LlamaRunner) -> None:

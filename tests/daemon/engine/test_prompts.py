@@ -10,7 +10,7 @@ from llmd.daemon.engine.fake import FakeRunner
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage
 from llmd.daemon.engine.prompts import Prompts
-from llmd.daemon.errors import BadRequest, ContextExceeded, LlmdError, ModelInvalid
+from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid
 
 ASKED = Chat((ChatMessage("user", "hello"),))
 
@@ -48,7 +48,7 @@ def test_a_raw_prompt_may_use_special_tokens(runner: LlamaRunner) -> None:
         ("{{ 'a' * 1000000000 }}", ModelInvalid),
         ("{% for a in [1] %}" * 25 + "{% endfor %}" * 25, ModelInvalid),
         ("{{ 10 ** 100000 }}", ModelInvalid),
-        ("{% for i in range(99999) %}aaaaaaaaaaaaaaaa{% endfor %}", ContextExceeded),
+        ("{% for i in range(99999) %}aaaaaaaaaaaaaaaa{% endfor %}", BadRequest),
         ("{% for i in range(999999999) %}{% endfor %}", BadRequest),
         ("{{ messages[7].content }}", BadRequest),
         ("{{ raise_exception('only one user') }}", BadRequest),

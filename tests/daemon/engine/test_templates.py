@@ -108,8 +108,8 @@ def test_every_text_of_a_message_is_escaped_also_what_json_escapes_hide() -> Non
     every = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
     text = ChatTemplate(every).render(messages, lambda text: text.replace(evil, "*"), lambda size: None)
     assert evil not in text
-    # two of the first, four and the keys' of the call, three of its answer, two of the last
-    assert text.count("*") == 11
+    # two of the first, four of the call, three of its answer, three of the last: reasoning has two names
+    assert text.count("*") == 12
 
 
 def test_what_it_refuses_is_told_as_it_says_it() -> None:

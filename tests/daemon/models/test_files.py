@@ -162,16 +162,42 @@ async def test_bad_names(place: Place, file: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("stem", "name"),
-    [("Llama-3 (8B)", "llama-3-8b-"), ("..x", "x"), ("n" * 99, "n" * 64), ("Ünï1", "n-1"), ("öö", None)],
+    [("Llama-3 (8B)", "llama-3-8b"), ("..x", "x"), ("A.B_c-4", "a.b_c-4"), ("model.v2", "model.v2")],
 )
-async def test_names_from_file_names(place: Place, tmp_path: Path, stem: str, name: str | None) -> None:
+async def test_names_from_file_names(place: Place, tmp_path: Path, stem: str, name: str) -> None:
     file = tmp_path / f"{stem}.gguf"
     file.write_bytes(tiny(0))
-    if name:
-        assert (await place.models.import_file(file)).name == name
-    else:
-        with pytest.raises(BadRequest, match="a model's name"):
-            await place.models.import_file(file)
+    assert (await place.models.import_file(file)).name == name
+
+
+@pytest.mark.parametrize(
+    ("stem", "proposal"),
+    [
+        ("Ünï1", "uni1"), ("öö", "oo"), ("模型", "my-model"), ("n" * 99, "n" * 64), ("...", "my-model"),
+        ("5c" * 32, "tiny-0"), ("sha256-" + "0" * 64, "tiny-0"),
+    ],
+)  # fmt: skip
+async def test_a_name_that_loses_letters_or_is_a_hash_is_refused_with_a_proposal(
+    place: Place, tmp_path: Path, stem: str, proposal: str
+) -> None:
+    file = tmp_path / f"{stem}.gguf"
+    file.write_bytes(tiny(0))
+    with pytest.raises(BadRequest, match=f"--name {proposal}$") as refused:
+        await place.models.import_file(file)
+    assert refused.value.param == "name" and not place.models.list()
+
+
+async def test_a_model_is_renamed(place: Place, file: Path, tmp_path: Path) -> None:
+    await place.models.import_file(file, "old")
+    assert (await place.models.rename("old", "new")).name == "new"
+    assert [m.name for m in place.models.list()] == ["new"] and place.models.path("new").exists()
+    (tmp_path / "other.gguf").write_bytes(tiny(1))
+    await place.models.import_file(tmp_path / "other.gguf", "other")
+    for new, error in (("other", Conflict), ("A b", BadRequest), ("", BadRequest)):
+        with pytest.raises(error):
+            await place.models.rename("new", new)
+    with pytest.raises(ModelNotFound):
+        await place.models.rename("old", "x")
 
 
 async def test_what_is_not_a_file(place: Place, file: Path, tmp_path: Path) -> None:
@@ -215,6 +241,15 @@ async def test_a_link_is_followed(place: Place, file: Path, tmp_path: Path) -> N
     (tmp_path / "link.gguf").symlink_to(file)
     model = await place.models.import_file(tmp_path / "link.gguf")
     assert model.source == str(file) and not place.models.path(model.name).is_symlink()
+    assert model.name == "link"
+
+
+async def test_a_cache_that_names_files_by_their_hash_is_imported_through_its_links(
+    place: Place, tmp_path: Path
+) -> None:
+    (tmp_path / ("5c" * 32)).write_bytes(tiny(0))
+    (tmp_path / "Tiny-Q4.gguf").symlink_to(tmp_path / ("5c" * 32))
+    assert (await place.models.import_file(tmp_path / "Tiny-Q4.gguf")).name == "tiny-q4"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,160 @@
+"""A conversation as a chat template gets it. Templates differ in what they take for a text, for a tool's call and for
+its answer, and say so nowhere: `templates.py` tries the manners of this file and sees which shows everything.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from llmd.daemon.engine.messages import ChatMessage, ToolCall
+
+# of the identifiers that Mistral's templates take
+SHORT_ID = 9
+
+Escape = Callable[[str], str]
+# of a message's text: `text` as it is, `parts` as a list of typed parts, `either` as the client sent it
+Form = Literal["text", "parts", "either"]
+
+
+class Arguments(dict[str, Any]):
+    """A call's arguments: a mapping to templates that look into it, JSON text to those that append it to a text."""
+
+    def __init__(self, value: dict[str, Any], text: str) -> None:
+        super().__init__(value)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __add__(self, other: str) -> str:
+        return self._text + other
+
+    def __radd__(self, other: str) -> str:
+        return other + self._text
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """`calls`: in a field of their own, else as text, as Hermes writes them. `empty`: the content of a message that has
+    none. `short_ids`: calls have identifiers of nine letters and digits. `role`: whose turn a tool's answer is."""
+
+    calls: bool
+    empty: Literal["left out", "null", "text"] = "text"
+    short_ids: bool = False
+    role: Literal["tool", "user"] = "tool"
+
+
+# transformers' own manner first
+MANNERS = (
+    Manner(True, "left out"),
+    Manner(True, "null"),
+    Manner(True, "text"),
+    Manner(True, "left out", short_ids=True),
+    Manner(True, "null", short_ids=True),
+    Manner(True, "text", short_ids=True),
+    Manner(calls=False),
+    Manner(calls=False, role="user"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Messages to what a template walks. Each text goes through `escape`. Roles without a form take text."""
+
+    manner: Manner
+    forms: dict[str, Form]
+    escape: Escape
+
+    def of(self, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+        turns = map(self._turn, messages)
+        return list(turns if self.manner.role == "tool" else _joined(turns))
+
+    def _turn(self, message: ChatMessage) -> dict[str, Any]:
+        turn: dict[str, Any] = {"role": message.role, "content": self._content(message)}
+        if message.name is not None:
+            turn["name"] = self.escape(message.name)
+        if message.reasoning is not None:
+            turn["reasoning_content"] = turn["thinking"] = self.escape(message.reasoning)
+        if message.tool_call_id is not None:
+            turn["tool_call_id"] = self._identifier(message.tool_call_id)
+        if message.tool_calls and self.manner.calls:
+            turn["tool_calls"] = [self._call(call) for call in message.tool_calls]
+            if message.content is None and self.manner.empty == "left out":
+                del turn["content"]
+        if message.role == "tool" and self.manner.role != "tool":
+            return {"role": "user", "content": f"<tool_response>\n{self._text(message)}\n</tool_response>"}
+        return turn
+
+    def _content(self, message: ChatMessage) -> str | list[dict[str, str]] | None:
+        if message.content is None and message.tool_calls and self.manner.calls and self.manner.empty == "null":
+            return None
+        form = self.forms.get(message.role, "text")
+        if form == "text" or (form == "either" and not isinstance(message.content, tuple)):
+            return self._text(message)
+        given = message.content if isinstance(message.content, tuple) else (self._text(message),)
+        return [{"type": "text", "text": self.escape(part) if given is message.content else part} for part in given]
+
+    def _text(self, message: ChatMessage) -> str:
+        content = message.content or ""
+        text = self.escape(content if isinstance(content, str) else "".join(content))
+        if self.manner.calls or not message.tool_calls:
+            return text
+        return "\n".join([*filter(None, [text]), *map(self._call_text, message.tool_calls)])
+
+    # --- calls
+
+    def _call(self, call: ToolCall) -> dict[str, Any]:
+        function = {"name": self.escape(call.name), "arguments": self._arguments(call.arguments)}
+        return {"id": self._identifier(call.id), "type": "function", "function": function}
+
+    def _call_text(self, call: ToolCall) -> str:
+        arguments = self._arguments(call.arguments)
+        shown = arguments if isinstance(arguments, Arguments) else tojson(arguments)
+        return f'<tool_call>\n{{"name": {tojson(self.escape(call.name))}, "arguments": {shown}}}\n</tool_call>'
+
+    def _arguments(self, text: str) -> Arguments | str:
+        try:
+            value = self._escaped(json.loads(text))
+        except (ValueError, RecursionError):  # a model may write anything
+            value = None
+        # the text is escaped as it stands: what a value says in \u escapes is none of it
+        shown = self.escape(text)
+        return Arguments(value, shown) if isinstance(value, dict) else shown
+
+    def _escaped(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.escape(value)
+        if isinstance(value, list):
+            return [self._escaped(item) for item in value]
+        if isinstance(value, dict):
+            return {self.escape(key): self._escaped(item) for key, item in value.items()}
+        return value
+
+    def _identifier(self, text: str) -> str:
+        if self.manner.short_ids:
+            return hashlib.sha256(text.encode()).hexdigest()[:SHORT_ID]
+        return self.escape(text)
+
+
+def tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as transformers' templates have it: Jinja's own escapes it for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _joined(turns: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Templates without a tool's role want user and assistant in turn."""
+    for role, several in groupby(turns, key=lambda turn: turn["role"]):
+        alike = list(several)
+        if role == "user" and len(alike) > 1 and all(isinstance(turn["content"], str) for turn in alike):
+            yield {"role": role, "content": "\n".join(turn["content"] for turn in alike)}
+        else:
+            yield from alike

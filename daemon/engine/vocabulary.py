@@ -1,0 +1,108 @@
+"""A model's vocabulary in llama.cpp: text to tokens and back, and what the file says of both."""
+
+import ctypes
+from collections import abc
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+
+from llmd.daemon.errors import LlmdError, ModelInvalid
+
+# tokenizers of whose tokens' texts the whole text consists
+LOSSLESS = {
+    lib.LLAMA_VOCAB_TYPE_SPM, lib.LLAMA_VOCAB_TYPE_BPE, lib.LLAMA_VOCAB_TYPE_RWKV, lib.LLAMA_VOCAB_TYPE_PLAMO2,
+}  # fmt: skip
+
+_log_lines: list[str] = []
+
+
+def _log(level: int, text: bytes, _user: Any) -> None:
+    if level >= 4:  # GGML_LOG_LEVEL_ERROR
+        _log_lines.append(text.decode(errors="replace").strip())
+        del _log_lines[:-20]
+
+
+_log_callback = lib.llama_log_callback(_log)  # kept alive: llama.cpp holds the pointer
+
+
+def load(path: str, params: Any) -> Any:
+    """llama.cpp's model. Raises ModelInvalid with its reason."""
+    lib.llama_log_set(_log_callback, None)
+    lib.llama_backend_init()
+    model = lib.llama_model_load_from_file(path.encode(), params)
+    if not model:
+        reason = _log_lines[-1] if _log_lines else "no reason given"
+        raise ModelInvalid(f"llama.cpp cannot load this model: {reason.replace(path, 'the file')}")
+    return model
+
+
+def of_file(path: str) -> "Vocabulary":
+    """The vocabulary alone, without the weights. Raises ModelInvalid."""
+    params = lib.llama_model_default_params()
+    params.vocab_only = True
+    return Vocabulary(load(path, params))
+
+
+class Vocabulary:
+    """Of a loaded model, which must outlive it. `ends` are the tokens that end a text, `longest` the most bytes of text
+    that one token stands for (0: a tokenizer that drops blanks, or makes one token of a word that it does not know)."""
+
+    def __init__(self, model: Any) -> None:
+        self._vocab = lib.llama_model_get_vocab(model)
+        self.size: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.bos: int = lib.llama_vocab_bos(self._vocab)
+        self.ends = frozenset(t for t in range(self.size) if lib.llama_vocab_is_eog(self._vocab, t))
+        eos = lib.llama_vocab_eos(self._vocab)
+        self.bos_text, self.eos_text = self._text_of(self.bos), self._text_of(eos)
+        template = lib.llama_model_chat_template(model, None)
+        self.chat_template: str | None = template.decode(errors="replace") if template else None
+        self._added_at_end = eos if lib.llama_vocab_get_add_eos(self._vocab) else -1
+        self._pieces: dict[int, bytes] = {}
+
+    @property
+    def longest(self) -> int:
+        if lib.llama_vocab_type(self._vocab) not in LOSSLESS:
+            return 0
+        # a buffer that is too small is answered with the size that is needed, as a negative number
+        sizes = (lib.llama_token_to_piece(self._vocab, t, None, 0, 0, True) for t in range(self.size))
+        return max(abs(int(size)) for size in sizes)
+
+    def _text_of(self, token: int) -> str:
+        text = lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else None
+        return text.decode(errors="replace") if text else ""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; nothing for a control token."""
+        found = self._pieces.get(token)
+        if found is None:
+            text = ctypes.create_string_buffer(256)
+            size = lib.llama_token_to_piece(self._vocab, token, text, 256, 0, False)
+            found = self._pieces[token] = text.raw[: max(size, 0)]
+        return found
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        data = text.encode()
+        size = len(data) + 8
+        out = (lib.llama_token * size)()
+        count = lib.llama_tokenize(self._vocab, data, len(data), out, size, add_special, parse_special)
+        if count < 0:
+            raise LlmdError("the tokenizer could not read this text")
+        # what a model is to continue has no end, whatever its file says of texts to learn from
+        if add_special and count and out[count - 1] == self._added_at_end:
+            count -= 1
+        return list(out[:count])
+
+    def detokenize(self, tokens: abc.Sequence[int]) -> str:
+        given = (lib.llama_token * len(tokens))(*tokens)
+        size = 64 + 32 * len(tokens)
+        while True:
+            text = ctypes.create_string_buffer(size)
+            count = lib.llama_detokenize(self._vocab, given, len(tokens), text, size, False, True)
+            if count >= 0:
+                return text.raw[:count].decode(errors="replace")
+            size = -count + 8
+
+    def special_texts(self) -> list[str]:
+        """The texts of the control tokens, longest first."""
+        found = {self._text_of(t) for t in range(self.size) if lib.llama_vocab_is_control(self._vocab, t)}
+        return sorted(found - {""}, key=len, reverse=True)
