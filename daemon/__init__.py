@@ -8,6 +8,7 @@ config.py    the one frozen dataclass, its TOML file
 errors.py    the error tree
 files.py     atomic writes
 limits.py    every limit on what comes in
+logs.py      lines to standard error that block nobody
 metrics.py   Prometheus metrics
 tasks.py     the tasks that live as long as the daemon
 store.py     `state.db`: clients, models, deployments

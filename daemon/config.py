@@ -100,7 +100,7 @@ def _check(config: Config) -> None:
     for key, (low, high) in _RANGES.items():
         if not low <= getattr(config, key) <= high:
             raise ConfigError(f"{key} is {getattr(config, key)}; it takes {low} to {high}")
-    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}", config.listen) or config.address[1] > 65535:
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):[0-9]{1,5}", config.listen) or config.address[1] > 65535:
         raise ConfigError(f"listen is {config.listen!r}; it takes HOST:PORT")
     if config.node and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", config.node):
         raise ConfigError("node takes lower-case letters, digits, dots and hyphens")

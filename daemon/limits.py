@@ -2,9 +2,16 @@
 
 # connections
 HANDSHAKE_SECONDS = 5.0
+MAX_HANDSHAKES = 512  # under way
+HANDSHAKES_PER_SECOND = 300  # of one address; about a third of what one core computes
+HANDSHAKE_BURST = 2000
 HEADER_SECONDS = 10.0
 BODY_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 75.0
+# of a peer that does not acknowledge, or takes nothing: seconds until it is gone
+PEER_SECONDS = 30
+PROBE_SECONDS = 10  # between the probes of an idle connection
+WRITE_SECONDS = 30.0  # a full send buffer must shrink within this time, on every route
 MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_CLIENT = 1024
 

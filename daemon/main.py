@@ -15,8 +15,10 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -25,7 +27,7 @@ from llmd.api.http import openapi, probes
 from llmd.api.http.app import application, client
 from llmd.api.http.listener import Listener
 from llmd.api.openai import chat, models
-from llmd.daemon import banner, config, files
+from llmd.daemon import banner, config, files, limits, logs
 from llmd.daemon.admin import Service
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.config import Config, ConfigError
@@ -45,6 +47,10 @@ from llmd.daemon.tasks import Tasks
 log = logging.getLogger("llmd")
 
 MAINTAIN_SECONDS = 3600.0
+# for databases, workers, children, models that are read
+OWN_DESCRIPTORS = 256
+# for the last lines of the log, where somebody reads it
+FLUSH_SECONDS = 1.0
 RETRY_SECONDS = 60.0
 CERTIFICATES = "renewing certificates"
 DEMO_CLIENT = "demo"
@@ -79,7 +85,7 @@ class Daemon:
             self.tasks,
             serve_unaudited=settings.audit_on_failure == "serve",
         )
-        self.connections = Connections()
+        self.connections = Connections(_descriptors() - OWN_DESCRIPTORS)
         self.context = tls.server_context(state / "pki")
         self.service = Service(
             config=settings,
@@ -110,20 +116,10 @@ class Daemon:
         )
         upkeep = self.tasks.start(CERTIFICATES, self._maintain)
         try:
-            await self._demo_client()
-            await admin.start_unix(self.config.admin_path, 0o660)
-            self.service.restore()
-            if default_model:
-                await self._default_model(*default_model)
-            await clients.start(*self.config.address)
-            log.info("clients on https://%s, admins on %s", self.config.listen, self.config.admin_path)
-            # what start-up made stays: a collection that walks it all would hold up every stream for tens of
-            # milliseconds
-            gc.collect()
-            gc.freeze()
-            announcing = self.tasks.start("announce", self._announce)
-            await self._stopping.wait()
-            announcing.cancel()
+            if await self._unless_stopped(self._start(clients, admin, default_model)):
+                announcing = self.tasks.start("announce", self._announce)
+                await self._stopping.wait()
+                announcing.cancel()
             log.info("stopping: running requests have %d s", self.config.drain_seconds)
             self.pool.draining = True
             await self._drain(clients)
@@ -137,6 +133,32 @@ class Daemon:
             await asyncio.to_thread(self.audit.close)
             os.close(self._lock)
 
+    async def _start(self, clients: Listener, admin: Listener, default_model: tuple[str, Path] | None) -> None:
+        await self._demo_client()
+        await admin.start_unix(self.config.admin_path, 0o660)
+        self.service.restore()
+        if default_model:
+            await self._default_model(*default_model)
+        await clients.start(*self.config.address)
+        log.info("clients on https://%s, admins on %s", self.config.listen, self.config.admin_path)
+        # what start-up made stays: a collection that walks it all would hold up every stream for tens of milliseconds
+        gc.collect()
+        gc.freeze()
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether `work` came to its end. A signal cancels it: an import may take minutes."""
+        task, stopping = asyncio.create_task(work), asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        done = task.done()
+        for ends in (task, stopping):
+            ends.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        try:
+            await task
+        except asyncio.CancelledError:
+            log.info("stopped while starting")
+        return done
+
     async def _drain(self, clients: Listener) -> None:
         """Running requests finish, or a second signal or the deadline ends them."""
         grace = self.config.drain_seconds
@@ -147,7 +169,9 @@ class Daemon:
         again.cancel()
         drained.cancel()
         await asyncio.gather(again, drained, return_exceptions=True)
+        await self.pool.close(0)  # what still runs is told that it ends, and how
         await clients.stop(1.0)
+        log.info("stopped: running answers that were cut: %d", self.pool.cut)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -223,9 +247,21 @@ class Daemon:
         while True:
             for deployment in self.pool.all():
                 if deployment.ready:
-                    print(banner.text(self.config, deployment.model), flush=True)
+                    logs.Writer(1).line(banner.text(self.config, deployment.model))
                     return
             await asyncio.sleep(0.05)
+
+
+def _descriptors() -> int:
+    """How many files this process may have open: as many as it can be given."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = limits.MAX_CONNECTIONS + OWN_DESCRIPTORS
+    most = enough if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < enough:
+        log.warning("this process may have %d files open: it takes %d connections", most, most - OWN_DESCRIPTORS)
+    return max(most, 2 * OWN_DESCRIPTORS)
 
 
 def _lock(state: Path) -> int:
@@ -269,8 +305,7 @@ def main(argv: list[str] | None = None) -> None:
     given = _arguments(argv)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys and prompts
     os.umask(0o027)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s: %(message)s")
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    lines = logs.start()
     name, _, file = (given.default_model or "").partition("=")
     if given.default_model and not (name and file):
         sys.exit("llmd: --default-model takes NAME=FILE")
@@ -284,6 +319,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"llmd: {e.message}")
     except OSError as e:
         sys.exit(f"llmd: {e.strerror}: {e.filename or given.listen or ''}")
+    finally:
+        lines.flush(FLUSH_SECONDS)
 
 
 if __name__ == "__main__":

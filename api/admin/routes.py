@@ -1,12 +1,13 @@
 """The admin socket's routes: what `llmctl` calls. The kernel says who calls; the listener lets only admins in."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from starlette.responses import Response
 
 from llmd.api.http.body import Body
@@ -207,7 +208,9 @@ async def revoke(
 # --- audit
 
 
-Count = Annotated[int, Query(ge=0, le=10**18)]
+# one spelling a number: what a text is read as, " 5" and "5.0" are too
+Digits = BeforeValidator(lambda given: given if re.fullmatch("0|[1-9][0-9]{0,18}", str(given)) else "no number")
+Count = Annotated[int, Digits, Query(ge=0, le=10**18)]
 
 
 async def audit_tail(service: Admin, n: Count = 20, after: Count | None = None, follow: bool = False) -> Any:
@@ -231,19 +234,22 @@ async def audit_tail(service: Admin, n: Count = 20, after: Count | None = None, 
     return progress(following())
 
 
+_Word = Annotated[str, Field(max_length=256)]
+
+
 class AuditQuery(Body):
     """`since` and `until`: a date or time, in this server's zone where it names none."""
 
     model_config = ConfigDict(strict=False)
 
-    principal: str | None = None
-    model: str | None = None
-    outcome: str | None = None
-    kind: str | None = None
-    request: str | None = None
-    since: str | None = None
-    until: str | None = None
-    limit: Annotated[int, Field(ge=1, le=10**18)] = 100
+    principal: _Word | None = None
+    model: _Word | None = None
+    outcome: _Word | None = None
+    kind: _Word | None = None
+    request: _Word | None = None
+    since: _Word | None = None
+    until: _Word | None = None
+    limit: Annotated[int, Digits, Field(ge=1, le=10**18)] = 100
 
 
 async def audit_query(asked: Annotated[AuditQuery, Query()], service: Admin) -> dict[str, Any]:

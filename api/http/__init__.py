@@ -1,11 +1,12 @@
 """HTTP for every dialect: it knows connections, bodies and routes, and no model.
 
-listener.py  TLS and Unix sockets that serve one application
-protocol.py  HTTP/1.1 on one connection, with deadlines, bounds and the peer's identity
-body.py      strict JSON from outside
-routes.py    the table of routes, and who may call them
-app.py       an application of routes; how errors look
-streams.py    answers that take long: Server-Sent Events, clients that leave or do not read
-openapi.py    /openapi.json
-probes.py    what machines ask: alive, ready, metrics
+listener.py    TLS and Unix sockets that serve one application
+handshakes.py  connections before anybody knows who they are
+protocol.py    HTTP/1.1 on one connection, with deadlines, bounds and the peer's identity
+body.py        strict JSON from outside
+routes.py      the table of routes, and who may call them
+app.py         an application of routes; how errors look
+streams.py     answers that take long: Server-Sent Events, clients that leave or do not read
+openapi.py     /openapi.json
+probes.py      what machines ask: alive, ready, metrics
 """

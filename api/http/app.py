@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmd.api.http.body import explain
 from llmd.api.http.routes import GuardedRoute, Route, Who, table
-from llmd.daemon.errors import BadRequest, LlmdError, MethodNotAllowed, NotFound
+from llmd.daemon.errors import BadRequest, LlmdError, MethodNotAllowed, NotFound, ShuttingDown
 from llmd.daemon.identity.principal import Identity, Principal
 
 log = logging.getLogger("llmd.api")
@@ -72,6 +72,8 @@ def client(identity: Identity) -> Who:
 def error_response(error: LlmdError) -> JSONResponse:
     """The one renderer of errors before a response has begun."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if isinstance(error, ShuttingDown):
+        headers["Connection"] = "close"  # the next request goes to another server, or waits for the next start
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 

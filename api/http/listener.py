@@ -3,6 +3,7 @@ its own."""
 
 import asyncio
 import functools
+import logging
 import socket
 import ssl as ssl_module
 import stat
@@ -15,11 +16,14 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from llmd.api.http.handshakes import Handshakes, refuse
 from llmd.api.http.protocol import AdminProtocol, ClientProtocol
 from llmd.daemon import limits
 from llmd.daemon.errors import Conflict
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.tasks import Tasks
+
+log = logging.getLogger("llmd.http")
 
 BACKLOG = 2048
 
@@ -51,27 +55,52 @@ class Listener:
         self._ssl, self._hosts, self._open = ssl, hosts, connections or Connections()
         self._state = ServerState()
         self._server: asyncio.Server | None = None
+        self._sockets: list[socket.socket] = []
+        self._handshakes: Handshakes | None = None
+        self._accepting: list[asyncio.Task[None]] = []
         self._clock: asyncio.Task[None] | None = None
         self._tasks = tasks or Tasks()
 
     @property
     def port(self) -> int:
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
+        return int(self._sockets[0].getsockname()[1])
 
     async def start(self, host: str, port: int) -> None:
         """Listen with TLS. Raises OSError when the address cannot be had."""
         make = functools.partial(ClientProtocol, self._config, self._state, self._hosts, self._open)
-        self._server = await asyncio.get_running_loop().create_server(
-            make,
-            host,
-            port,
-            ssl=self._ssl,
-            backlog=BACKLOG,
-            ssl_handshake_timeout=limits.HANDSHAKE_SECONDS,
-            ssl_shutdown_timeout=1.0,
-        )
+        loop = asyncio.get_running_loop()
+
+        async def shake(connection: socket.socket) -> object:
+            return await loop.connect_accepted_socket(
+                make,
+                connection,
+                ssl=self._ssl,
+                ssl_handshake_timeout=limits.HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=1.0,
+            )
+
+        self._sockets = await _listening(host, port)
+        self._handshakes = handshakes = Handshakes(shake)
+        self._accepting = [
+            self._tasks.start("accepting", functools.partial(self._accept, listening, handshakes))
+            for listening in self._sockets
+        ]
         self._begin()
+
+    async def _accept(self, listening: socket.socket, handshakes: Handshakes) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listening)
+            except OSError as e:  # no descriptor is left, or the peer is gone already
+                log.warning("a connection could not be accepted: %s", e.strerror)
+                await asyncio.sleep(0.05)
+                continue
+            connection.setblocking(False)
+            if self._open.count + handshakes.count >= self._open.most:
+                refuse(connection)
+            else:
+                handshakes.begin(connection, address[0])
 
     async def start_unix(self, path: Path, mode: int) -> None:
         """Listen on a Unix socket. A socket that nobody serves any more is replaced; raises Conflict when somebody
@@ -85,9 +114,17 @@ class Listener:
 
     async def stop(self, grace: float) -> None:
         """Stop accepting, let running responses finish for `grace` seconds, then cut what is left."""
-        if self._server is None:
+        if self._server is None and not self._sockets:
             return
-        self._server.close()
+        for accepting in self._accepting:
+            accepting.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for listening in self._sockets:
+            listening.close()
+        if self._handshakes:
+            self._handshakes.stop()
+        if self._server:
+            self._server.close()
         for connection in list(self._state.connections):
             connection.shutdown()
         await self._until(lambda: not self._state.connections, grace)
@@ -112,6 +149,26 @@ class Listener:
         deadline = asyncio.get_running_loop().time() + seconds
         while not done() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
+
+
+async def _listening(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of `host`. Raises OSError when one cannot be had."""
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    sockets: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            # without a port of its own choice, every address has the first one's
+            chosen = (address[0], sockets[0].getsockname()[1] if sockets else address[1], *address[2:])
+            listening = socket.create_server(chosen, family=family, backlog=BACKLOG)
+            sockets.append(listening)
+            listening.setblocking(False)
+    except OSError:
+        for listening in sockets:
+            listening.close()
+        raise
+    return sockets
 
 
 def _clear(path: Path) -> None:

@@ -10,6 +10,7 @@ import functools
 import grp
 import ipaddress
 import json
+import logging
 import os
 import pwd
 import re
@@ -26,6 +27,8 @@ from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest, BodyTimeout, Forbidden, LlmdError
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import PeerIdentity, peer_identity
+
+log = logging.getLogger("llmd.http")
 
 ADMIN_GROUP = "llmd-admin"
 # a peer that does not take our last words is cut off after this many seconds
@@ -50,6 +53,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(config, state, {})
         self._hosts = frozenset(h.lower().encode() for h in hosts)
         self._deadline: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None  # runs while the send buffer is full
         self._refusal: LlmdError | None = None
         self._extensions: dict[str, Any] = {}
         self._heads = 0  # that have come whole
@@ -67,7 +71,23 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_deadline()
+        if self._stalled is not None:
+            self._stalled.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(limits.WRITE_SECONDS, self._stall)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _stall(self) -> None:
+        log.warning("a client took nothing for %.0f s: cut", limits.WRITE_SECONDS)
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
@@ -225,6 +245,7 @@ class ClientProtocol(GuardedProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        _keep_alive(transport.get_extra_info("socket"))
         certificate = transport.get_extra_info("ssl_object").getpeercert(True)
         try:
             peer = peer_identity(certificate or b"")
@@ -241,6 +262,16 @@ class ClientProtocol(GuardedProtocol):
         if self._peer is not None:
             self._open_connections.discard(self._peer.serial, self.transport)
         super().connection_lost(exc)
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """A peer that is gone without a word is noticed: while nothing is sent by probes, and else by what it does not
+    acknowledge."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limits.PROBE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, limits.PROBE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, max(1, limits.PEER_SECONDS // limits.PROBE_SECONDS))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * limits.PEER_SECONDS)
 
 
 class AdminProtocol(GuardedProtocol):

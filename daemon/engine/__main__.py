@@ -7,6 +7,7 @@ running. What a thread does not expect ends the process: it never goes on withou
 
 import gc
 import os
+import select
 import socket
 import sys
 import threading
@@ -47,6 +48,7 @@ from llmd.daemon.engine.types import Request, Runner
 from llmd.daemon.errors import BadRequest, LlmdError
 
 TEMPLATE_SECONDS = 2.0
+LAST_WORDS_SECONDS = 1.0
 # a thread has failed; the daemon starts another worker
 EXIT_SOFTWARE = 70
 
@@ -207,11 +209,11 @@ def make_runner(s: Settings) -> Runner:
 def die(args: threading.ExceptHookArgs) -> None:
     """Where and what it was goes to the log, without its message: that may hold a prompt."""
     where = "".join(traceback.format_tb(args.exc_traceback))
-    print(
-        f"the thread {args.thread and args.thread.name} failed: {args.exc_type.__name__}\n{where}",
-        file=sys.stderr,
-        flush=True,
-    )
+    text = f"the thread {args.thread and args.thread.name} failed: {args.exc_type.__name__}\n{where}"
+    # a log that nobody reads must not keep this process
+    _, writable, _ = select.select([], [2], [], LAST_WORDS_SECONDS)
+    if writable:
+        os.write(2, text.encode()[: select.PIPE_BUF])
     os._exit(EXIT_SOFTWARE)
 
 

@@ -139,6 +139,7 @@ class LlamaRunner:
             parameters=lib.llama_model_n_params(self._model),
             size=lib.llama_model_size(self._model),
             longest_token=vocabulary.longest,
+            space_prefix=vocabulary.space_prefix,
         )
 
     def _arrays(self, size: int) -> None:

@@ -132,7 +132,19 @@ class Prompts:
         tokens: list[int] = []
         for i, part in enumerate(re.split(f"{_MARK}(\\d+);", text)):
             if i % 2:
-                tokens += self._runner.tokenize(escaped[int(part)], add_special=False, parse_special=False)
-            elif part or i == 0:
-                tokens += self._runner.tokenize(part, add_special=add_special and i == 0, parse_special=True)
+                tokens += self._going_on(escaped[int(part)], parse_special=False)
+            elif i == 0:
+                tokens += self._runner.tokenize(part, add_special=add_special, parse_special=True)
+            elif part:
+                tokens += self._going_on(part, parse_special=True)
         return tokens
+
+    def _going_on(self, text: str, *, parse_special: bool) -> list[int]:
+        """A text that is not the first: behind a line's end, which is taken away again, no blank is put before it."""
+        tokenize = self._runner.tokenize
+        if self._runner.info.space_prefix:
+            line = tokenize("\n", add_special=False, parse_special=False)
+            tokens = tokenize("\n" + text, add_special=False, parse_special=parse_special)
+            if tokens[: len(line)] == line:
+                return tokens[len(line) :]
+        return tokenize(text, add_special=False, parse_special=parse_special)

@@ -142,6 +142,8 @@ class ModelInfo:
     # the most bytes of text that one token stands for, so that more text than `context` times this cannot fit; 0: a
     # tokenizer that may drop text, of which nothing can be said
     longest_token: int = 0
+    # the tokenizer puts a blank before a text: one that goes on after tokens must not have it
+    space_prefix: bool = False
 
 
 class Runner(Protocol):

@@ -43,6 +43,11 @@ def of_file(path: str) -> "Vocabulary":
     return Vocabulary(load(path, params))
 
 
+def _says_no(model: Any, key: str) -> bool:
+    text = ctypes.create_string_buffer(8)
+    return lib.llama_model_meta_val_str(model, key.encode(), text, 8) > 0 and text.value == b"false"
+
+
 class Vocabulary:
     """Of a loaded model, which must outlive it. `ends` are the tokens that end a text, `longest` the most bytes of text
     that one token stands for (0: a tokenizer that drops blanks, or makes one token of a word that it does not know)."""
@@ -58,6 +63,9 @@ class Vocabulary:
         self.chat_template: str | None = template.decode(errors="replace") if template else None
         self._added_at_end = eos if lib.llama_vocab_get_add_eos(self._vocab) else -1
         self._pieces: dict[int, bytes] = {}
+        self.space_prefix = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_SPM and not _says_no(
+            model, "tokenizer.ggml.add_space_prefix"
+        )
 
     @property
     def longest(self) -> int:

@@ -6,16 +6,22 @@ from llmd.daemon import limits
 
 
 class Connections:
-    """The open TLS connections, by certificate: to bound them, and to end a revoked client's at once."""
+    """The open TLS connections, by certificate: to bound them, and to end a revoked client's at once. `descriptors`:
+    how many this process may have for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: int = limits.MAX_CONNECTIONS) -> None:
+        self._descriptors = descriptors
         self._by_serial: dict[int, set[asyncio.Transport]] = {}
         self.count = 0
+
+    @property
+    def most(self) -> int:
+        return min(limits.MAX_CONNECTIONS, self._descriptors)
 
     def add(self, serial: int, transport: asyncio.Transport) -> bool:
         """False: there are too many already, of this client or in all."""
         mine = self._by_serial.get(serial, set())
-        if self.count >= limits.MAX_CONNECTIONS or len(mine) >= limits.MAX_CONNECTIONS_PER_CLIENT:
+        if self.count >= self.most or len(mine) >= limits.MAX_CONNECTIONS_PER_CLIENT:
             return False
         self._by_serial.setdefault(serial, mine).add(transport)
         self.count += 1

@@ -80,6 +80,7 @@ class Pool:
         self._deployed: dict[str, Deployment] = {}
         self._running: set[asyncio.Task[None]] = set()
         self.draining = False
+        self.cut = 0  # running answers that were ended with their model
 
     # --- deployments
 
@@ -202,6 +203,7 @@ class Pool:
                 self._run(f"drain {d.model}", partial(self._drain, d, replica))
             case Stop():
                 assert d.worker is not None
+                self.cut += d.worker.open_sequences
                 d.worker.kill("the model was taken out of service")
             case Pause(replica, seconds):
                 self._metrics.model(d.model).restarts()

@@ -137,6 +137,8 @@ class Stream:
 
     def _count(self, event: Text | Finished) -> None:
         metrics, now, choice = self._worker.metrics, self._loop.time(), event.choice
+        if choice < 0:
+            raise ValueError("there is no such choice")
         fresh = event.tokens - self.tokens[choice]
         if self.first is None:
             self.first = now
@@ -151,24 +153,19 @@ class Stream:
 class _Link(asyncio.Protocol):
     """The daemon's end of the socket."""
 
-    def __init__(self, on_message: Callable[[FromWorker], None], on_lost: Callable[[], None]) -> None:
-        self._decoder, self._on_message, self._on_lost = messages.from_worker(), on_message, on_lost
-        self._transport: asyncio.BaseTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+    def __init__(self, worker: "Worker") -> None:
+        self._decoder, self._worker = messages.from_worker(), worker
 
     def data_received(self, data: bytes) -> None:
         try:
             for message in self._decoder.feed(data):
-                self._on_message(message)
-        except ValueError:
-            log.error("a worker sent what is not a frame")
-            if self._transport:
-                self._transport.close()
+                self._worker.heard(message)
+        except Exception as e:  # bytes that are no frame, or a message that cannot be: it is no worker of ours any more
+            log.error("worker %d sent what nobody understands (%s)", self._worker.pid, type(e).__name__)
+            self._worker.kill("it sent what nobody understands")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._on_lost()
+        self._worker.gone()
 
 
 class Worker:
@@ -211,8 +208,7 @@ class Worker:
                 PROGRAM, str(theirs.fileno()), descriptors=[theirs.fileno()], variables=seen
             )
         self.pid = self._process.pid
-        self._link = _Link(self._message, self._gone)
-        self._transport, _ = await self._loop.create_connection(lambda: self._link, sock=ours)
+        self._transport, _ = await self._loop.create_connection(lambda: _Link(self), sock=ours)
         self.send(Load(self.settings))
         try:
             async with asyncio.timeout(LOAD_SECONDS):
@@ -265,9 +261,9 @@ class Worker:
                 self._process.kill()
             except ProcessLookupError:
                 pass
-        self._gone()
+        self.gone()
 
-    def _gone(self) -> None:
+    def gone(self) -> None:
         """The process is dead or given up: answer for it, once."""
         if self.lost.is_set():
             return
@@ -298,7 +294,9 @@ class Worker:
 
     # --- what it says
 
-    def _message(self, message: FromWorker) -> None:
+    def heard(self, message: FromWorker) -> None:
+        if self.lost.is_set():
+            return  # what it said before it was given up
         self._heard = self._loop.time()
         match message:
             case Step(events, busy):

@@ -113,11 +113,35 @@ def test_sigterm_lets_running_requests_finish(own_llmd: Llmd) -> None:
         next(parts)
         own_llmd.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
-        with pytest.raises((openai.APIStatusError, openai.APIConnectionError)):
-            list(stream(c, 1))
+        status, headers, answer = own_llmd.post("/v1/completions", {"prompt": "a", "max_tokens": 1})
+        assert (status, answer["error"]["code"]) == (503, "shutting_down")
+        assert headers["connection"] == "close" and int(headers["retry-after"]) > 0
+        status, _, answer = own_llmd.get("/readyz")
+        assert status == 503 and "the server is stopping" in answer["reasons"]
         finishes = [p.choices[0].finish_reason for p in parts if p.choices]
         assert finishes[-1] == "length"
     assert own_llmd.process.wait(20) == 0
+    assert (own_llmd.state / "log").read_text().splitlines()[-1].endswith("stopped: running answers that were cut: 0")
+
+
+def test_sigterm_is_heard_during_the_first_import(tmp_path: Path) -> None:
+    """A file that takes long to copy: mostly a hole."""
+    file = tmp_path / "large.gguf"
+    with file.open("wb") as out:
+        out.write(b"GGUF")
+        out.truncate(4 << 30)
+    command = [str(Path(sys.executable).parent / "llmd"), "serve", "--state-dir", str(tmp_path / "state"),
+               "--listen", "127.0.0.1:0", "--default-model", f"large={file}"]  # fmt: skip
+    staging = tmp_path / "state" / "models" / "staging"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as daemon:
+        for _ in range(400):
+            if staging.exists() and any(staging.glob("*/model.gguf")):
+                break
+            time.sleep(0.02)
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(5) == 0
+        assert daemon.stderr is not None and "stopped while starting" in daemon.stderr.read()
+    assert list(staging.iterdir()) == []
 
 
 def test_a_second_sigterm_does_not_wait(own_llmd: Llmd) -> None:
@@ -128,6 +152,9 @@ def test_a_second_sigterm_does_not_wait(own_llmd: Llmd) -> None:
         time.sleep(0.3)
         own_llmd.process.send_signal(signal.SIGINT)
         assert own_llmd.process.wait(6) == 0
+        assert (
+            (own_llmd.state / "log").read_text().splitlines()[-1].endswith("stopped: running answers that were cut: 1")
+        )
         with pytest.raises(Exception, match="."):
             for _ in parts:
                 pass
@@ -207,6 +234,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(llmd: Llmd) -> None:
         ("slots = ", ":1"), ("\nslotz = 4", ":2: there is no setting 'slotz'"),
         ('slots = "4"', ":1: slots takes a whole number"),
         ("slots = 0", "slots is 0"), ('listen = "nowhere"', "listen"), ('listen = "127.0.0.1:-1"', "listen"),
+        ('listen = "127.0.0.1:８４４３"', "listen"),
         ('audit_on_failure = "ignore"', "refuse"), ("slots = true", "whole number"), ('node = "A B"', "node"),
     ],
 )  # fmt: skip

@@ -58,6 +58,8 @@ def test_models_and_their_names(store: Store) -> None:
         store.add_model("a", "d2", 1, "", {})
     with pytest.raises(Conflict):
         store.rename_model("a", "b")
+    store.set_info("a", INFO | {"tried": True})
+    assert store.model("a").info == store.model("b").info == INFO | {"tried": True}
     assert store.rename_model("a", "c").name == "c"
     assert store.remove_model("c").name == "c"
     for call in (store.model, store.remove_model, lambda name: store.rename_model(name, "x")):

@@ -14,6 +14,7 @@ import click
 import pytest
 from real_daemon import Llmd
 
+from llmd.api.cli.connection import Client, DaemonError
 from llmd.api.cli.main import main
 
 LLMCTL = str(Path(sys.executable).parent / "llmctl")
@@ -193,6 +194,9 @@ def test_the_audit_log_is_shown_followed_and_verified(llmd: Llmd, tmp_path: Path
     assert "the chain holds" in run(llmd, "audit", "verify")
     assert " admit " in run(llmd, "audit", "query", "--principal", "demo", "--kind", "admit", "--limit", "1")
     assert run(llmd, "audit", "query", "--since", "2100-01-01") == ""
+    for spelling in ("05", "+5", " 5", "5.0", "5_0", "٥"):
+        with pytest.raises(DaemonError, match="n: "):
+            Client(str(llmd.state / "admin.sock")).call("GET", "/audit/tail", n=spelling)
     for wrong in ("yesterday", "0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"):
         assert "date or time" in run(llmd, "audit", "query", "--since", wrong, code=1)
     copy = tmp_path / "copy.db"

@@ -10,7 +10,7 @@ import pytest
 
 from llmd.daemon.engine.deadline import Deadline
 from llmd.daemon.engine.llama import LlamaRunner
-from llmd.daemon.engine.messages import SamplingParams
+from llmd.daemon.engine.messages import Chat, ChatMessage, SamplingParams
 from llmd.daemon.engine.prompts import Prompts
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.types import Request, Token
@@ -128,6 +128,20 @@ def test_no_prompt_ends_with_the_token_that_ends_texts(tmp_path: Path) -> None:
         seen.append(vocabulary.tokenize("aa", add_special=True, parse_special=True))
         assert vocabulary.tokenize("a</s>", add_special=True, parse_special=True)[-1] in vocabulary.ends
     assert seen[0] == seen[1] and seen[0][0] == 1
+
+
+def test_what_is_escaped_has_no_blank_before_it(tmp_path: Path) -> None:
+    """SentencePiece puts one before a text, and a message with the text of a special token comes in several."""
+    file = gguf.tiny()
+    file.keys["tokenizer.chat_template"] = (gguf.STR, "{{ messages[0].content }}")
+    path = tmp_path / "x.gguf"
+    path.write_bytes(file.bytes())
+    runner = LlamaRunner(str(path), slots=1, context=64)
+    assert runner.info.space_prefix
+    tokens = Prompts(runner, Deadline(60)).from_chat(Chat((ChatMessage("user", "a</s>a"),)))
+    assert runner.detokenize(tokens) == "<s>▁a</s>a"
+    assert not runner.info.eos & set(tokens)
+    runner.close()
 
 
 def test_a_text_that_begins_as_texts_begin_does_so_once(runner: LlamaRunner) -> None:

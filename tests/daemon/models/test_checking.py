@@ -9,7 +9,8 @@ import pytest
 from gguf_writer import F32, STR, U32, tiny, tiny_bytes
 
 from llmd.daemon.errors import ModelInvalid
-from llmd.daemon.models.checking import check
+from llmd.daemon.models import checking
+from llmd.daemon.models.checking import check, trial
 from llmd.quantize.check import check_model
 from llmd.quantize.header import read_header
 
@@ -30,6 +31,15 @@ async def test_the_real_model_truncated(model_file: Path, tmp_path: Path) -> Non
 async def test_the_tiny_model(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(tiny_bytes())
     assert (await check(tmp_path / "x.gguf"))["name"] == "tiny 0"
+
+
+async def test_a_model_that_memory_does_not_hold_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(tiny_bytes())
+    size = path.stat().st_size
+    for free, tried in ((size, False), (1 << 40, True)):
+        monkeypatch.setattr(checking, "_free_memory", lambda free=free: free)
+        assert (await trial(path, size))["tried"] is tried
 
 
 async def test_what_only_llama_cpp_finds(tmp_path: Path) -> None:

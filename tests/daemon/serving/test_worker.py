@@ -29,7 +29,7 @@ from llmd.daemon.engine.messages import (
     Tokens,
     Work,
 )
-from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, ModelNotReady, ShuttingDown
+from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, ModelNotReady, ShuttingDown, WorkerLost
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving import pool as pool_module
 from llmd.daemon.serving import worker as worker_module
@@ -261,7 +261,7 @@ async def test_a_worker_that_reads_what_is_no_message_ends(pool: Pool) -> None:
 
 async def test_a_worker_that_says_what_is_no_message_is_replaced(pool: Pool) -> None:
     deployment = await deploy(pool, wish=fake(step_seconds=0.01))
-    await broken(pool, deployment, lambda worker: worker._link.data_received(b"\0\0\0\x01\xc1"))
+    await broken(pool, deployment, lambda worker: worker_module._Link(worker).data_received(b"\0\0\0\x01\xc1"))
     assert deployment.restarts == 1
 
 
@@ -315,6 +315,58 @@ async def test_a_thread_that_fails_ends_the_worker(
     assert "exit 70" in reason
     said = capfd.readouterr().err
     assert ("MemoryError" in said or "ZeroDivisionError" in said) and "secret-words" not in said
+
+
+BABBLING = """
+import socket, sys, time
+from llmd.daemon.engine import messages
+from llmd.daemon.engine.messages import Beat, Finished, Load, Open, Ready, Started, Step, Text
+
+sock = socket.socket(fileno=int(sys.argv[1]))
+decoder = messages.from_daemon()
+
+def heard():
+    while data := sock.recv(65536):
+        yield from decoder.feed(data)
+
+for message in heard():
+    if isinstance(message, Load):
+        sock.sendall(messages.encode(Ready(256, 2, 10, 1, 1, "babbling", True)))
+    elif isinstance(message, Open):
+        sock.sendall(messages.encode(Step((Started(message.id, 1),))))
+        id_ = message.id
+        sock.sendall(SAID)
+        time.sleep(60)
+"""
+NONSENSE = {
+    "another protocol": "b'HTTP/1.1 400 Bad Request'",
+    "a frame that is too large": "b'\\xff' * 8",
+    "no message": "(3).to_bytes(4, 'big') + b'abc'",
+    "another message": "(2).to_bytes(4, 'big') + bytes([0x91, 0x01])",
+    "a choice that there is not": "messages.encode(Step((Text(id_, 7, 'a', 1, 0),)))",
+    "a choice before the first": "messages.encode(Step((Finished(id_, -1, 'stop', 1, 0),)))",
+    "ready again": "messages.encode(Ready(256, 2, 10, 1, 1, 'again', True))",
+    "text that is none": "messages.encode(Step((Text(id_, 0, 5, 1, 0),)))",
+}
+
+
+@pytest.mark.parametrize("said", NONSENSE)
+async def test_a_worker_that_sends_what_nobody_understands_is_ended(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    (tmp_path / "babbling.py").write_text(BABBLING.replace("SAID", NONSENSE[said]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(worker_module, "PROGRAM", "babbling")
+    deployment = await deploy(pool)
+    worker = deployment.worker
+    assert worker is not None
+    streams = [ask(pool, "m", say())]
+    events = [await read(stream) for stream in streams]
+    assert all(failure(some) == WorkerLost.code for some in events)
+    assert "nobody understands" in worker.reason
+    async with asyncio.timeout(10):
+        while psutil.pid_exists(worker.pid):
+            await asyncio.sleep(0.02)
 
 
 def void(_: object) -> None:

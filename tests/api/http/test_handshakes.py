@@ -1,0 +1,92 @@
+"""Who gets in before anybody knows who they are."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from llmd.api.http import handshakes as module
+from llmd.api.http.handshakes import Handshakes, Rates
+from llmd.daemon import limits
+
+
+def test_an_address_has_a_burst_and_then_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKE_BURST", 5)
+    monkeypatch.setattr(limits, "HANDSHAKES_PER_SECOND", 10)
+    now = [0.0]
+    rates = Rates(lambda: now[0])
+    assert [rates.allows("a") for _ in range(7)] == [True] * 5 + [False] * 2
+    assert rates.allows("b")
+    now[0] = 0.25
+    assert [rates.allows("a") for _ in range(3)] == [True, True, False]
+    now[0] = 100.0
+    assert [rates.allows("a") for _ in range(6)] == [True] * 5 + [False]
+
+
+def test_addresses_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ADDRESSES", 10)
+    rates = Rates(lambda: 0.0)
+    for i in range(100):
+        assert rates.allows(str(i))
+    assert len(rates._known) == 10
+
+
+class Shakes:
+    """Handshakes that a test ends."""
+
+    def __init__(self) -> None:
+        self.running: list[socket.socket] = []
+        self.handshakes = Handshakes(self.shake)
+
+    async def shake(self, connection: socket.socket) -> None:
+        self.running.append(connection)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.running.remove(connection)
+            connection.close()
+
+    async def begin(self, address: str, count: int = 1) -> list[socket.socket]:
+        pairs = [socket.socketpair() for _ in range(count)]
+        for ours, _ in pairs:
+            self.handshakes.begin(ours, address)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        return [theirs for _, theirs in pairs]
+
+
+@asynccontextmanager
+async def shakes() -> AsyncIterator[Shakes]:
+    made = Shakes()
+    yield made
+    made.handshakes.stop()
+    await asyncio.sleep(0.01)
+    assert made.handshakes.count == 0 and not made.running
+
+
+async def test_the_oldest_of_the_busiest_address_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_HANDSHAKES", 4)
+    async with shakes() as made:
+        first, *others = await made.begin("attacker", 4)
+        (good,) = await made.begin("client")
+        assert first.recv(1) == b""  # ended
+        assert made.handshakes.count == 4 and len(made.running) == 4
+        more = await made.begin("attacker", 10)
+        assert made.handshakes.count == 4
+        good.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            good.recv(1)  # still under way
+        for theirs in (first, *others, good, *more):
+            theirs.close()
+
+
+async def test_more_than_the_rate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKE_BURST", 2)
+    async with shakes() as made:
+        theirs = await made.begin("a", 4)
+        assert made.handshakes.count == 2
+        assert theirs[2].recv(1) == theirs[3].recv(1) == b""
+        for each in theirs:
+            each.close()
