@@ -67,20 +67,26 @@ def test_a_client_that_vanished_holds_nothing(spaces: tuple[str, str], model_fil
     inside = ["ip", "netns", "exec", spaces[0]]
     command = [*inside, str(Path(sys.executable).parent / "llmd"), "serve", "--state-dir", str(state),
                "--listen", f"{SERVER}:9443", "--default-model", f"smol={model_file}"]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True) as daemon:
+    daemon = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    holding = ["ip", "netns", "exec", spaces[1], sys.executable, "-c", HOLD, str(state / "pki"), SERVER, "9443"]
+    client: subprocess.Popen[str] | None = None
+    try:
         llmd = Llmd(state, daemon, 9443, "")
-        until(lambda: (state / "admin.sock").exists() and llmd.llmctl("status")["models"][0]["state"] == "ready", 60)
-        holding = ["ip", "netns", "exec", spaces[1], sys.executable, "-c", HOLD, str(state / "pki"), SERVER, "9443"]
-        with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
-            assert client.stdout is not None and client.stdout.readline() == "held\n"
-            until(lambda: llmd.llmctl("status")["connections"] == 3 and llmd.model()["running"] == 2, 20)
-            ip("-n", spaces[1], "link", "set", "llmd0", "down")
-            bound = limits.PEER_SECONDS + 2 * limits.PROBE_SECONDS + 5
-            until(lambda: llmd.llmctl("status")["connections"] == 0, bound)
-            until(lambda: llmd.model()["running"] == 0, 5)
-            client.kill()
+        until(lambda: (state / "admin.sock").exists(), 20)
+        until(lambda: [m["state"] for m in llmd.llmctl("status")["models"]] == ["ready"], 60)
+        client = subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert client.stdout is not None and client.stdout.readline() == "held\n"
+        until(lambda: llmd.llmctl("status")["connections"] == 3 and llmd.model()["running"] == 2, 20)
+        ip("-n", spaces[1], "link", "set", "llmd0", "down")
+        until(lambda: llmd.llmctl("status")["connections"] == 0, limits.PEER_SECONDS + 3 * limits.PROBE_SECONDS)
+        until(lambda: llmd.model()["running"] == 0, 5)
         daemon.terminate()
         assert daemon.wait(20) == 0
+    finally:
+        for process in (daemon, client):
+            if process:
+                process.kill()
+                process.communicate()
 
 
 def until(what: object, seconds: float) -> None:
