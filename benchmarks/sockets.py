@@ -86,7 +86,8 @@ def main() -> None:
             "--listen",
             f"127.0.0.1:{PORT}",
         ]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as daemon:
+        daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
             while not (Path(folder) / "pki/clients/demo.key").exists() or not answers():
                 time.sleep(0.1)
             good = Good(Path(folder))
@@ -101,7 +102,9 @@ def main() -> None:
                 for client in held:
                     client.close()
                 time.sleep(6)
-            daemon.terminate()
+        finally:
+            daemon.kill()
+            daemon.wait()
     head = (
         f"# A good client beside silent sockets\n\n{datetime.now(UTC):%Y-%m-%d}, {machine()}. `benchmarks/sockets.py`\n"
     )

@@ -2,7 +2,8 @@
 
 Whoever has a certificate gets in whatever others do:
 
-1. an address that begins more handshakes than HANDSHAKES_PER_SECOND, over a burst, is refused the next ones;
+1. an address whose handshakes were more than HANDSHAKES_PER_SECOND, over a burst, is refused the next ones; those that
+   stayed silent cost nothing and do not count;
 2. where MAX_HANDSHAKES are under way, the oldest of the address that has the most gives way: a handshake takes
    milliseconds, and what is older is silent;
 3. a handshake that has not ended after HANDSHAKE_SECONDS is ended.
@@ -21,20 +22,25 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Rates:
-    """Handshakes that each address may begin: tokens, and when they were counted."""
+    """Handshakes that each address may have: tokens, and when they were counted."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._known: dict[str, tuple[float, float]] = {}
 
     def allows(self, address: str) -> bool:
-        now = self._clock()
-        tokens, at = self._known.get(address, (float(limits.HANDSHAKE_BURST), now))
-        tokens = min(limits.HANDSHAKE_BURST, tokens + (now - at) * limits.HANDSHAKES_PER_SECOND)
+        return self._tokens(address) >= 1
+
+    def spend(self, address: str) -> None:
+        tokens = self._tokens(address)
         if len(self._known) >= MAX_ADDRESSES and address not in self._known:
             del self._known[next(iter(self._known))]
-        self._known[address] = (tokens - 1 if tokens >= 1 else tokens, now)
-        return tokens >= 1
+        self._known[address] = (tokens - 1, self._clock())
+
+    def _tokens(self, address: str) -> float:
+        now = self._clock()
+        tokens, at = self._known.get(address, (float(limits.HANDSHAKE_BURST), now))
+        return min(float(limits.HANDSHAKE_BURST), tokens + (now - at) * limits.HANDSHAKES_PER_SECOND)
 
 
 class Handshakes:
@@ -67,8 +73,11 @@ class Handshakes:
     async def _run(self, connection: socket.socket, address: str) -> None:
         try:
             await self._shake(connection)
-        except OSError:  # among them TLS's own and a deadline: nobody is told anything before it has said who it is
+        except TimeoutError:
+            return
+        except OSError:  # among them TLS's own: nobody is told anything before it has said who it is
             pass
+        self._rates.spend(address)
 
     def _ended(self, task: asyncio.Task[None], address: str) -> None:
         self.count -= 1

@@ -122,6 +122,14 @@ def test_h5_a_client_that_has_said_all(llmd: Llmd) -> None:
         client.shutdown(socket.SHUT_WR)
 
 
+def test_h32_thousands_of_silent_connections_keep_nobody_out(llmd: Llmd) -> None:
+    held = [socket.create_connection(("127.0.0.1", llmd.port), timeout=10) for _ in range(2000)]
+    for _ in range(20):
+        assert llmd.get("/livez")[0] == 200
+    for client in held:
+        client.close()
+
+
 def test_h31_plain_http_to_the_tls_port(llmd: Llmd) -> None:
     with socket.create_connection(("127.0.0.1", llmd.port), timeout=10) as client:
         client.sendall(GET + b"\r\n")

@@ -17,19 +17,28 @@ def test_an_address_has_a_burst_and_then_its_rate(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(limits, "HANDSHAKES_PER_SECOND", 10)
     now = [0.0]
     rates = Rates(lambda: now[0])
-    assert [rates.allows("a") for _ in range(7)] == [True] * 5 + [False] * 2
+
+    def had(count: int) -> list[bool]:
+        seen = []
+        for _ in range(count):
+            seen.append(rates.allows("a"))
+            if seen[-1]:
+                rates.spend("a")
+        return seen
+
+    assert had(7) == [True] * 5 + [False] * 2
     assert rates.allows("b")
     now[0] = 0.25
-    assert [rates.allows("a") for _ in range(3)] == [True, True, False]
+    assert had(3) == [True, True, False]
     now[0] = 100.0
-    assert [rates.allows("a") for _ in range(6)] == [True] * 5 + [False]
+    assert had(6) == [True] * 5 + [False]
 
 
 def test_addresses_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ADDRESSES", 10)
     rates = Rates(lambda: 0.0)
     for i in range(100):
-        assert rates.allows(str(i))
+        rates.spend(str(i))
     assert len(rates._known) == 10
 
 
@@ -82,11 +91,25 @@ async def test_the_oldest_of_the_busiest_address_gives_way(monkeypatch: pytest.M
             theirs.close()
 
 
-async def test_more_than_the_rate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("end", "refused"), [(None, True), (ConnectionResetError(), True), (TimeoutError(), False)])
+async def test_more_than_the_rate_is_refused_but_silence_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, end: Exception | None, refused: bool
+) -> None:
     monkeypatch.setattr(limits, "HANDSHAKE_BURST", 2)
-    async with shakes() as made:
-        theirs = await made.begin("a", 4)
-        assert made.handshakes.count == 2
-        assert theirs[2].recv(1) == theirs[3].recv(1) == b""
-        for each in theirs:
+    monkeypatch.setattr(limits, "HANDSHAKES_PER_SECOND", 0)
+    seen: list[socket.socket] = []
+
+    async def shake(connection: socket.socket) -> None:
+        seen.append(connection)
+        if end:
+            raise end
+
+    handshakes = Handshakes(shake)
+    pairs = [socket.socketpair() for _ in range(4)]
+    for ours, _ in pairs:
+        handshakes.begin(ours, "a")
+        await asyncio.sleep(0.01)
+    assert len(seen) == (2 if refused else 4)
+    for pair in pairs:
+        for each in pair:
             each.close()

@@ -1,6 +1,7 @@
 """A real listener with real mutual TLS: who gets in, who is put out, and what a connection may do."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from starlette.routing import Route
 
 from llmd.api.http import protocol
 from llmd.api.http.listener import Listener
-from llmd.api.http.streams import EventStream, Opened, event
+from llmd.api.http.streams import EventStream, Opened, WholeJson, event
 from llmd.daemon import limits
 from llmd.daemon.errors import Conflict
 from llmd.daemon.identity import tls
@@ -37,10 +38,14 @@ async def echo(request: Request) -> Response:
 async def stream(request: Request) -> Response:
     async def parts() -> AsyncIterator[bytes]:
         for i in range(1000):
-            yield b"data: %d\n\n" % i
+            yield b"data: %d%s\n\n" % (i, b"x" * int(request.query_params.get("size", "0")))
             await asyncio.sleep(0.01)
 
     return StreamingResponse(parts(), media_type="text/event-stream")
+
+
+async def large(request: Request) -> Response:
+    return WholeJson([b"x" * 65536] * 200, {})
 
 
 async def short(request: Request) -> Response:
@@ -82,7 +87,12 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     context = tls.server_context(tmp_path)
     connections = Connections()
     app = Starlette(
-        routes=[Route("/echo", echo, methods=["GET", "POST"]), Route("/stream", stream), Route("/short", short)]
+        routes=[
+            Route("/echo", echo, methods=["GET", "POST"]),
+            Route("/stream", stream),
+            Route("/short", short),
+            Route("/large", large),
+        ]
     )
     listener = Listener(app, ssl=context, connections=connections)
     await listener.start("127.0.0.1", 0)
@@ -428,3 +438,45 @@ async def test_one_connection_header_and_the_right_one(server: Server) -> None:
     for path in (b"/echo", b"/short"):
         asked = b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         assert heads(await ask(server, asked), b"connection") == [b"close"]
+
+
+async def connections(server: Server, count: int, seconds: float = 5.0) -> None:
+    """Until the server has so many."""
+    async with asyncio.timeout(seconds):
+        while server.connections.count != count:
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("path", [b"/large", b"/stream?size=100000"])
+async def test_a_client_that_takes_nothing_is_cut_on_every_route(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: bytes
+) -> None:
+    monkeypatch.setattr(limits, "WRITE_SECONDS", 0.3)
+    raw = socket.create_connection(("127.0.0.1", server.listener.port))
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.setblocking(False)
+    context = server.client(server.authority.issue_client("alice"))
+    _, writer = await asyncio.open_connection(sock=raw, ssl=context, server_hostname="localhost", limit=1024)
+    writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(10):
+        while "took nothing" not in caplog.text:
+            await asyncio.sleep(0.02)
+    await connections(server, 0)
+    writer.transport.abort()
+
+
+async def test_a_client_that_is_done_writing_ends_its_connection(server: Server) -> None:
+    _, writer = await server.open()
+    await connections(server, 1)
+    writer.close()
+    await connections(server, 0)
+
+
+async def test_a_peer_that_is_gone_is_probed_for(server: Server) -> None:
+    _, writer = await server.open()
+    await connections(server, 1)
+    (transport,) = server.listener._state.connections
+    sock = transport.transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * limits.PEER_SECONDS
+    writer.close()
