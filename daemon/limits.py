@@ -2,7 +2,7 @@
 
 # connections
 HANDSHAKE_SECONDS = 5.0
-MAX_HANDSHAKES = 512  # under way
+MAX_HANDSHAKES = 1024  # under way
 HANDSHAKES_PER_SECOND = 300  # of one address; about a third of what one core computes
 HANDSHAKE_BURST = 2000
 HEADER_SECONDS = 10.0

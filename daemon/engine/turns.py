@@ -85,7 +85,8 @@ class Turns:
             if message.content is None and self.manner.empty == "left out":
                 del turn["content"]
         if message.role == "tool" and self.manner.role != "tool":
-            return {"role": "user", "content": f"<tool_response>\n{self._text(message)}\n</tool_response>"}
+            answer = f"<tool_response>\n{self._text(message)}\n</tool_response>"
+            return {"role": "user", "content": _parts([answer]) if self.forms.get("user") == "parts" else answer}
         return turn
 
     def _content(self, message: ChatMessage) -> str | list[dict[str, str]] | None:
@@ -94,8 +95,10 @@ class Turns:
         form = self.forms.get(message.role, "text")
         if form == "text" or (form == "either" and not isinstance(message.content, tuple)):
             return self._text(message)
-        given = message.content if isinstance(message.content, tuple) else (self._text(message),)
-        return [{"type": "text", "text": self.escape(part) if given is message.content else part} for part in given]
+        texts = [self._text(message)]
+        if isinstance(message.content, tuple) and (self.manner.calls or not message.tool_calls):
+            texts = [self.escape(part) for part in message.content]
+        return _parts(texts)
 
     def _text(self, message: ChatMessage) -> str:
         content = message.content or ""
@@ -154,7 +157,15 @@ def _joined(turns: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Templates without a tool's role want user and assistant in turn."""
     for role, several in groupby(turns, key=lambda turn: turn["role"]):
         alike = list(several)
-        if role == "user" and len(alike) > 1 and all(isinstance(turn["content"], str) for turn in alike):
-            yield {"role": role, "content": "\n".join(turn["content"] for turn in alike)}
-        else:
+        contents = [turn["content"] for turn in alike]
+        if role != "user" or len(alike) == 1:
             yield from alike
+        elif all(isinstance(content, str) for content in contents):
+            yield {"role": role, "content": "\n".join(contents)}
+        else:
+            lists = [_parts([content]) if isinstance(content, str) else content for content in contents]
+            yield {"role": role, "content": [part for parts in lists for part in parts]}
+
+
+def _parts(texts: Sequence[str]) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]

@@ -64,6 +64,7 @@ def test_g_schemas(llmd: Llmd, row: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_g13_templates_are_tried_before_they_serve(tmp_path: Path) -> None:
     files = {}
     for number, (row, (template, _)) in enumerate(TEMPLATES.items()):

@@ -99,6 +99,7 @@ def test_m_elsewhere(row: str) -> None:
     assert f"def {name}(" in (ROOT / file).read_text()
 
 
+@pytest.mark.slow
 def test_m_a_hostile_import_harms_nobody(llmd: Llmd, tmp_path: Path) -> None:
     for row, (change, says) in CLAIMS.items():
         file = tiny()

@@ -472,6 +472,14 @@ async def test_a_client_that_is_done_writing_ends_its_connection(server: Server)
     await connections(server, 0)
 
 
+async def test_a_half_closed_connection_ends(server: Server) -> None:
+    _, writer = await server.open()
+    await connections(server, 1)
+    writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+    await connections(server, 0)
+    writer.transport.abort()
+
+
 async def test_a_peer_that_is_gone_is_probed_for(server: Server) -> None:
     _, writer = await server.open()
     await connections(server, 1)

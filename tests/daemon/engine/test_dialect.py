@@ -86,6 +86,7 @@ def ours(template: ChatTemplate, messages: tuple[ChatMessage, ...]) -> str | Llm
         return e
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONVERSATIONS)
 def test_the_same_text_or_the_same_refusal(templates: dict[str, tuple[str, ChatTemplate]], kind: str) -> None:
     given, messages, words = CONVERSATIONS[kind]

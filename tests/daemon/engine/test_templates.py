@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from llmd.daemon.engine.messages import ChatMessage, ToolCall
 from llmd.daemon.engine.templates import ChatTemplate
@@ -38,6 +39,16 @@ ONE_CALL = (
     "{% endfor %}"
 )
 
+# walks parts, and nothing else
+WALKING = (
+    "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+WALKING_IN_TURN = WALKING.replace(
+    "[{{ m.role }}]",
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('in turn') }}{% endif %}[{{ m.role }}]",
+)
+
 ARGUMENTS = '{"city": "Köln <&>", "days": [1, 2]}'
 HISTORY = (
     ChatMessage("user", "Weather?"),
@@ -50,7 +61,9 @@ def shown(template: str, messages: Sequence[ChatMessage] = HISTORY) -> str:
     return ChatTemplate(template).render(messages, str, lambda size: None, bos_token="", eos_token="")
 
 
-@pytest.mark.parametrize("template", [CHATML, HERMES, DEEPSEEK, MISTRAL, ALTERNATING, ONE_CALL])
+@pytest.mark.parametrize(
+    "template", [CHATML, HERMES, DEEPSEEK, MISTRAL, ALTERNATING, ONE_CALL, WALKING, WALKING_IN_TURN]
+)
 def test_an_agents_history_is_shown_whole(template: str) -> None:
     text = shown(template)
     for word in ("Weather?", "weather", "city", "Köln <&>", "days", "rain"):
@@ -75,6 +88,15 @@ def test_calls_and_answers_are_text_where_the_template_knows_none() -> None:
 def test_the_identifiers_are_those_that_the_template_takes_and_agree() -> None:
     words = shown(MISTRAL).replace("[", " ").replace("]", " ").split()
     assert words[words.index("CALL") + 1] == words[words.index("RESULT") + 1] != "call_abcdefghijkl"
+
+
+@pytest.mark.parametrize("template", [CHATML, WALKING, WALKING_IN_TURN])
+def test_parts_are_the_text_that_they_are_parts_of(template: str) -> None:
+    whole = [HISTORY[0], ChatMessage("assistant", "Let me see.", tool_calls=HISTORY[1].tool_calls), HISTORY[2]]
+    parts = [ChatMessage("user", ("Wea", "ther?")), replace(whole[1], content=("Let me", " see.")), HISTORY[2]]
+    more = ChatMessage("user", ("And ", "now?"))
+    assert shown(template, [*parts, more]) == shown(template, [*whole, ChatMessage("user", "And now?")])
+    assert "Let me see." in shown(template, parts)
 
 
 def test_what_follows_an_answer_joins_its_turn_where_turns_must_alternate() -> None:
