@@ -109,7 +109,11 @@ class Daemon:
         if self.config.audit_on_failure == "serve":
             self.audit.event("audit.on_failure", value="serve")
         clients = Listener(
-            self._client_app(), ssl=self.context, connections=self.connections, hosts=self.config.allowed_hosts
+            self._client_app(),
+            ssl=self.context,
+            connections=self.connections,
+            hosts=self.config.allowed_hosts,
+            tasks=self.tasks,
         )
         admin = Listener(
             application(routes.ROUTES, routes.who, serving=self.serving, service=self.service), tasks=self.tasks
