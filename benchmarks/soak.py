@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Ten minutes of clients that come, vanish, read slowly, and lose packets where network namespaces can be made (root,
-ip and tc); two models, one deployed anew each minute. Descriptors, threads and memory end where they began, and each
+"""Ten minutes of clients that come, vanish, read slowly, and lose packets where network namespaces can be made (root
+and ip); two models, one deployed anew each minute. Descriptors, threads and memory end where they began, and each
 request has one end.
 
 python benchmarks/soak.py [--minutes 10 --clients 200]        results in benchmarks/results/soak.md
@@ -17,6 +17,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -36,7 +37,8 @@ HERE = Path(__file__).parent
 PORT = 18450
 SPACES = ("llmd-soak-s", "llmd-soak-c")
 SERVER, CLIENT = "10.203.8.1", "10.203.8.2"
-LOSS = "3%"
+# the wire between them is cut for CUT_SECONDS each CUT_EVERY: what is sent meanwhile is lost
+CUT_EVERY, CUT_SECONDS = 15.0, 1.0
 SETTLE_SECONDS = 90
 
 
@@ -167,7 +169,7 @@ def spaces() -> tuple[list[str], list[str], str]:
     def ip(*arguments: str) -> None:
         subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
-    if os.getuid() != 0 or not shutil.which("ip") or not shutil.which("tc"):
+    if os.getuid() != 0 or not shutil.which("ip"):
         return [], [], "127.0.0.1"
     for name in SPACES:
         ip("netns", "add", name)
@@ -177,16 +179,21 @@ def spaces() -> tuple[list[str], list[str], str]:
         ip("-n", name, "link", "set", "llmd0", "up")
         ip("-n", name, "link", "set", "lo", "up")
     inside = ["ip", "netns", "exec"]
-    subprocess.run(
-        [*inside, SPACES[1], "tc", "qdisc", "add", "dev", "llmd0", "root", "netem", "loss", LOSS], check=True
-    )
     return [*inside, SPACES[0]], [*inside, SPACES[1]], SERVER
+
+
+def cut(stop: threading.Event) -> None:
+    """Cut the wire now and then, until `stop`."""
+    while not stop.wait(CUT_EVERY):
+        for state, seconds in (("down", CUT_SECONDS), ("up", 0.0)):
+            subprocess.run(["ip", "-n", SPACES[1], "link", "set", "llmd0", state], check=True)
+            time.sleep(seconds)
 
 
 def soak(state: Path, minutes: float, count: int) -> list[str]:
     server, clients, host = spaces()
     me = [sys.executable, __file__, "--state", str(state), "--host", host]
-    with subprocess.Popen([*server, *me, "--serve"], stderr=subprocess.DEVNULL) as daemon:
+    with subprocess.Popen([*server, *me, "--serve"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as daemon:
         while not (state / "pki/clients/demo.key").exists() or not (state / "admin.sock").exists():
             time.sleep(0.1)
         time.sleep(3)
@@ -195,7 +202,12 @@ def soak(state: Path, minutes: float, count: int) -> list[str]:
         subprocess.run([*ask, "--minutes", "0.25"], check=True, capture_output=True)
         time.sleep(SETTLE_SECONDS)
         before = figures(daemon.pid)
+        stop = threading.Event()
+        cutting = threading.Thread(target=cut, args=(stop,))
+        if clients:
+            cutting.start()
         done = subprocess.run([*ask, "--minutes", str(minutes)], check=True, capture_output=True, text=True)
+        stop.set()
         time.sleep(SETTLE_SECONDS)
         after, status = figures(daemon.pid), llmctl(state, "status")
         daemon.send_signal(signal.SIGTERM)
@@ -207,7 +219,10 @@ def soak(state: Path, minutes: float, count: int) -> list[str]:
     lines += ["", f"At the end: {status['connections']} connections, {running} running; exit {code}."]
     ends = json.loads(done.stdout)
     lines += ["", "How they ended for their clients: " + ", ".join(f"{k} {v}" for k, v in sorted(ends.items())) + "."]
-    lines += ["", f"Packets lost: {LOSS if clients else 'none (no network namespaces here)'}."]
+    wire = (
+        f"cut for {CUT_SECONDS:g} s each {CUT_EVERY:g} s" if clients else "whole: there are no network namespaces here"
+    )
+    lines += ["", f"The wire was {wire}."]
     return lines
 
 

@@ -74,6 +74,7 @@ def test_a_killed_worker_ends_its_streams_with_an_error_and_comes_back(own_llmd:
         assert list(stream(c, 2))
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_replaced_within_twelve_seconds(own_llmd: Llmd) -> None:
     with client(own_llmd) as c:
         parts = stream(c)
@@ -160,6 +161,7 @@ def test_a_second_sigterm_does_not_wait(own_llmd: Llmd) -> None:
                 pass
 
 
+@pytest.mark.slow
 def test_a_killed_daemon_leaves_no_worker_and_its_open_request_is_lost(own_llmd: Llmd, model_file: Path) -> None:
     worker = psutil.Process(own_llmd.model()["pid"])
     with client(own_llmd) as c:
