@@ -26,7 +26,7 @@ from llmd.daemon.audit.chain import COLUMNS, PAGE_ROWS, Break, Entry, Report, Ro
 from llmd.daemon.audit.writer import Read, Writer
 from llmd.daemon.errors import AuditUnavailable
 
-MAX_REMEMBERED = 65_536
+MAX_REMEMBERED = 4096
 
 log = logging.getLogger("llmd.audit")
 
