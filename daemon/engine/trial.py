@@ -31,8 +31,7 @@ MAX_PROMPT_CHARS = 4_000_000
 
 
 def conversations(vocabulary: Vocabulary, deadline: Deadline) -> dict[str, str]:
-    """Each kind of conversation, and why the model's template does not take it. Raises ModelInvalid where it takes
-    none."""
+    """Each kind of conversation, and why the model's template does not take it; "" where it does."""
     if not vocabulary.chat_template:
         return {}
     reasons: dict[str, str] = {}

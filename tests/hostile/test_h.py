@@ -82,7 +82,7 @@ ROWS: dict[str, tuple[bytes, set[int]]] = {
     ),
 }
 
-PROTOCOL, API, MAIN = "tests/api/http/test_protocol.py", "tests/api/test_api.py", "tests/daemon/test_main.py"
+PROTOCOL = "tests/api/http/test_protocol.py"
 ELSEWHERE = {
     "H1 connect, send nothing": (PROTOCOL, "test_a_head_that_does_not_come_is_not_waited_for"),
     "H3 a head byte by byte": (PROTOCOL, "test_a_head_that_does_not_come_is_not_waited_for"),

@@ -470,6 +470,7 @@ async def test_a_client_that_is_done_writing_ends_its_connection(server: Server)
     await connections(server, 1)
     writer.close()
     await connections(server, 0)
+    assert not server.listener._state.connections
 
 
 async def test_a_half_closed_connection_ends(server: Server) -> None:
@@ -477,6 +478,7 @@ async def test_a_half_closed_connection_ends(server: Server) -> None:
     await connections(server, 1)
     writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
     await connections(server, 0)
+    assert not server.listener._state.connections
     writer.transport.abort()
 
 
