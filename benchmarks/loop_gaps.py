@@ -80,11 +80,11 @@ async def steps(daemon: Daemon, state: Path) -> list[tuple[str, Callable[[], Awa
 
     async def issue() -> None:
         for i in range(20):
-            await service.issue(f"client-{i}", 30, "bench")
+            await service.clients.issue(f"client-{i}", 30, "bench")
 
     async def revoke() -> None:
         for i in range(20):
-            await service.revoke(f"client-{i}", "bench")
+            await service.clients.revoke(f"client-{i}", "bench")
 
     chat = [{"role": "user", "content": "x"}]
     long = generate(messages=chat, max_tokens=4096, n=4, logprobs=True, top_logprobs=20, ignore_eos=True)
@@ -93,7 +93,7 @@ async def steps(daemon: Daemon, state: Path) -> list[tuple[str, Callable[[], Awa
         ("nothing", lambda: asyncio.sleep(2)),
         ("20 certificates issued", issue),
         ("20 clients revoked", revoke),
-        ("`llmctl status`, `llmctl client list`", lambda: asyncio.gather(service.status(), service.clients())),
+        ("`llmctl status`, `llmctl client list`", lambda: asyncio.gather(service.status(), service.clients.list())),
         ("an audit log of 20,000 rows verified", daemon.audit.verify),
         ("a body of 4 MB of text", lambda: requests.post("/v1/completions", text)),
         ("a body of 99,000 numbers", lambda: requests.post("/v1/completions", numbers)),

@@ -1,7 +1,6 @@
 """The llmd daemon: identity, audit, serving. It never imports llama, CUDA or torch.
 
 main.py      `llmd serve`: builds every part, runs them, drains on SIGTERM
-admin.py     what an admin can do to a running daemon
 banner.py    what `llmd serve` prints once it can answer
 children.py  the one way to start a child process
 config.py    the one frozen dataclass, its TOML file
@@ -12,6 +11,7 @@ logs.py      lines to standard error that block nobody
 metrics.py   Prometheus metrics
 tasks.py     the tasks that live as long as the daemon
 store.py     `state.db`: clients, models, deployments
+admin/       what an admin can do
 serving/     a request from its admit row to its finish row; workers
 identity/    who asks, and the built-in CA
 audit/       the hash-chained log

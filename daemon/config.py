@@ -66,6 +66,8 @@ def load(file: Path | None, **given: Any) -> Config:
     if file is not None or where.exists():
         try:
             text = where.read_text()
+            if where.stat().st_mode & 0o022:
+                raise ConfigError(f"{where} may be written by others: chmod go-w {where}")
             values = tomllib.loads(text)
         except OSError as e:
             raise ConfigError(f"{where}: {e.strerror}") from e
@@ -104,6 +106,9 @@ def _check(config: Config) -> None:
         raise ConfigError(f"listen is {config.listen!r}; it takes HOST:PORT")
     if config.node and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", config.node):
         raise ConfigError("node takes lower-case letters, digits, dots and hyphens")
+    for name in config.server_names:
+        if not re.fullmatch(r"[A-Za-z0-9_.*-]{1,253}|[0-9a-fA-F:.]+", name):
+            raise ConfigError(f"server_names holds {name!r}; it takes DNS names and addresses")
     if config.audit_on_failure not in ("refuse", "serve"):
         raise ConfigError('audit_on_failure takes "refuse" or "serve"')
 

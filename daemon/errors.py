@@ -8,6 +8,9 @@ LlmdError                   500 internal_error
 │   ├── BodyTimeout         408 body_timeout
 │   └── MediaType           415 unsupported_media_type
 ├── Forbidden               403 forbidden
+│   ├── ClientUnknown       403 client_unknown           of another node, or not in the state database
+│   ├── CertificateRevoked  403 certificate_revoked
+│   └── CertificateExpired  403 certificate_expired
 ├── NotFound                404 not_found
 │   └── ModelNotFound       404 model_not_found
 ├── MethodNotAllowed        405 method_not_allowed
@@ -35,12 +38,13 @@ MAX_NAMES = 20
 
 class LlmdError(Exception):
     """The root: an error whose message may be shown. `param` names the request field at fault, `retry_after` is in
-    seconds."""
+    seconds. `logged`: a row of the audit log says of it already."""
 
     status = 500
     code = "internal_error"
     kind = "server_error"
     retry_after: int | None = None
+    logged = False
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -80,6 +84,18 @@ class MediaType(BadRequest):
 
 class Forbidden(LlmdError):
     status, code, kind = 403, "forbidden", "permission_error"
+
+
+class ClientUnknown(Forbidden):
+    code = "client_unknown"
+
+
+class CertificateRevoked(Forbidden):
+    code = "certificate_revoked"
+
+
+class CertificateExpired(Forbidden):
+    code = "certificate_expired"
 
 
 class NotFound(LlmdError):

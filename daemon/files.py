@@ -19,6 +19,11 @@ def write(file: Path, data: bytes, mode: int) -> None:
     sync_folder(file.parent)
 
 
+def exposed(file: Path) -> bool:
+    """Whether others than its owner may read or write it. Raises OSError."""
+    return bool(file.stat().st_mode & 0o077)
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was created, renamed or removed in it last. Raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -13,6 +13,7 @@ import os
 import resource
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Coroutine
@@ -24,18 +25,22 @@ import uvloop
 
 from llmd.api.admin import routes
 from llmd.api.http import openapi, probes
-from llmd.api.http.app import application, client
+from llmd.api.http.app import application, client, noted
 from llmd.api.http.listener import Listener
 from llmd.api.openai import chat, models
 from llmd.daemon import banner, config, files, limits, logs
-from llmd.daemon.admin import Service
+from llmd.daemon.admin.clients import Clients, reconcile, revocations
+from llmd.daemon.admin.doctor import Doctor, config_names
+from llmd.daemon.admin.service import Service
+from llmd.daemon.audit.acts import Acts
 from llmd.daemon.audit.log import AuditLog
+from llmd.daemon.audit.refusals import Refusals
 from llmd.daemon.config import Config, ConfigError
 from llmd.daemon.errors import LlmdError
-from llmd.daemon.identity import tls
 from llmd.daemon.identity.connections import Connections
-from llmd.daemon.identity.pki import Authority
+from llmd.daemon.identity.pki import Authority, IssuedClient
 from llmd.daemon.identity.principal import Identity
+from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.serving.admission import Admission
@@ -46,7 +51,8 @@ from llmd.daemon.tasks import Tasks
 
 log = logging.getLogger("llmd")
 
-MAINTAIN_SECONDS = 3600.0
+MAINTAIN_SECONDS = 10.0
+KEY_BYTES = 32
 # for databases, workers, children, models that are read
 OWN_DESCRIPTORS = 256
 # for the last lines of the log, where somebody reads it
@@ -70,10 +76,10 @@ class Daemon:
         state = settings.state
         (state / "pki").mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(state)
-        self.audit = AuditLog(state / "audit.db", _key(state / "audit.key"))
+        self.audit = AuditLog(state / "audit.db", _key(state))
         self.audit.open()
         self.store, self.state = Store(state / "state.db"), StateThread()
-        self.authority = Authority.open(state / "pki", settings.node_name, settings.server_names)
+        self.authority = self._open_authority()
         self.metrics = Metrics()
         self.tasks = Tasks()
         self.pool = Pool(self.metrics, self.tasks)
@@ -85,22 +91,44 @@ class Daemon:
             self.tasks,
             serve_unaudited=settings.audit_on_failure == "serve",
         )
-        self.connections = Connections(_descriptors() - OWN_DESCRIPTORS)
-        self.context = tls.server_context(state / "pki")
-        self.service = Service(
-            config=settings,
+        self.connections = Connections(_descriptors() - OWN_DESCRIPTORS, lambda: self.authority.revoked)
+        self.tls = ServerTls(self.authority, state / "pki")
+        self.refusals = Refusals(self.audit)
+        self.acts = Acts(self.audit, unlogged=self.serving.serve_unaudited)
+        self.service = self._service()
+        self._stopping = asyncio.Event()
+        self._reloading: asyncio.Task[None] | None = None
+
+    def _open_authority(self) -> Authority:
+        """The CA, and the state database with it: what one of them knows to be revoked, the other knows too."""
+        c = self.config
+        names = config_names(c, socket.gethostname().lower())
+        authority = Authority.open(c.state / "pki", c.node_name, names, revoked=revocations(self.store))
+        for damage in authority.healed:
+            log.warning("%s/%s %s", "pki", damage.file, damage.what + (": made anew" if damage.heals else ""))
+            self.audit.event("pki.damaged", file=damage.file, what=damage.what, made_anew=damage.heals)
+        completed = reconcile(self.store, authority, self.audit.lost)
+        if completed:
+            log.warning("a revocation was cut off: it is complete now, of %d certificates", completed)
+            self.audit.event("pki.reconciled", certificates=completed)
+        return authority
+
+    def _service(self) -> Service:
+        c, store, state, authority = self.config, self.store, self.state, self.authority
+        return Service(
+            config=c,
             serving=self.serving,
-            store=self.store,
-            state=self.state,
-            models=ModelStore(state / "models", self.store, self.state),
-            authority=self.authority,
-            connections=self.connections,
-            reload_tls=self.reload_tls,
+            acts=self.acts,
+            store=store,
+            state=state,
+            models=ModelStore(c.state / "models", store, state),
+            authority=authority,
+            tls=self.tls,
+            clients=Clients(store, state, authority, self.connections, self.acts),
+            doctor=Doctor(c, self.serving, store, state, authority),
             started=time.time(),
             version=version("llmd-appliance"),
         )
-        self._stopping = asyncio.Event()
-        self._reloading: asyncio.Task[None] | None = None
 
     # --- life
 
@@ -110,8 +138,9 @@ class Daemon:
             self.audit.event("audit.on_failure", value="serve")
         clients = Listener(
             self._client_app(),
-            ssl=self.context,
+            ssl=lambda: self.tls.context,
             connections=self.connections,
+            refusals=self.refusals,
             hosts=self.config.allowed_hosts,
             tasks=self.tasks,
         )
@@ -134,6 +163,7 @@ class Daemon:
             await admin.stop(0)
             self.state.close()
             self.store.close()
+            self.refusals.flush(all_=True)
             await asyncio.to_thread(self.audit.close)
             os.close(self._lock)
 
@@ -184,14 +214,12 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _client_app(self) -> object:
-        identity = Identity(self.config.node_name, lambda: self.authority.revoked, self.service.roles.get)
-        return application(CLIENT_ROUTES, client(identity), serving=self.serving)
+        identity = Identity(self.authority.node, lambda: self.authority.revoked, self.service.clients.roles.get)
+        return application(
+            CLIENT_ROUTES, client(identity), noted(self.refusals), serving=self.serving, doctor=self.service.doctor
+        )
 
     # --- certificates
-
-    def reload_tls(self) -> None:
-        """New handshakes use what is on disk. Raises Conflict, and keeps the old, when it does not work."""
-        tls.reload(self.context, self.config.state / "pki")
 
     def _reload(self) -> None:
         self._reloading = self.tasks.start("reload", self._reload_now)
@@ -200,7 +228,7 @@ class Daemon:
         try:
             done = await self.service.reload("signal")
         except (LlmdError, OSError) as e:
-            log.error("reload failed, the old certificates stay in use: %s", e)
+            log.error("reload failed: %s", e)
             return
         log.info(
             "reloaded: the server's certificate is good until %s, revoked certificates: %d; the configuration file is "
@@ -208,30 +236,33 @@ class Daemon:
         )  # fmt: skip
 
     async def _maintain(self) -> None:
-        """The server's certificate and the revocation list are renewed long before they end."""
+        """What the CA made is renewed long before it ends, and soon after a wrong clock was set right."""
         while True:
             pause = MAINTAIN_SECONDS
             try:
-                if await self.state.run(self.authority.maintain):
-                    self.reload_tls()
-                    self.audit.event("pki.renewed")
+                self.refusals.flush()
+                await self.service.renew()
                 self.tasks.failed.discard(CERTIFICATES)
             except (LlmdError, OSError) as e:
                 log.error("certificates could not be renewed: %s", e)
+                pause = RETRY_SECONDS
             except Exception as e:
                 self.tasks.unexpected(CERTIFICATES, e)
                 pause = RETRY_SECONDS
             await asyncio.sleep(pause)
 
     async def _demo_client(self) -> None:
-        """On an empty state directory: one client certificate, so that a first request needs no further step."""
+        """On an empty state directory: one client certificate, so that a first request needs no further step. Its files
+        are there before the client is known: a start that is cut off is begun again by the next one."""
         folder = self.config.state / "pki" / "clients"
-        if folder.exists() or self.store.principals():
-            return
-        issued = await self.service.issue(DEMO_CLIENT, 90, "first start")
-        folder.mkdir(mode=0o700)
-        files.write(folder / f"{DEMO_CLIENT}.crt", issued.certificate_pem, 0o644)
-        files.write(folder / f"{DEMO_CLIENT}.key", issued.key_pem, 0o600)
+
+        def keep(issued: IssuedClient) -> None:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            files.write(folder / f"{DEMO_CLIENT}.crt", issued.certificate_pem, 0o644)
+            files.write(folder / f"{DEMO_CLIENT}.key", issued.key_pem, 0o600)
+
+        if not self.store.principals():
+            await self.service.clients.issue(DEMO_CLIENT, 90, "first start", keep=keep)
 
     # --- the first model
 
@@ -242,9 +273,8 @@ class Daemon:
         if not file.exists():
             raise Fatal(f"{file} does not exist: --default-model takes NAME=FILE")
         log.info("importing %s", name)
-        await self.service.models.import_file(file, name)
-        self.store.set_deployment(name)
-        self.service.restore()
+        await self.service.import_model(str(file), name, "first start", lambda *_: None)
+        await self.service.deploy(name, None, None, "first start")
 
     async def _announce(self) -> None:
         """Once a model answers: how to ask it."""
@@ -278,11 +308,21 @@ def _lock(state: Path) -> int:
     return fd
 
 
-def _key(file: Path) -> bytes:
-    """The audit log's key, made on first use: whoever lacks it cannot guess prompts from their hashes."""
+def _key(state: Path) -> bytes:
+    """The audit log's key, made with the log: whoever lacks it cannot guess prompts from their hashes. Raises Fatal
+    where it is missing, damaged or open to others: with another one, nothing in the log could be proven any more."""
+    file, begun = state / "audit.key", (state / "audit.db").exists()
+    if not file.exists() and not begun:
+        files.write(file, secrets.token_bytes(KEY_BYTES), 0o600)
+    lost = "put back a copy of it, or move audit.db and audit.db-wal away as well to begin a new log"
     if not file.exists():
-        files.write(file, secrets.token_bytes(32), 0o600)
-    return file.read_bytes()
+        raise Fatal(f"{file} is missing, which the audit log was written with: {lost}")
+    if files.exposed(file):
+        raise Fatal(f"{file} may be read or written by others: chmod 600 {file}")
+    key = file.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise Fatal(f"{file} is damaged: {lost}")
+    return key
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -1,5 +1,7 @@
 """Prometheus metrics. A registry of our own: nothing of the process leaks in that is not listed here."""
 
+from collections.abc import Iterable
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -45,6 +47,12 @@ class Metrics:
         self._gap = Histogram(
             "llmd_inter_token_seconds", "Between two tokens of a sequence", model, buckets=_GAP, registry=registry
         )
+        self._ends = Gauge(
+            "llmd_certificate_end_timestamp_seconds",
+            "When it ends: root, issuer, server, (revocation) list, client",
+            ("kind", "client", "serial"),
+            registry=registry,
+        )
         self._models: dict[str, ModelMetrics] = {}
 
     def model(self, name: str) -> "ModelMetrics":
@@ -54,6 +62,12 @@ class Metrics:
 
     def outcome(self, model: str, outcome: str) -> None:
         self._requests.labels(model, outcome).inc()
+
+    def certificates(self, ends: Iterable[tuple[str, str, str, float]]) -> None:
+        """All there are now: kind, client, serial, and the end in Unix seconds."""
+        self._ends.clear()
+        for kind, client, serial, end in ends:
+            self._ends.labels(kind, client, serial).set(end)
 
     def text(self) -> bytes:
         """Prometheus' text format."""

@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -182,6 +182,14 @@ class Store:
 
     # --- certificates
 
+    def add_client(self, name: str, role: str, serial: str, not_before: float, not_after: float) -> None:
+        """A certificate, and its principal where there is none yet: both or neither. Raises Conflict when the serial is
+        there."""
+        with _explained(), self._db.atomic():
+            if not any(p.name == name for p in self.principals()):
+                self.add_principal(name, role)
+            self.add_certificate(serial, name, not_before, not_after)
+
     def add_certificate(self, serial: str, principal: str, not_before: float, not_after: float) -> Certificate:
         """Raises NotFound without that principal, Conflict when the serial is there."""
         self.principal(principal)
@@ -197,25 +205,26 @@ class Store:
             principal,
         )
 
-    def revoke_certificates(self, principal: str, serial: str = "") -> list[str]:
-        """Revoke all that this principal has, or the one whose serial number begins with `serial`; the serials that
-        were good until now. Raises NotFound, and Conflict where several begin so."""
+    def good_certificates(self, principal: str, serial: str = "") -> list[Certificate]:
+        """All of this principal's that are not revoked, or the one whose serial number begins with `serial`. Raises
+        NotFound, and Conflict where several begin so."""
         self.principal(principal)
         own = [c for c in self.certificates(principal) if c.serial.startswith(serial.lower())]
         if serial and not own:
             raise NotFound.among("certificate", (c.serial for c in self.certificates(principal)), param="serial")
         if serial and len(own) > 1:
             raise Conflict(f"{len(own)} certificates begin with that serial number; give more of it")
-        good = [c.serial for c in own if c.revoked_at is None]
-        with self._db.atomic():
-            for found in good:
-                self._write("UPDATE certificates SET revoked_at = ? WHERE serial = ?", self._clock(), found)
-        return good
+        return [c for c in own if c.revoked_at is None]
 
-    def revoked_serials(self) -> frozenset[str]:
-        with _explained():
-            found = self._db.execute("SELECT serial FROM certificates WHERE revoked_at IS NOT NULL")
-            return frozenset(row[0] for row in found)
+    def mark_revoked(self, serials: Mapping[str, float]) -> list[str]:
+        """Serial to the moment of its revocation; one that was revoked before keeps its own, and one that is not known
+        here is passed over. The serials that were good until now, all or none of them."""
+        revoke = "UPDATE certificates SET revoked_at = ? WHERE serial = ? AND revoked_at IS NULL"
+        with _explained(), self._db.atomic():
+            return [serial for serial, when in serials.items() if self._write(revoke, when, serial)]
+
+    def revoked_certificates(self) -> list[Certificate]:
+        return self._rows(Certificate, "SELECT * FROM certificates WHERE revoked_at IS NOT NULL ORDER BY serial")
 
     # --- models
 

@@ -16,7 +16,8 @@ from llmd.api.http.streams import progress
 from llmd.api.openai import chat
 from llmd.api.openai.messages import Message
 from llmd.daemon import limits
-from llmd.daemon.admin import Service, rfc3339
+from llmd.daemon.admin.doctor import rfc3339
+from llmd.daemon.admin.service import Service
 from llmd.daemon.errors import BadRequest, Conflict, ModelNotReady
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.pool import Deployment
@@ -54,7 +55,12 @@ class UndeployBody(Body):
 class IssueBody(Body):
     name: _Name
     days: int = 90
+    role: _Name | None = None
     again: bool = False
+
+
+class RoleBody(Body):
+    role: _Name
 
 
 def who(request: Request) -> Principal:
@@ -78,11 +84,11 @@ async def status(service: Admin) -> dict[str, Any]:
 
 
 async def doctor(service: Admin) -> dict[str, Any]:
-    return {"checks": await service.doctor()}
+    return {"checks": await service.doctor.checks()}
 
 
 async def ca(service: Admin) -> dict[str, Any]:
-    return {"ca_pem": (await service.state.run(lambda: service.authority.ca_pem)).decode()}
+    return {"ca_pem": service.authority.ca_pem.decode()}
 
 
 async def reload(service: Admin, caller: Caller) -> dict[str, Any]:
@@ -185,16 +191,16 @@ async def undeploy(body: UndeployBody, service: Admin, caller: Caller) -> dict[s
 
 
 async def clients(service: Admin) -> dict[str, Any]:
-    return {"clients": await service.clients()}
+    return {"clients": await service.clients.list()}
 
 
 async def issue(body: IssueBody, service: Admin, caller: Caller) -> dict[str, Any]:
-    issued = await service.issue(body.name, body.days, caller.name, again=body.again)
-    ca_pem = await service.state.run(lambda: service.authority.ca_pem)
+    issued = await service.clients.issue(body.name, body.days, caller.name, role=body.role, again=body.again)
     return {
-        "name": issued.name, "uri": issued.uri, "serial": f"{issued.serial:x}",
+        "name": issued.name, "uri": issued.uri, "role": service.clients.roles[issued.name],
+        "serial": f"{issued.serial:x}",
         "not_after": rfc3339(issued.not_after.timestamp()), "certificate_pem": issued.certificate_pem.decode(),
-        "key_pem": issued.key_pem.decode(), "ca_pem": ca_pem.decode(),
+        "key_pem": issued.key_pem.decode(), "ca_pem": service.authority.ca_pem.decode(),
         "listen": service.config.listen,
     }  # fmt: skip
 
@@ -202,7 +208,11 @@ async def issue(body: IssueBody, service: Admin, caller: Caller) -> dict[str, An
 async def revoke(
     name: str, service: Admin, caller: Caller, serial: Annotated[str, Query(max_length=64)] = ""
 ) -> dict[str, Any]:
-    return await service.revoke(name, caller.name, serial)
+    return await service.clients.revoke(name, caller.name, serial)
+
+
+async def role(name: str, body: RoleBody, service: Admin, caller: Caller) -> dict[str, Any]:
+    return await service.clients.set_role(name, body.role, caller.name)
 
 
 # --- audit
@@ -258,8 +268,7 @@ async def audit_query(asked: Annotated[AuditQuery, Query()], service: Admin) -> 
 
 
 async def audit_verify(service: Admin) -> dict[str, Any]:
-    report = await service.serving.audit.verify()
-    return {"ok": report.ok, **report.to_dict()}
+    return (await service.serving.audit.verify()).to_dict()
 
 
 def _moment(text: str | None, name: str) -> datetime | None:
@@ -288,6 +297,7 @@ ROUTES = (
     Route("GET", "/clients", clients, ADMIN),
     Route("POST", "/clients", issue, ADMIN),
     Route("DELETE", "/clients/{name}", revoke, ADMIN),
+    Route("POST", "/clients/{name}/role", role, ADMIN),
     Route("GET", "/audit/tail", audit_tail, ADMIN),
     Route("GET", "/audit/query", audit_query, ADMIN),
     Route("GET", "/audit/verify", audit_verify, ADMIN),

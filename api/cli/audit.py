@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from llmd.api.cli.connection import Client
+from llmd.api.cli.connection import Client, DaemonError, NoDaemon
 from llmd.api.cli.terminal import as_json, json_before, safe, short, show_json
 
 
@@ -68,21 +68,32 @@ def query(client: Client, /, json_: bool, request_: str | None, **given: Any) ->
 @as_json
 @click.pass_obj
 def verify(client: Client, file: Path | None, json_: bool) -> None:
-    """Check the chain of the daemon's log, or offline that of a copied FILE; says where it breaks."""
-    if file is None:
-        report = client.call("GET", "/audit/verify")
-    else:
-        from llmd.daemon.audit.chain import verify_file  # only here: it works without a daemon
+    """Check the chain of the daemon's log, or without a daemon that of a FILE, copied or live; says where it breaks.
 
-        found = verify_file(file)
-        report = {"ok": found.ok, **found.to_dict()}
+    Exit codes: 0 it holds, 1 it is broken, 2 it could not be checked.
+    """
+    report = _report(client, file)
+    read = f"{report['rows']} rows" + (
+        f", {report['earliest'][:19]}Z to {report['latest'][:19]}Z" if report["rows"] else ""
+    )
     if json_:
         show_json(report)
-    elif report["ok"]:
-        click.echo(f"{report['rows']} rows, the chain holds; head {report['head']}")
+    elif report["verdict"] == "holds":
+        click.echo(f"the chain holds: {read}, read from {safe(report['source'])}\nhead {report['head']}")
+    elif report["verdict"] == "broken":
+        click.echo(f"THE CHAIN IS BROKEN at row {report['broken']['seq']}: {safe(report['broken']['detail'])}")
+        click.echo(f"good before it: {read}, read from {safe(report['source'])}")
     else:
-        broken = report.get("broken") or {}
-        where = f"row {broken['seq']}: {broken['detail']}" if broken else report.get("error")
-        click.echo(f"THE CHAIN IS BROKEN after {report['rows']} good rows: {safe(where)}")
-    if not report["ok"]:
-        sys.exit(1)
+        click.echo(f"NOT CHECKED: {safe(report['error'])}", err=True)
+    sys.exit({"holds": 0, "broken": 1}.get(report["verdict"], 2))
+
+
+def _report(client: Client, file: Path | None) -> dict[str, Any]:
+    if file is not None:
+        from llmd.daemon.audit.offline import verify_file  # only here: it works without a daemon
+
+        return verify_file(file).to_dict()
+    try:
+        return client.call("GET", "/audit/verify")
+    except (NoDaemon, DaemonError) as e:
+        return {"ok": False, "verdict": "unchecked", "rows": 0, "error": str(e)}

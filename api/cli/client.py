@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import click
 
@@ -13,24 +14,27 @@ from llmd.api.cli.terminal import SHORT, as_json, json_before, moment, safe, sho
 @click.group()
 @json_before
 def client() -> None:
-    """Issue, list and revoke client certificates."""
+    """Issue, list and revoke client certificates; give roles."""
 
 
 @client.command()
 @click.argument("name")
 @click.option("--days", type=int, default=90, show_default=True, help="How long it is valid.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Folder for the files.")
+@click.option("--role", help="infer (the default), operator, admin or auditor.")
 @click.option("--again", is_flag=True, help="One more certificate for a client that has one.")
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 @as_json
 @click.pass_obj
-def issue(daemon: Client, name: str, days: int, out: Path, again: bool, force: bool, json_: bool) -> None:
+def issue(
+    daemon: Client, name: str, days: int, out: Path, role: str | None, again: bool, force: bool, json_: bool
+) -> None:
     """Make a certificate: NAME.crt, NAME.key and ca.crt. The key is kept nowhere else."""
     files = {"certificate": out / f"{name}.crt", "key": out / f"{name}.key", "ca": out / "ca.crt"}
     taken = [str(files[part]) for part in ("certificate", "key") if files[part].exists()]
     if taken and not force:
         raise click.UsageError(f"{taken[0]} is there already; give --force or another --out")
-    made = daemon.call("POST", "/clients", {"name": name, "days": days, "again": again})
+    made = daemon.call("POST", "/clients", {"name": name, "days": days, "role": role, "again": again})
     try:
         out.mkdir(parents=True, exist_ok=True)
         for part, mode in (("certificate", 0o644), ("key", 0o600), ("ca", 0o644)):
@@ -42,7 +46,7 @@ def issue(daemon: Client, name: str, days: int, out: Path, again: bool, force: b
         ) from e
     if json_:
         return show_json({**made, "files": {part: str(path.absolute()) for part, path in files.items()}})
-    click.echo(f"{safe(made['uri'])}, until {moment(made['not_after'])}")
+    click.echo(f"{safe(made['uri'])}, role {safe(made['role'])}, until {moment(made['not_after'])}")
     for path in files.values():
         click.echo(f"  {path}")
     where = f"--cacert {files['ca']} --cert {files['certificate']} --key {files['key']}"
@@ -76,13 +80,24 @@ def list_(daemon: Client, json_: bool) -> None:
 
 @client.command()
 @click.argument("name")
+@click.argument("role")
+@as_json
+@click.pass_obj
+def role(daemon: Client, name: str, role: str, json_: bool) -> None:
+    """What a client may do: infer, operator (metrics), admin (both) or auditor. From its next request on."""
+    done = daemon.call("POST", f"/clients/{quote(name, safe='')}/role", {"role": role})
+    if json_:
+        return show_json(done)
+    click.echo(f"{safe(name)} has the role {safe(done['role'])}; it was {safe(done['before'])}")
+
+
+@client.command()
+@click.argument("name")
 @click.option("--serial", metavar="S", help="Only the certificate whose serial number begins so.")
 @as_json
 @click.pass_obj
 def revoke(daemon: Client, name: str, serial: str | None, json_: bool) -> None:
     """Refuse a client from now on; its connections and streams end."""
-    from urllib.parse import quote
-
     # as `client list` shows it
     done = daemon.call("DELETE", f"/clients/{quote(name, safe='')}", serial=serial and serial.rstrip("…"))
     if json_:

@@ -86,10 +86,9 @@ def status(client: Client, json_: bool) -> None:
         f"{moment(s['server_certificate_until'])}"
     )
     for c in s["certificates_ending_soon"]:
-        click.echo(
-            f"certificate of {safe(c['client'])} ends {moment(c['not_after'])}: "
-            f"llmctl client issue {safe(c['client'])} --again"
-        )
+        what = f"certificate of {safe(c['client'])}" if c["kind"] == "client" else f"the CA's {c['kind']}"
+        do = f"llmctl client issue {safe(c['client'])} --again" if c["kind"] == "client" else "llmctl doctor"
+        click.echo(f"{what} ends {moment(c['not_after'])}: {do}")
     table(
         ("model", "state", "context", "slots", "running", "waiting", "kv used", "restarts", "reason"),
         [
@@ -154,7 +153,7 @@ def undeploy(client: Client, model: str, json_: bool) -> None:
 @as_json
 @click.pass_obj
 def reload(client: Client, json_: bool) -> None:
-    """Read the server's certificate and the revocation list again."""
+    """Read the CA's files again, all or nothing, and renew what is due."""
     done = client.call("POST", "/reload")
     if json_:
         return show_json(done)

@@ -12,15 +12,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmd.api.http.body import explain
-from llmd.api.http.routes import GuardedRoute, Route, Who, table
+from llmd.api.http.routes import GuardedRoute, Refused, Route, Who, table
+from llmd.daemon.audit.refusals import Refusals
 from llmd.daemon.errors import BadRequest, LlmdError, MethodNotAllowed, NotFound, ShuttingDown
 from llmd.daemon.identity.principal import Identity, Principal
 
 log = logging.getLogger("llmd.api")
 
 
-def application(routes: Sequence[Route], who: Who, **state: Any) -> FastAPI:
-    """What answers on a listener: `routes`, and nothing else. `who` says who calls; `state` is what endpoints ask for.
+def application(routes: Sequence[Route], who: Who, refused: Refused = lambda *_: None, **state: Any) -> FastAPI:
+    """What answers on a listener: `routes`, and nothing else. `who` says who calls, `refused` is told who may not;
+    `state` is what endpoints ask for.
 
     Every error is an OpenAI-style body.
     """
@@ -31,7 +33,7 @@ def application(routes: Sequence[Route], who: Who, **state: Any) -> FastAPI:
     for name, value in state.items():
         setattr(app.state, name, value)
     granted = table(routes)
-    app.router.routes += [GuardedRoute(route, who, granted) for route in routes]
+    app.router.routes += [GuardedRoute(route, who, granted, refused) for route in routes]
     for kind, render in _RENDERED.items():
         app.add_exception_handler(kind, render)
     return app
@@ -67,6 +69,22 @@ def client(identity: Identity) -> Who:
         return identity.principal(peer, request.client.host if request.client else "")
 
     return who
+
+
+def noted(refusals: Refusals) -> Refused:
+    """A client that is refused stands in the audit log."""
+
+    def refused(request: Request, route: str, error: LlmdError) -> None:
+        peer = request.scope.get("extensions", {}).get("tls", {}).get("peer")
+        refusals.note(
+            error,
+            principal=peer.name if peer else "",
+            serial=f"{peer.serial:x}" if peer else "",
+            address=request.client.host if request.client else "",
+            route=route,
+        )
+
+    return refused
 
 
 def error_response(error: LlmdError) -> JSONResponse:

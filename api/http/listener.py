@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 from llmd.api.http.handshakes import Handshakes, refuse
 from llmd.api.http.protocol import AdminProtocol, ClientProtocol
 from llmd.daemon import limits
+from llmd.daemon.audit.refusals import Refusals
 from llmd.daemon.errors import Conflict
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.tasks import Tasks
@@ -29,14 +30,16 @@ BACKLOG = 2048
 
 
 class Listener:
-    """`await start(host, port)` for TLS, or `await start_unix(path, mode)`; then `await stop(grace)`."""
+    """`await start(host, port)` for TLS, or `await start_unix(path, mode)`; then `await stop(grace)`. `ssl` gives the
+    context of the next handshake."""
 
     def __init__(
         self,
         app: Any,
         *,
-        ssl: ssl_module.SSLContext | None = None,
+        ssl: Callable[[], ssl_module.SSLContext] | None = None,
         connections: Connections | None = None,
+        refusals: Refusals | None = None,
         hosts: Sequence[str] = (),
         tasks: Tasks | None = None,
     ) -> None:
@@ -53,6 +56,7 @@ class Listener:
         )
         self._config.load()
         self._ssl, self._hosts, self._open = ssl, hosts, connections or Connections()
+        self._refusals = refusals
         self._state = ServerState()
         self._server: asyncio.Server | None = None
         self._sockets: list[socket.socket] = []
@@ -67,14 +71,14 @@ class Listener:
 
     async def start(self, host: str, port: int) -> None:
         """Listen with TLS. Raises OSError when the address cannot be had."""
-        make = functools.partial(ClientProtocol, self._config, self._state, self._hosts, self._open)
+        make = functools.partial(ClientProtocol, self._config, self._state, self._hosts, self._open, self._refusals)
         loop = asyncio.get_running_loop()
 
         async def shake(connection: socket.socket) -> object:
             return await loop.connect_accepted_socket(
                 make,
                 connection,
-                ssl=self._ssl,
+                ssl=self._ssl() if self._ssl else None,
                 ssl_handshake_timeout=limits.HANDSHAKE_SECONDS,
                 ssl_shutdown_timeout=1.0,
             )

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import JSONResponse, Response
 
-from llmd.api.http.routes import INFER, Caller, GuardedRoute, Route
+from llmd.api.http.routes import ANYBODY, Caller, GuardedRoute, Route
 
 
 def described(app: FastAPI, role: str) -> dict[str, Any]:
@@ -24,4 +24,4 @@ async def openapi(request: Request, principal: Caller) -> Response:
     return JSONResponse(described(request.app, principal.role))
 
 
-ROUTES = (Route("GET", "/openapi.json", openapi, INFER),)
+ROUTES = (Route("GET", "/openapi.json", openapi, ANYBODY),)

@@ -3,9 +3,10 @@
 from typing import Literal
 
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from llmd.api.http.routes import INFER, Asks, Route
+from llmd.api.http.routes import ANYBODY, OPERATOR, Asks, Route
 from llmd.daemon.errors import AuditUnavailable, ModelNotReady, ShuttingDown, Unavailable
 from llmd.daemon.serving.answer import Serving
 
@@ -66,8 +67,10 @@ async def readyz(serving: Asks) -> Response:
     return JSONResponse(answer, status_code=503 if reasons else 200)
 
 
-async def metrics(serving: Asks) -> Response:
+async def metrics(request: Request, serving: Asks) -> Response:
     """Prometheus' text format."""
+    ends = await request.app.state.doctor.endings()
+    serving.metrics.certificates((e.kind, e.client, e.serial, e.not_after) for e in ends)
     return Response(serving.metrics.text(), media_type=METRICS_TYPE)
 
 
@@ -76,8 +79,8 @@ def _audited(serving: Serving) -> bool:
 
 
 ROUTES = (
-    Route("GET", "/livez", livez, INFER, {200: {"model": Alive}}),
-    Route("GET", "/health", health, INFER, {200: {"model": Alive}}),
-    Route("GET", "/readyz", readyz, INFER, {200: {"model": Readiness}, 503: {"model": Readiness}}),
-    Route("GET", "/metrics", metrics, INFER, {200: {"content": {METRICS_TYPE: {"schema": {"type": "string"}}}}}),
+    Route("GET", "/livez", livez, ANYBODY, {200: {"model": Alive}}),
+    Route("GET", "/health", health, ANYBODY, {200: {"model": Alive}}),
+    Route("GET", "/readyz", readyz, ANYBODY, {200: {"model": Readiness}, 503: {"model": Readiness}}),
+    Route("GET", "/metrics", metrics, OPERATOR, {200: {"content": {METRICS_TYPE: {"schema": {"type": "string"}}}}}),
 )

@@ -24,7 +24,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from llmd.daemon import limits
-from llmd.daemon.errors import BadRequest, BodyTimeout, Forbidden, LlmdError
+from llmd.daemon.audit.refusals import Refusals
+from llmd.daemon.errors import BadRequest, BodyTimeout, CertificateRevoked, Forbidden, LlmdError
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import PeerIdentity, peer_identity
 
@@ -238,9 +239,16 @@ async def _unchunked(cycle: RequestResponseCycle, send: Callable[[Any], Awaitabl
 class ClientProtocol(GuardedProtocol):
     """A TLS connection: `scope["extensions"]["tls"]` is {"peer": PeerIdentity}."""
 
-    def __init__(self, config: Config, state: ServerState, hosts: Sequence[str], connections: Connections) -> None:
+    def __init__(
+        self,
+        config: Config,
+        state: ServerState,
+        hosts: Sequence[str],
+        connections: Connections,
+        refusals: Refusals | None,
+    ) -> None:
         super().__init__(config, state, hosts)
-        self._open_connections = connections
+        self._open_connections, self._refusals = connections, refusals
         self._peer: PeerIdentity | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -257,6 +265,15 @@ class ClientProtocol(GuardedProtocol):
             return
         self._peer = peer
         self._extensions["tls"] = {"peer": peer}
+        if peer.serial in self._open_connections.revoked():
+            self._refuse(CertificateRevoked("this client certificate is revoked"))  # nothing that it sends is parsed
+
+    def _answer(self, error: LlmdError) -> None:
+        if self._peer is not None and self._refusals is not None and isinstance(error, Forbidden | BadRequest):
+            address = self.client[0] if self.client else ""
+            serial = f"{self._peer.serial:x}"
+            self._refusals.note(error, principal=self._peer.name, serial=serial, address=address)
+        super()._answer(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._peer is not None:

@@ -11,16 +11,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope
 
 from llmd.api.http.body import Body, read
-from llmd.daemon.errors import Forbidden
-from llmd.daemon.identity.principal import Principal
+from llmd.daemon.errors import BadRequest, Forbidden, LlmdError
+from llmd.daemon.identity.principal import ROLES, Principal
 from llmd.daemon.serving.answer import Serving
 
-INFER = frozenset({"infer"})
+INFER = frozenset({"infer", "admin"})
+OPERATOR = frozenset({"operator", "admin"})
 ADMIN = frozenset({"admin"})
+ANYBODY = frozenset(ROLES)
 
 # role to the names of routes
 Granted = Mapping[str, Sequence[str]]
 Who = Callable[[Request], Principal]
+# told, with the route's name, of what is refused before there is a request to a model
+Refused = Callable[[Request, str, LlmdError], None]
 Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -77,8 +81,8 @@ class GuardedRoute(APIRoute):
     """`who` says who calls, and `granted` whether they may, before anything of the body is read; the body comes through
     `read`, and FastAPI hands on what it is."""
 
-    def __init__(self, route: Route, who: Who, granted: Granted) -> None:
-        self._name, self._who, self._granted = route.name, who, granted
+    def __init__(self, route: Route, who: Who, granted: Granted, refused: Refused) -> None:
+        self._name, self._who, self._granted, self._refused = route.name, who, granted, refused
         self._body = _body(route.endpoint)
         ok = route.answers.get(200, {})
         super().__init__(
@@ -99,15 +103,23 @@ class GuardedRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def guarded(request: Request) -> Response:
-            principal = self._who(request)
-            if not self.granted_to(principal.role):
-                raise Forbidden(f"the role {principal.role} may not call this route")
-            request.scope["principal"] = principal
-            if self._body is not None:
-                request = _Read(request.scope, request.receive, await read(request, self._body))
-            return await handle(request)
+            try:
+                return await handle(await self._checked(request))
+            except (Forbidden, BadRequest) as e:
+                if not e.logged:
+                    self._refused(request, self._name, e)
+                raise
 
         return guarded
+
+    async def _checked(self, request: Request) -> Request:
+        principal = self._who(request)
+        if not self.granted_to(principal.role):
+            raise Forbidden(f"the role {principal.role} may not call this route")
+        request.scope["principal"] = principal
+        if self._body is None:
+            return request
+        return _Read(request.scope, request.receive, await read(request, self._body))
 
 
 def _body(endpoint: Callable[..., Any]) -> type[Body] | None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from llmd.api.http.routes import INFER, Asks, Route
+from llmd.api.http.routes import INFER, OPERATOR, Asks, Route
 from llmd.daemon.serving.pool import Deployment
 
 
@@ -47,6 +47,6 @@ async def model(model: str, serving: Asks) -> Model:
 
 
 ROUTES = (
-    Route("GET", "/v1/models", models, INFER, {200: {"model": ModelList}}),
-    Route("GET", "/v1/models/{model}", model, INFER, {200: {"model": Model}}),
+    Route("GET", "/v1/models", models, INFER | OPERATOR, {200: {"model": ModelList}}),
+    Route("GET", "/v1/models/{model}", model, INFER | OPERATOR, {200: {"model": Model}}),
 )

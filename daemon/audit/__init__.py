@@ -1,6 +1,9 @@
 """The tamper-evident log.
 
-log.py     the log as the daemon calls it
-writer.py  its one writer thread: group commit, full disks
-chain.py   what an audit database holds and a row's hash covers; verification, offline too
+log.py       the log as the daemon calls it
+acts.py      what an admin does: a row before it, and one with its result
+refusals.py  who was refused, without filling the disk
+writer.py    its one writer thread: group commit, full disks
+offline.py   a log's file checked without its daemon
+chain.py     what an audit database holds and a row's hash covers; verification
 """

@@ -1,5 +1,4 @@
-"""What an audit database holds: its schema, its rows, and the hash chain over them; how a chain is checked, offline
-too.
+"""What an audit database holds: its schema, its rows, and the hash chain over them; how a chain is checked.
 
     hash = SHA-256(0x00 || seq, 8 bytes big-endian || prev || canonical JSON of {"body", "kind", "request", "ts"})
 
@@ -7,7 +6,7 @@ too.
 so that a change of one space is a change. What a chain alone cannot show: rows cut off its end, or a whole log written
 anew by somebody who can write the file. Only a head kept outside the machine shows that.
 
-Standard library only, no threads and no clock: `audit.py` has those.
+Standard library only, no threads and no clock: `log.py` has those.
 """
 
 import asyncio
@@ -15,10 +14,8 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 SCHEMA_VERSION = 1  # PRAGMA user_version of a log that this llmd reads; `writer.py` has the schema
@@ -64,7 +61,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Break:
-    """The first row that does not fit. `reason` is one of malformed, gap, order, prev, hash, admit, finish, head."""
+    """The first row that does not fit. `reason` is one of malformed, gap, order, prev, hash, admit, finish,
+    head, damaged."""
 
     seq: int
     reason: str
@@ -73,10 +71,11 @@ class Break:
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found. `rows` counts the good rows, up to `last`; `head` is the last good row's hash in hex.
+    """What a check found. `rows` counts the good rows, up to `last`; `head` is the last good row's hash in hex;
+    `earliest` and `latest` are the first and the last of their times. `source`: what was read.
 
     `open` counts requests admitted and not finished: normal in a copy of a running daemon's log. `error` says, in words
-    for a person, why the file could not be read (further); `broken` where the chain breaks.
+    for a person, why it could not be checked (further); `broken` where the chain breaks.
     """
 
     rows: int
@@ -84,29 +83,46 @@ class Report:
     last: int | None
     head: str
     open: int
+    earliest: str
+    latest: str
+    source: str
     broken: Break | None = None
     error: str | None = None
 
     @property
     def ok(self) -> bool:
-        return self.broken is None and self.error is None
+        return self.verdict == "holds"
+
+    @property
+    def verdict(self) -> str:
+        """holds, broken or unchecked."""
+        return "broken" if self.broken else "unchecked" if self.error else "holds"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, **asdict(self)}
+        return {"ok": self.ok, "verdict": self.verdict, **asdict(self)}
 
 
 @dataclass
 class State:
-    """How far a check has come; `verify` moves it."""
+    """How far a check has come; `verify` moves it. `source`: what is read."""
 
+    source: str = ""
     seq: int = 0
     head: bytes = GENESIS
     rows: int = 0
     open: set[str] = field(default_factory=set)
+    earliest: str = ""
+    latest: str = ""
 
     def report(self, broken: Break | None = None, error: str | None = None) -> Report:
         first, last = (self.seq - self.rows + 1, self.seq) if self.rows else (None, None)
-        return Report(self.rows, first, last, self.head.hex(), len(self.open), broken, error)
+        times = self.earliest, self.latest
+        return Report(self.rows, first, last, self.head.hex(), len(self.open), *times, self.source, broken, error)
+
+    def damaged(self, error: Exception) -> Report:
+        """Of a file that SQLite cannot read on."""
+        detail = f"the file is damaged after row {self.seq}: {error}"
+        return self.report(Break(self.seq + 1, "damaged", detail))
 
 
 def canonical(value: Any) -> str:
@@ -197,6 +213,7 @@ def verify(rows: Iterable[Row], state: State) -> Break | None:
         if broken is not None:
             return broken
         state.seq, state.head, state.rows = row.seq, row.hash, state.rows + 1
+        state.earliest, state.latest = min(state.earliest or row.ts, row.ts), max(state.latest, row.ts)
         if row.kind == "admit":
             state.open.add(str(row.request))
         elif row.kind == "finish":
@@ -253,72 +270,36 @@ def matching(fields: Mapping[str, Value]) -> tuple[str, list[Value]]:
     return " AND ".join(clauses), list(used.values())
 
 
-def left_open(conn: sqlite3.Connection) -> dict[str, str]:
-    """The requests that the last run admitted and did not finish, each with its admit row's body."""
+def left_open(conn: sqlite3.Connection) -> list[Entry]:
+    """What the last run began and did not end: the `admit` rows of requests, the first rows of acts."""
     since = conn.execute("SELECT coalesce(max(seq), 0) FROM audit WHERE kind = 'start'").fetchone()[0]
-    left: dict[str, str] = {}
-    sql = "SELECT kind, request, body FROM audit WHERE seq > ? AND kind IN ('admit', 'finish') ORDER BY seq"
-    for kind, request, body in conn.execute(sql, [since]):
-        if kind == "admit":
-            left[str(request)] = body
-        else:
-            left.pop(str(request), None)
-    return left
+    left: dict[str, Entry] = {}
+    sql = "SELECT ts, kind, request, body FROM audit WHERE seq > ? AND request IS NOT NULL ORDER BY seq"
+    for ts, kind, request, body in conn.execute(sql, [since]):
+        if left.pop(str(request), None) is None and kind != "finish":
+            left[str(request)] = Entry(kind, ts, str(request), body)
+    return list(left.values())
 
 
-def start_entries(left: Mapping[str, str], ts: str) -> list[Entry]:
-    """A run's `start` row, and a `lost` finish for each request that the run before left open."""
-    entries = [Entry("start", ts, None, body_text({"lost": len(left)}))]
-    for request, body in left.items():
-        fields = {"outcome": "lost", "reason": "daemon_restart", **carried(parsed(body))}
-        entries.append(Entry("finish", ts, request, body_text(fields)))
-    return entries
+def start_entries(left: Iterable[Entry], ts: str, key: str) -> list[Entry]:
+    """A run's `start` row, and the end of each request and act that the run before left open: lost. `key`: what tells
+    one HMAC key from another."""
+    entries = [_lost(entry, ts) for entry in left]
+    return [Entry("start", ts, None, body_text({"lost": len(entries), "key": key})), *entries]
 
 
-def verify_file(path: Path) -> Report:
-    """Check a copy of an audit database (with its `-wal`, if one lies beside it), without writing to it.
-
-    Never raises for what is in the file: damage ends as `Report.error`, with the rows before it counted. A file that a
-    running daemon holds is locked: copy it first.
-    """
-    state = State()
-    if not path.is_file():
-        return state.report(error=f"{path}: no such file")
-    try:
-        with closing(_open_copy(path)) as conn:
-            problem = schema_problem(conn)
-            if problem is not None:
-                return state.report(error=f"{path}: {problem}")
-            cursor = conn.execute(f"SELECT {COLUMNS} FROM audit ORDER BY seq")
-            while page := cursor.fetchmany(PAGE_ROWS):
-                broken = verify(map(Row._make, page), state)
-                if broken is not None:
-                    return state.report(broken=broken)
-    except (sqlite3.Error, OSError) as error:
-        where = f" after row {state.seq}" if state.rows else ""
-        return state.report(error=f"{path}: cannot be read{where}: {error}{_advice(error)}")
-    return state.report()
+def _lost(begun: Entry, ts: str) -> Entry:
+    said = parsed(begun.body)
+    if begun.kind == "admit":
+        fields = {"outcome": "lost", "reason": "daemon_restart", **carried(said)}
+        return Entry("finish", ts, begun.request, body_text(fields))
+    return Entry(begun.kind, ts, begun.request, body_text({**said, "result": "lost"}))
 
 
-def _open_copy(path: Path) -> sqlite3.Connection:
-    wal = path.with_name(path.name + "-wal")
-    # With a -wal, SQLite wants to make a -shm beside it. Without one, `immutable` reads in any folder and leaves
-    # nothing there; it would not look at a -wal, and rows would be missed.
-    immutable = not wal.exists() or wal.stat().st_size == 0
-    return _connect(path.absolute().as_uri() + ("?immutable=1&mode=ro" if immutable else "?mode=ro"))
-
-
-def _connect(uri: str) -> sqlite3.Connection:
-    conn = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=1.0)
-    try:
-        conn.text_factory = text
-        conn.execute("PRAGMA trusted_schema=OFF")
-        conn.execute("PRAGMA cell_size_check=ON")
-        conn.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    except sqlite3.Error:
-        conn.close()
-        raise
-    return conn
+def last_key(conn: sqlite3.Connection) -> str | None:
+    """The `key` of the last start; None where there is none."""
+    row = conn.execute("SELECT body FROM audit WHERE kind = 'start' ORDER BY seq DESC LIMIT 1").fetchone()
+    return parsed(row[0]).get("key") if row else None
 
 
 def schema_problem(conn: sqlite3.Connection) -> str | None:
@@ -333,14 +314,11 @@ def schema_problem(conn: sqlite3.Connection) -> str | None:
     return None
 
 
-def _advice(error: Exception) -> str:
-    code = _primary(error)
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return " (a running daemon holds it: copy the file and its -wal, and check the copy)"
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-        return " (copy the file and its -wal to a folder that you can write to)"
-    return ""
+def is_damage(error: BaseException | None) -> bool:
+    """Whether SQLite says that the file is not as it was written, and not only that it cannot be read now."""
+    return isinstance(error, sqlite3.Error) and primary(error) == sqlite3.SQLITE_CORRUPT
 
 
-def _primary(error: Exception) -> int:
+def primary(error: BaseException) -> int:
+    """SQLite's result code without its details; 0 for another error."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF

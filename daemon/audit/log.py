@@ -39,7 +39,7 @@ class AuditLog:
             raise ValueError("the audit key must have 32 bytes or more")
         self._key = key
         self._stamp: Callable[[], str] = lambda: chain.timestamp(now())
-        self._writer = Writer(path, self._stamp)
+        self._writer = Writer(path, self._stamp, self.prompt_mac(b"llmd audit key")[:16])
         self._lock = threading.Lock()
         self._open: dict[str, dict[str, Value]] = {}
         self._finished: OrderedDict[str, None] = OrderedDict()
@@ -99,17 +99,22 @@ class AuditLog:
                 self._finished.popitem(last=False)
         self._queue(self._entry("finish", request_id, {**fields, **carried, "outcome": outcome}))
 
-    def event(self, kind: str, **fields: Value) -> None:
+    def event(self, kind: str, *, request: str | None = None, **fields: Value) -> None:
         """Queue a row of an admin's or the daemon's own action; never waits. From any thread."""
-        self._queue(self._entry(chain.checked_event(kind), None, fields))
+        self._queue(self._entry(chain.checked_event(kind), request, fields))
 
-    async def event_durable(self, kind: str, **fields: Value) -> None:
+    async def event_durable(self, kind: str, *, request: str | None = None, **fields: Value) -> None:
         """As `event`, but returns once the row is on disk, and raises AuditUnavailable when it cannot be written."""
-        await self._durable(self._entry(chain.checked_event(kind), None, fields))
+        await self._durable(self._entry(chain.checked_event(kind), request, fields))
 
     def prompt_mac(self, data: bytes) -> str:
         """HMAC-SHA256 in hex. Keyed, because a plain hash of a short prompt is found by trying prompts."""
         return hmac.digest(self._key, data, "sha256").hex()
+
+    @property
+    def lost(self) -> list[Entry]:
+        """What the run before this one began and did not end: the first rows of its requests and acts."""
+        return self._writer.lost
 
     @property
     def writable(self) -> bool:
@@ -157,14 +162,21 @@ class AuditLog:
         return [row.to_dict() for row in reversed(found)]
 
     async def verify(self) -> Report:
-        """Check the chain up to the head of this moment. The daemon knows that head, so a cut-off end is found too."""
+        """Check the chain up to the head of this moment. The daemon knows that head, so a cut-off end is found too.
+        Raises AuditUnavailable after `close`."""
         last, head = await self._head()
         sql = f"SELECT {COLUMNS} FROM audit WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
-        state = State()
-        while state.seq < last and (page := await self._rows(sql, state.seq, last, PAGE_ROWS)):
-            broken = await asyncio.to_thread(chain.verify, page, state)
-            if broken is not None:
-                return state.report(broken)
+        state = State("the running daemon's log")
+        try:
+            while state.seq < last and (page := await self._rows(sql, state.seq, last, PAGE_ROWS)):
+                broken = await asyncio.to_thread(chain.verify, page, state)
+                if broken is not None:
+                    return state.report(broken)
+        except AuditUnavailable as error:
+            cause = error.__cause__
+            if isinstance(cause, sqlite3.Error) and chain.is_damage(cause):
+                return state.damaged(cause)
+            return state.report(error=f"after row {state.seq}: {error.message}")
         if (state.seq, state.head) != (last, head):
             return state.report(Break(state.seq + 1, "head", f"the daemon wrote up to row {last}; the end was changed"))
         return state.report()

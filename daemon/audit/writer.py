@@ -62,9 +62,10 @@ class Read:
 class Writer:
     """The thread that owns the connection, the chain's head and what is still to be written."""
 
-    def __init__(self, path: Path, stamp: Callable[[], str]) -> None:
+    def __init__(self, path: Path, stamp: Callable[[], str], key: str) -> None:
+        """`key`: what tells one HMAC key from another."""
         self._path = path
-        self._stamp = stamp
+        self._stamp, self._key = stamp, key
         self._queue: queue.SimpleQueue[Entry | Read | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -72,6 +73,7 @@ class Writer:
         self._live: set[str] = set()
         self._refused = self._dropped = 0
         self.head = (0, GENESIS)
+        self.lost: list[Entry] = []
         self.writable = False
         self.last_commit = time.monotonic()
 
@@ -219,9 +221,11 @@ class Writer:
             db = Database(conn, execute_plugins=False)
             _prepare(db)
             self.head = db.execute("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetchone() or (0, GENESIS)
-            left = chain.left_open(conn)
-            self._live = set(left)
-            self._write(db, chain.start_entries(left, self._stamp()))
+            if chain.last_key(conn) not in (None, self._key):
+                raise NotALog("audit.key is not the key that it was written with; put back a copy of audit.key")
+            self.lost = left = chain.left_open(conn)
+            self._live = {entry.request for entry in left if entry.kind == "admit" and entry.request}
+            self._write(db, chain.start_entries(left, self._stamp(), self._key))
             self.writable = True
         except BaseException:
             conn.close()

@@ -1,16 +1,19 @@
 """The register of open connections: what a revocation cuts."""
 
 import asyncio
+from collections.abc import Callable
 
 from llmd.daemon import limits
 
 
 class Connections:
     """The open TLS connections, by certificate: to bound them, and to end a revoked client's at once. `descriptors`:
-    how many this process may have for them."""
+    how many this process may have for them. `revoked` gives the serial numbers that are refused."""
 
-    def __init__(self, descriptors: int = limits.MAX_CONNECTIONS) -> None:
-        self._descriptors = descriptors
+    def __init__(
+        self, descriptors: int = limits.MAX_CONNECTIONS, revoked: Callable[[], frozenset[int]] = frozenset
+    ) -> None:
+        self._descriptors, self.revoked = descriptors, revoked
         self._by_serial: dict[int, set[asyncio.Transport]] = {}
         self.count = 0
 

@@ -4,8 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from llmd.daemon.errors import Forbidden
+from llmd.daemon.errors import CertificateExpired, CertificateRevoked, ClientUnknown, Forbidden
 from llmd.daemon.identity.pki import PeerIdentity
+
+# who may call what stands at the routes (`llmd.api.http.routes`)
+ROLES = ("infer", "operator", "admin", "auditor")
+DEFAULT_ROLE = "infer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +36,13 @@ class Identity:
         if peer is None:
             raise Forbidden("a client certificate is required")
         if peer.serial in self._revoked():
-            raise Forbidden("this client certificate is revoked")
+            raise CertificateRevoked("this client certificate is revoked")
         if peer.not_after <= datetime.now(UTC):
-            raise Forbidden("this client certificate has expired")
+            raise CertificateExpired("this client certificate has expired")
         name = peer.uri.removeprefix(self._prefix)
         if name == peer.uri:
-            raise Forbidden("this client certificate was made for another node")
+            raise ClientUnknown("this client certificate was made for another node")
         role = self._role(name)
         if role is None:
-            raise Forbidden("this client is not known here")
+            raise ClientUnknown("this client is not known here")
         return Principal(name, role, f"{peer.serial:x}", address)

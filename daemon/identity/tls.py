@@ -1,41 +1,40 @@
-"""The server's side of mutual TLS: TLS 1.3, a client certificate always, the revocation list checked at every
-handshake."""
+"""The server's side of mutual TLS: TLS 1.3 and a client certificate always."""
 
 import ssl
 from pathlib import Path
 
 from llmd.daemon.errors import Conflict
+from llmd.daemon.identity import folder
+from llmd.daemon.identity.pki import Authority
 
 
-def server_context(folder: Path) -> ssl.SSLContext:
+class ServerTls:
+    """`context` is what new handshakes use. A reload makes a new one and takes it whole: nothing is ever added to one
+    that is in use, and open connections keep theirs."""
+
+    def __init__(self, authority: Authority, at: Path) -> None:
+        self._authority, self._at = authority, at
+        self.context = server_context(authority, at)
+
+    def reload(self) -> None:
+        """Raises Conflict when the files do not work; the context before stays in use."""
+        self.context = server_context(self._authority, self._at)
+
+
+def server_context(authority: Authority, at: Path) -> ssl.SSLContext:
     """A context over the CA's folder. Raises Conflict when its files do not work together."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF | ssl.VERIFY_X509_STRICT
-    # a resumed session is not checked against the revocation list: a revoked client would come back with its ticket
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    # a resumed session's certificate is not looked at again
     context.num_tickets = 0
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_verify_locations(cafile=folder / "clients-ca.crt")
-    except (ssl.SSLError, OSError) as e:
-        raise Conflict("the CA's certificates cannot be read") from e
-    reload(context, folder)
-    return context
-
-
-def reload(context: ssl.SSLContext, folder: Path) -> None:
-    """New handshakes use the server certificate and the revocation list on disk; open connections are not touched.
-
-    Raises Conflict when a file does not work; what was loaded before stays in use.
-    """
-    try:
+        context.load_verify_locations(cadata=authority.trust_pem.decode())
         # the key's file holds the chain too: key and certificate are replaced together or not at all
-        context.load_cert_chain(folder / "server.key")
-        # of several lists the newest counts
-        context.load_verify_locations(cafile=folder / "crl.pem")
+        context.load_cert_chain(at / folder.SERVER_KEY)
     except (ssl.SSLError, OSError) as e:
-        raise Conflict(
-            "the server's certificate or the revocation list cannot be read; the old ones stay in use"
-        ) from e
+        raise Conflict("the server's certificate cannot be used; what was loaded before stays in use") from e
+    return context

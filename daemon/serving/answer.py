@@ -146,8 +146,11 @@ class Serving:
                 stream.cancel()
         except (asyncio.CancelledError, GeneratorExit):
             raise  # its client left
-        except Exception as e:
-            outcome = "error", e.code if isinstance(e, LlmdError) else LlmdError.code
+        except LlmdError as e:
+            outcome, e.logged = ("error", e.code), True
+            raise
+        except Exception:
+            outcome = "error", LlmdError.code
             raise
         finally:
             books.finish(*outcome)

@@ -1,6 +1,7 @@
 """The service as its clients use it: a real daemon, real mutual TLS, the openai package, curl, and bad input."""
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -109,20 +110,27 @@ def test_what_the_banner_prints_works_as_printed(llmd: Llmd) -> None:
     assert done.returncode == 0 and len(done.stdout) > 5, done.stderr
 
 
-def test_health_and_metrics(llmd: Llmd) -> None:
+def test_health_and_metrics(llmd: Llmd, tmp_path: Path) -> None:
     assert llmd.get("/livez")[0] == 200
     status, _, ready = llmd.get("/readyz")
     assert status == 200 and ready["models"][0]["token_age"] is not None
-    metrics = subprocess.run(_curl(llmd, "/metrics"), capture_output=True, text=True, timeout=20).stdout
+    assert llmd.get("/metrics")[0] == 403
+    llmd.llmctl("client", "issue", "prometheus", "--role", "operator", "--out", str(tmp_path))
+    done = subprocess.run(_curl(llmd, "/metrics", tmp_path / "prometheus"), capture_output=True, text=True, timeout=20)
+    metrics = done.stdout
     for name in ("llmd_requests_total", "llmd_output_tokens_total", "llmd_time_to_first_token_seconds_count",
                  "llmd_inter_token_seconds_count", "llmd_kv_used_ratio", "llmd_waiting", "llmd_running"):  # fmt: skip
         assert f'{name}{{model="smol"' in metrics
+    ends = dict(re.findall(r'llmd_certificate_end_timestamp_seconds{client="(.*)",kind=.*} (.*)', metrics))
+    kinds = set(re.findall(r'llmd_certificate_end_timestamp_seconds{.*kind="(.*?)"', metrics))
+    assert kinds == {"root", "issuer", "server", "list", "client"}
+    assert float(ends["demo"]) > time.time() + 80 * 86400
 
 
-def _curl(llmd: Llmd, route: str) -> list[str]:
-    pki = llmd.state / "pki"
-    return ["curl", "-s", "--cacert", str(pki / "ca.crt"), "--cert", str(pki / "clients/demo.crt"),
-            "--key", str(pki / "clients/demo.key"), llmd.url + route]  # fmt: skip
+def _curl(llmd: Llmd, route: str, client: Path | None = None) -> list[str]:
+    client = client or llmd.state / "pki" / "clients" / "demo"
+    return ["curl", "-s", "--cacert", str(llmd.state / "pki" / "ca.crt"), "--cert", f"{client}.crt",
+            "--key", f"{client}.key", llmd.url + route]  # fmt: skip
 
 
 def test_nothing_is_answered_without_a_certificate(llmd: Llmd) -> None:

@@ -102,7 +102,7 @@ def test_a_revoked_clients_stream_ends_and_it_stays_out(own_llmd: Llmd, tmp_path
                 pass
         assert time.monotonic() - began < 5
         assert finish_of(own_llmd, first.id.replace("chatcmpl-", "req-"))["outcome"] == "cancelled"
-        with pytest.raises(openai.APIConnectionError):
+        with pytest.raises(openai.PermissionDeniedError, match="this client certificate is revoked"):
             c.models.list()
         assert list(unharmed)
     assert own_llmd.llmctl("client", "revoke", "nobody", code=1)["error"]["code"] == "not_found"
@@ -318,13 +318,13 @@ async def test_upkeep_that_fails_is_tried_again_and_told_of_meanwhile(
     daemon = main_module.Daemon(config_module.Config(state_dir=str(tmp_path)))
     calls = 0
 
-    def maintain() -> bool:
+    def maintain() -> list[str]:
         nonlocal calls
         calls += 1
         if calls < 3:
             assert (calls == 2) == bool(daemon.tasks.failed)
             raise ZeroDivisionError
-        return False
+        return []
 
     monkeypatch.setattr(daemon.authority, "maintain", maintain)
     upkeep = daemon.tasks.start(main_module.CERTIFICATES, daemon._maintain)
@@ -333,9 +333,9 @@ async def test_upkeep_that_fails_is_tried_again_and_told_of_meanwhile(
             await asyncio.sleep(0.01)
     await asyncio.sleep(0)
     assert not daemon.tasks.failed
-    assert [check["name"] for check in daemon.service._check_tasks()] == []
+    assert [check["name"] for check in daemon.service.doctor.tasks()] == []
     daemon.tasks.failed.add("upkeep")
-    assert daemon.service._check_tasks()[0]["ok"] is False
+    assert daemon.service.doctor.tasks()[0]["ok"] is False
     upkeep.cancel()
     await asyncio.gather(upkeep, return_exceptions=True)
     daemon.state.close()
@@ -350,21 +350,22 @@ async def test_what_an_admin_does_reads_and_writes_the_state_in_its_thread(
     """A commit or a signature waits for the disk: on the event loop it would hold up every stream."""
     daemon = main_module.Daemon(config_module.Config(state_dir=str(tmp_path)))
     threads: set[str] = set()
-    for kind, name in ((Store, "_rows"), (Store, "_insert"), (Store, "_write"), (Authority, "_leaf")):
+    for kind, name in ((Store, "_rows"), (Store, "_insert"), (Store, "_write"), (Authority, "issue_client")):
         monkeypatch.setattr(kind, name, _noted(threads, getattr(kind, name)))
     monkeypatch.setattr(files, "write", _noted(threads, files.write))
     daemon.store.add_model("m", "d" * 64, 1, "", {})
     threads.clear()
     service = daemon.service
-    await service.issue("alice", 30, "test")
-    await service.clients()
-    await service.revoke("alice", "test")
+    await service.clients.issue("alice", 30, "test")
+    await service.clients.list()
+    await service.clients.set_role("alice", "operator", "test")
+    await service.clients.revoke("alice", "test")
     await service.deploy("m", None, None, "test")
     await service.imported()
     await service.show("m")
     await service.undeploy("m", "test")
     await service.status()
-    await service.doctor()
+    await service.doctor.checks()
     await service.remove_model("m", "test")
     assert len(threads) == 1 and threads.pop().startswith("state")
     await daemon.pool.close(0)

@@ -38,15 +38,26 @@ def test_certificates_are_revoked_once(store: Store) -> None:
     for serial, name in (("0A", "ann"), ("0b", "ann"), ("0c", "bob")):
         store.add_certificate(serial, name, 0, 100)
     assert [c.serial for c in store.certificates()] == ["0a", "0b", "0c"]
-    assert store.revoke_certificates("ann") == ["0a", "0b"]
-    assert store.revoke_certificates("ann") == []
-    assert store.revoked_serials() == {"0a", "0b"}
+    assert [c.serial for c in store.good_certificates("ann")] == ["0a", "0b"]
+    assert [c.serial for c in store.good_certificates("ann", "0B")] == ["0b"]
+    assert store.mark_revoked({"0a": 7.0, "0b": 8.0, "ff": 9.0}) == ["0a", "0b"]
+    assert store.mark_revoked({"0a": 9.0}) == [] and store.good_certificates("ann") == []
+    assert [(c.serial, c.revoked_at) for c in store.revoked_certificates()] == [("0a", 7.0), ("0b", 8.0)]
     assert all(c.revoked_at for c in store.certificates("ann")) and store.certificates("bob")[0].revoked_at is None
     with pytest.raises(Conflict):
         store.add_certificate("0A", "bob", 0, 100)
-    for call in (lambda: store.add_certificate("0d", "eve", 0, 1), lambda: store.revoke_certificates("eve")):
+    for call in (lambda: store.add_certificate("0d", "eve", 0, 1), lambda: store.good_certificates("eve")):
         with pytest.raises(NotFound):
             call()
+
+
+def test_a_client_comes_with_its_certificate_or_not_at_all(store: Store) -> None:
+    store.add_client("ann", "operator", "0A", 0, 100)
+    store.add_client("ann", "infer", "0b", 0, 100)
+    assert store.principal("ann").role == "operator" and len(store.certificates("ann")) == 2
+    with pytest.raises(Conflict, match="certificate"):
+        store.add_client("bob", "infer", "0a", 0, 100)
+    assert [p.name for p in store.principals()] == ["ann"]
 
 
 def test_models_and_their_names(store: Store) -> None:

@@ -23,9 +23,9 @@ from llmd.api.http.listener import Listener
 from llmd.api.http.streams import EventStream, Opened, WholeJson, event
 from llmd.daemon import limits
 from llmd.daemon.errors import Conflict
-from llmd.daemon.identity import tls
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import Authority, IssuedClient
+from llmd.daemon.identity.tls import ServerTls
 
 GET = b"GET /echo HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -64,7 +64,7 @@ async def short(request: Request) -> Response:
 class Server:
     folder: Path
     authority: Authority
-    context: ssl.SSLContext
+    tls: ServerTls
     connections: Connections
     listener: Listener
 
@@ -84,8 +84,8 @@ class Server:
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
     authority = Authority.open(tmp_path, "node")
-    context = tls.server_context(tmp_path)
-    connections = Connections()
+    tls = ServerTls(authority, tmp_path)
+    connections = Connections(revoked=lambda: authority.revoked)
     app = Starlette(
         routes=[
             Route("/echo", echo, methods=["GET", "POST"]),
@@ -94,9 +94,9 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
             Route("/large", large),
         ]
     )
-    listener = Listener(app, ssl=context, connections=connections)
+    listener = Listener(app, ssl=lambda: tls.context, connections=connections)
     await listener.start("127.0.0.1", 0)
-    yield Server(tmp_path, authority, context, connections, listener)
+    yield Server(tmp_path, authority, tls, connections, listener)
     await listener.stop(0)
 
 
@@ -153,14 +153,23 @@ def _moved(shift: timedelta) -> datetime:
     return datetime.now(UTC) + shift
 
 
-async def test_expired_and_not_yet_valid_certificates_are_refused(server: Server) -> None:
-    for shift, days in ((-timedelta(days=20), 10), (timedelta(minutes=6), 10)):
-        authority = Authority.open(server.folder, "node", now=partial(_moved, shift))
-        authority._issuer = server.authority._issuer
-        authority._check_clock = lambda: None  # type: ignore[method-assign]
-        await refused(server, server.client(authority.issue_client("alice", days)))
-    slow = Authority.open(server.folder, "node", now=lambda: datetime.now(UTC) + timedelta(minutes=4))
-    assert status(await ask(server, GET, server.client(slow.issue_client("alice", 10)))) == 200
+async def test_expired_and_not_yet_valid_certificates_are_refused(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = server.authority
+    issuer = authority._issuer(datetime.now(UTC))
+    monkeypatch.setattr(authority, "_issuer", lambda _: issuer)
+    for shift, days, wanted in (
+        (timedelta(days=-20), 10, 0),
+        (timedelta(minutes=6), 10, 0),
+        (timedelta(minutes=4), 10, 200),
+    ):
+        monkeypatch.setattr(authority, "_now", partial(_moved, shift))
+        issued = server.client(authority.issue_client("alice", days))
+        if wanted:
+            assert status(await ask(server, GET, issued)) == wanted
+        else:
+            await refused(server, issued)
 
 
 async def test_older_tls_is_refused(server: Server) -> None:
@@ -188,14 +197,14 @@ async def test_a_revoked_client_is_refused_and_cut_off(server: Server) -> None:
     reader, writer = await server.open(server.client(alice))
     writer.write(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await reader.readuntil(b"data: 3\n\n")
-    server.authority.revoke([alice.serial])
-    tls.reload(server.context, server.folder)
+    server.authority.revoke({alice.serial: alice.not_after})
     assert server.connections.abort(alice.serial) == 2
     for open_reader in (idle_reader, reader):
         async with asyncio.timeout(2):
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError, ssl.SSLError)):
                 await open_reader.readuntil(b"data: 900\n\n")
-    await refused(server, server.client(alice))
+    answer = await ask(server, GET, server.client(alice))
+    assert status(answer) == 403 and b"certificate_revoked" in answer and b"connection: close" in answer
     assert status(await ask(server, GET, server.client(bob))) == 200
     for open_writer in (idle_writer, writer):
         open_writer.close()
@@ -301,9 +310,9 @@ async def test_a_body_that_comes_with_its_head_is_no_large_head(server: Server) 
 
 
 async def test_only_the_named_hosts_are_answered(tmp_path: Path, server: Server) -> None:
-    listener = Listener(Starlette(), ssl=server.context, hosts=["llm.example", "[::1]"])
+    listener = Listener(Starlette(), ssl=lambda: server.tls.context, hosts=["llm.example", "[::1]"])
     await listener.start("127.0.0.1", 0)
-    other = Server(server.folder, server.authority, server.context, server.connections, listener)
+    other = Server(server.folder, server.authority, server.tls, server.connections, listener)
     wanted = {b"llm.example": 404, b"LLM.example:8443": 404, b"[::1]:1": 404, b"localhost": 400, b"evil.example": 400}
     for host, code in wanted.items():
         async with asyncio.timeout(5):
@@ -385,9 +394,10 @@ async def test_many_silent_connections_do_not_hold_up_a_good_one(
 async def test_certificates_are_reloaded_under_load(server: Server) -> None:
     context = server.client(server.authority.issue_client("alice"))
     for _ in range(5):
-        server.authority._issue_server()
-        server.authority.revoke([1])
-        tls.reload(server.context, server.folder)
+        server.authority._server = None
+        assert "server certificate" in server.authority.maintain()
+        server.authority.revoke({1: None})
+        server.tls.reload()
         answers = await asyncio.gather(*(ask(server, GET, context) for _ in range(5)))
         assert [status(a) for a in answers] == [200] * 5
 

@@ -1,8 +1,10 @@
 """Who may call what, and that /openapi.json tells the truth of it."""
 
 import asyncio
+import http.client
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,26 +15,57 @@ from llmd.api.admin import routes as admin
 from llmd.api.http.app import application
 from llmd.api.http.openapi import described
 from llmd.api.http.probes import METRICS_TYPE
-from llmd.api.http.routes import ADMIN, INFER, Route, table
+from llmd.api.http.routes import INFER, OPERATOR, GuardedRoute, Route, table
 from llmd.api.http.streams import progress
 from llmd.api.openai.answers import ChatCompletion, Completion, DetokenizeAnswer, TokenizeAnswer
 from llmd.api.openai.models import Model, ModelList
-from llmd.daemon.identity.principal import Principal
+from llmd.daemon.identity.principal import ROLES, Principal
 from llmd.daemon.main import CLIENT_ROUTES
 
+JSON_TYPE = {"Content-Type": "application/json"}
 CHAT = [{"role": "user", "content": "Say hello."}]
 
 
 def test_who_may_call_what() -> None:
     """The policy, written out: a route that is granted to somebody is granted here too."""
-    assert table(CLIENT_ROUTES) == {
-        "infer": [
-            "POST /v1/chat/completions", "POST /v1/completions", "POST /tokenize", "POST /detokenize",
-            "GET /v1/models", "GET /v1/models/{model}", "GET /livez", "GET /health",
-            "GET /readyz", "GET /metrics", "GET /openapi.json",
-        ]
-    }  # fmt: skip
+    anybody = ["GET /livez", "GET /health", "GET /readyz", "GET /openapi.json"]
+    models = ["GET /v1/models", "GET /v1/models/{model}"]
+    infer = ["POST /v1/chat/completions", "POST /v1/completions", "POST /tokenize", "POST /detokenize", *models]
+    granted = {role: set(names) for role, names in table(CLIENT_ROUTES).items()}
+    assert granted == {
+        "infer": {*anybody, *infer},
+        "operator": {*anybody, *models, "GET /metrics"},
+        "admin": {*anybody, *infer, "GET /metrics"},
+        "auditor": {*anybody},
+    }
     assert set(table(admin.ROUTES)) == {"admin"}
+
+
+def test_each_role_may_call_what_the_routes_declare_and_nothing_else(llmd: Llmd, tmp_path: Path) -> None:
+    """Each cell of the table of role by route, over mutual TLS."""
+    cells = 0
+    for role in ROLES:
+        llmd.llmctl("client", "issue", f"cell-{role}", "--role", role, "--out", str(tmp_path))
+        tls = llmd.tls(f"cell-{role}", tmp_path)
+        for route in CLIENT_ROUTES:
+            path = route.path.replace("{model}", "smol")
+            connection = http.client.HTTPSConnection("127.0.0.1", llmd.port, context=tls, timeout=60)
+            connection.request(route.method, path, b"{}" if route.method == "POST" else None, JSON_TYPE)
+            answer = connection.getresponse()
+            code = json.loads(answer.read())["error"]["code"] if answer.status >= 400 else ""
+            connection.close()
+            wanted = (400, "invalid_request") if route.method == "POST" else (200, "")
+            assert (answer.status, code) == (wanted if role in route.roles else (403, "forbidden")), (role, route.name)
+            cells += 1
+    assert cells == len(ROLES) * len(CLIENT_ROUTES) == 44
+
+
+@pytest.mark.parametrize("role", [*ROLES, "", "root"])
+async def test_only_the_role_admin_gets_past_the_guard_of_the_admin_sockets_routes(role: str) -> None:
+    guarded = application(admin.ROUTES, lambda _: Principal("a", role, "", "")).routes
+    for route, declared in zip(guarded, admin.ROUTES, strict=True):
+        assert isinstance(route, GuardedRoute)
+        assert route.granted_to(role) == (role == "admin") == (role in declared.roles)
 
 
 SCOPE = {
@@ -49,7 +82,7 @@ def app(role: str) -> FastAPI:
     def who(_: Request) -> Principal:
         return Principal("a", role, "", "")
 
-    routes = (Route("GET", "/a", nothing, INFER), Route("GET", "/b", nothing, INFER | ADMIN))
+    routes = (Route("GET", "/a", nothing, INFER), Route("GET", "/b", nothing, INFER | OPERATOR))
     return application(routes, who)
 
 
@@ -77,7 +110,7 @@ def told(sent: list[Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("role", "statuses"), [("infer", (200, 200)), ("admin", (403, 200)), ("auditor", (403, 403)), ("", (403, 403))]
+    ("role", "statuses"), [("infer", (200, 200)), ("operator", (403, 200)), ("auditor", (403, 403)), ("", (403, 403))]
 )
 async def test_a_role_that_a_route_does_not_name_is_refused(role: str, statuses: tuple[int, int]) -> None:
     assert (await get(app(role), "/a"), await get(app(role), "/b")) == statuses
@@ -86,7 +119,7 @@ async def test_a_role_that_a_route_does_not_name_is_refused(role: str, statuses:
 async def test_head_is_wherever_get_is() -> None:
     got, head = await ask(app("infer"), "GET", "/a"), await ask(app("infer"), "HEAD", "/a")
     assert head[0] == got[0] and len(head) == 2 and not head[1].get("body")
-    assert (await ask(app("admin"), "HEAD", "/a"))[0]["status"] == 403
+    assert (await ask(app("operator"), "HEAD", "/a"))[0]["status"] == 403
     assert (await ask(app("infer"), "HEAD", "/c"))[0]["status"] == 404
 
 
@@ -159,12 +192,13 @@ async def test_a_path_that_is_no_route_is_not_repeated() -> None:
 
 def test_a_role_is_told_of_what_it_may_call() -> None:
     assert set(described(app("admin"), "infer")["paths"]) == {"/a", "/b"}
-    assert set(described(app("admin"), "admin")["paths"]) == {"/b"}
+    assert set(described(app("admin"), "operator")["paths"]) == {"/b"}
     assert described(app("admin"), "auditor")["paths"] == {}
 
 
-def test_openapi_lists_every_route_and_what_it_takes(llmd: Llmd) -> None:
-    status, _, document = llmd.get("/openapi.json")
+def test_openapi_lists_every_route_and_what_it_takes(llmd: Llmd, tmp_path: Path) -> None:
+    llmd.llmctl("client", "issue", "reader", "--role", "admin", "--out", str(tmp_path))
+    status, _, document = llmd.get("/openapi.json", llmd.tls("reader", tmp_path))
     assert status == 200 and document["openapi"].startswith("3.1")
     listed = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
     assert listed == {route.name for route in CLIENT_ROUTES}

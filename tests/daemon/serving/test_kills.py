@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from llmd.daemon.audit.chain import verify_file
 from llmd.daemon.audit.log import AuditLog
+from llmd.daemon.audit.offline import verify_file
 from llmd.daemon.engine.messages import Failed, Finished, Generate, RawText, SamplingParams
 from llmd.daemon.errors import LlmdError
 from llmd.daemon.identity.principal import Principal

@@ -1,0 +1,164 @@
+"""Who may connect: certificates and roles. Every change is an act in the audit log."""
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from llmd.daemon.admin.doctor import rfc3339
+from llmd.daemon.audit.acts import Acts
+from llmd.daemon.audit.chain import Entry, parsed
+from llmd.daemon.errors import BadRequest, Conflict, NotFound
+from llmd.daemon.identity.connections import Connections
+from llmd.daemon.identity.pki import Authority, IssuedClient, Revocation
+from llmd.daemon.identity.principal import DEFAULT_ROLE, ROLES
+from llmd.daemon.store import Certificate, StateThread, Store
+
+REVOKE = "admin.client_revoke"
+
+
+def revocations(store: Store) -> dict[int, Revocation]:
+    """What the state database knows to be revoked, as the CA takes it."""
+    return {
+        int(c.serial, 16): Revocation(_utc(c.revoked_at), _utc(c.not_after))
+        for c in store.revoked_certificates()
+        if c.revoked_at is not None
+    }
+
+
+def reconcile(store: Store, authority: Authority, lost: Iterable[Entry]) -> int:
+    """Complete what a daemon that died left half done; how many certificates that were.
+
+    1. A revocation that stands in the audit log as begun (`lost`: the acts that have no result) is done; 2. what is on
+    the revocation list only is put into the state database too.
+    """
+    before = len(store.revoked_certificates())
+    for entry in lost:
+        if entry.kind == REVOKE:
+            _revoke_again(store, authority, parsed(entry.body))
+    listed = {f"{serial:x}": one.when.timestamp() for serial, one in authority.revocations.items()}
+    store.mark_revoked(listed)
+    return len(store.revoked_certificates()) - before
+
+
+def _revoke_again(store: Store, authority: Authority, asked: dict[str, Any]) -> None:
+    with suppress(NotFound, Conflict):  # it was refused then too
+        good = store.good_certificates(str(asked.get("client")), str(asked.get("of") or ""))
+        if good:
+            authority.revoke({int(c.serial, 16): _utc(c.not_after) for c in good})
+
+
+@dataclass(slots=True)
+class Clients:
+    """`roles`: client name to role, a copy of the state database's that is asked at every request."""
+
+    store: Store
+    state: StateThread
+    authority: Authority
+    connections: Connections
+    acts: Acts
+    roles: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.roles |= {p.name: p.role for p in self.store.principals()}
+
+    async def issue(
+        self,
+        name: str,
+        days: int,
+        actor: str,
+        *,
+        role: str | None = None,
+        again: bool = False,
+        keep: Callable[[IssuedClient], None] = lambda _: None,
+    ) -> IssuedClient:
+        """A certificate for a new client, or with `again` one more for a client that there is. `keep` is called before
+        the certificate is known here, and so good for anything. Raises BadRequest, Conflict."""
+        _check_role(role)
+        given = role or self.roles.get(name, DEFAULT_ROLE)
+
+        def work() -> IssuedClient:
+            self._check_issue(name, given, again)
+            issued = self.authority.issue_client(name, days)
+            keep(issued)
+            begin, end = issued.not_before.timestamp(), issued.not_after.timestamp()
+            self.store.add_client(name, given, f"{issued.serial:x}", begin, end)
+            return issued
+
+        async with self.acts("admin.client_issue", actor, client=name, role=given, days=days) as result:
+            issued = await self.state.run(work)
+            self.roles.setdefault(name, given)
+            result["serial"] = f"{issued.serial:x}"
+        return issued
+
+    def _check_issue(self, name: str, role: str, again: bool) -> None:
+        """Raises Conflict for a client that there is, without `again`, and for another role than it has."""
+        if name not in self.roles:
+            return
+        if again and role != self.roles[name]:
+            raise Conflict(f"{name} has the role {self.roles[name]}; `llmctl client role {name} {role}` changes it")
+        if again:
+            return
+        good = [c for c in self.store.certificates(name) if c.revoked_at is None and c.not_after > time.time()]
+        until = f" with a certificate until {rfc3339(max(c.not_after for c in good))}" if good else ""
+        raise Conflict(
+            f"there is a client {name} already{until}; --again makes one more certificate, "
+            f"`llmctl client revoke {name}` ends those that it has"
+        )
+
+    async def revoke(self, name: str, actor: str, serial: str = "") -> dict[str, Any]:
+        """Revoke all of a client's certificates, or the one whose serial number begins with `serial`: new connections,
+        kept ones and open streams end. Raises NotFound, Conflict.
+
+        In this order: 1. they are refused, in memory; 2. the list is on disk; 3. the state database. Whatever fails or
+        dies in between, they stay refused, and a start completes what is lacking.
+        """
+        good: list[Certificate] = []
+        cut = 0
+
+        def work() -> None:
+            good.extend(self.store.good_certificates(name, serial))
+            if good:
+                self.authority.revoke({int(c.serial, 16): _utc(c.not_after) for c in good})
+                self.store.mark_revoked({c.serial: time.time() for c in good})
+
+        async with self.acts(REVOKE, actor, takes_away=True, client=name, of=serial or None) as result:
+            try:
+                await self.state.run(work)
+            finally:
+                refused = [c.serial for c in good if int(c.serial, 16) in self.authority.revoked]
+                cut = sum(self.connections.abort(int(one, 16)) for one in refused)
+                result |= {"certificates": len(refused), "serials": " ".join(refused), "connections": cut}
+        return {"client": name, "revoked": [c.serial for c in good], "connections": cut}
+
+    async def set_role(self, name: str, role: str, actor: str) -> dict[str, Any]:
+        """From the next request on. Raises NotFound, and BadRequest for what is no role."""
+        _check_role(role)
+        before = (await self.state.run(lambda: self.store.principal(name))).role
+        async with self.acts("admin.client_role", actor, client=name, role=role, before=before):
+            await self.state.run(lambda: self.store.set_role(name, role))
+            self.roles[name] = role
+        return {"client": name, "role": role, "before": before}
+
+    async def list(self) -> list[dict[str, Any]]:
+        def work() -> list[dict[str, Any]]:
+            return [
+                {"name": p.name, "role": p.role, "certificates": [
+                    {"serial": c.serial, "not_after": rfc3339(c.not_after),
+                     "revoked_at": None if c.revoked_at is None else rfc3339(c.revoked_at)}
+                    for c in self.store.certificates(p.name)]}
+                for p in self.store.principals()
+            ]  # fmt: skip
+
+        return await self.state.run(work)
+
+
+def _check_role(role: str | None) -> None:
+    if role is not None and role not in ROLES:
+        raise BadRequest(f"role takes {', '.join(ROLES[:-1])} or {ROLES[-1]}", param="role")
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,197 @@
+"""What is wrong on this machine and what to do, and what ends when."""
+
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from llmd.daemon import files
+from llmd.daemon.config import Config
+from llmd.daemon.errors import AuditUnavailable
+from llmd.daemon.identity.pki import Authority
+from llmd.daemon.serving.answer import Serving
+from llmd.daemon.store import Certificate, StateThread, Store
+
+# what `status` and `doctor` call soon: the CA's own things are renewed long before
+WARN = timedelta(days=30)
+# every client needs a new root's certificate: that takes planning
+WARN_ROOT = timedelta(days=365)
+# the log's time and the clock's may differ by this much
+SKEW = timedelta(hours=1)
+
+Check = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Something that ends. `kind` is root, issuer, server, list or client; only a client's has `client` and
+    `serial`."""
+
+    kind: str
+    not_after: float
+    client: str = ""
+    serial: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "not_after": rfc3339(self.not_after)}
+
+
+@dataclass(slots=True)
+class Doctor:
+    config: Config
+    serving: Serving
+    store: Store
+    state: StateThread
+    authority: Authority
+
+    async def checks(self) -> list[Check]:
+        """`ok` is true, false, or None for what is only information."""
+        audit, latest = await self._audit()
+        checks = [*self.tasks(), *self._models(), audit, self._disk()]
+        checks += await self.state.run(lambda: [*self._clock(latest), *self._files(), *self._ends(), *self._names()])
+        driver = shutil.which("nvidia-smi") is not None
+        gpu = "an NVIDIA driver is installed" if driver else "no NVIDIA driver: models run on the CPU"
+        return [*checks, check("gpu", None, gpu)]
+
+    async def endings(self) -> list[Ending]:
+        """Of the CA's own, and of every client's certificate that is not revoked and has not ended."""
+        return await self.state.run(self._endings)
+
+    def soon(self) -> list[Ending]:
+        """What ends within 30 days, the root within a year; of a client without a good certificate, the one that ended
+        last. In the state's thread."""
+        now = time.time()
+        ends = [
+            e for e in self._endings() if e.not_after < now + (WARN_ROOT if e.kind == "root" else WARN).total_seconds()
+        ]
+        return ends + [_of(c) for c in self._ended(now)]
+
+    def _endings(self) -> list[Ending]:
+        own = [Ending(end.kind, end.not_after.timestamp()) for end in self.authority.ends()]
+        good = [c for c in self.store.certificates() if c.revoked_at is None and c.not_after > time.time()]
+        return own + [_of(c) for c in good]
+
+    def _ended(self, now: float) -> list[Certificate]:
+        last: dict[str, Certificate] = {}
+        for c in self.store.certificates():
+            if c.revoked_at is None and (c.principal not in last or c.not_after > last[c.principal].not_after):
+                last[c.principal] = c
+        return [c for c in last.values() if c.not_after <= now]
+
+    # --- the daemon
+
+    def tasks(self) -> list[Check]:
+        fix = "see the daemon's log, and restart llmd"
+        return [check(name, False, "it failed", fix) for name in sorted(self.serving.tasks.failed)]
+
+    def _models(self) -> list[Check]:
+        deployed = self.serving.pool.all()
+        if not deployed:
+            return [check("models", False, "no model is deployed", "llmctl model import FILE, then llmctl deploy NAME")]
+        return [
+            check(f"model {d.model}", d.ready, d.state + (f": {d.reason}" if d.reason else ""),
+                  "" if d.ready else "wait for it to load, or see the daemon's log")
+            for d in deployed
+        ]  # fmt: skip
+
+    async def _audit(self) -> tuple[Check, str]:
+        """And the time of its latest row."""
+        if not self.serving.audit.writable:
+            return check("audit", False, "the audit log cannot be written", "free disk space where the state is"), ""
+        try:
+            report = await self.serving.audit.verify()
+        except AuditUnavailable as e:
+            return check("audit", False, f"it could not be checked: {e.message}", "see the daemon's log"), ""
+        if not report.ok:
+            fix = "run `llmctl audit verify` and keep a copy"
+            return check("audit", False, "the audit log's chain is broken", fix), ""
+        return check("audit", True, f"{report.rows} rows, the chain holds"), report.latest
+
+    def _disk(self) -> Check:
+        free = shutil.disk_usage(self.config.state).free
+        enough = free > 1 << 30
+        return check("disk", enough, f"{free / (1 << 30):.1f} GiB free", "" if enough else "free at least 1 GiB")
+
+    # --- certificates
+
+    def _clock(self, latest: str) -> Iterator[Check]:
+        problem = self.authority.clock_problem()
+        if problem:
+            yield check("clock", False, problem, "set the clock; what depends on it is repaired within seconds")
+        elif latest and datetime.fromisoformat(latest) > datetime.now(UTC) + SKEW:
+            said = f"the audit log has a row of {latest[:19]}: this machine's clock was ahead, or is behind"
+            yield check("clock", None, said, "compare it with another clock")
+
+    def _files(self) -> Iterator[Check]:
+        for damage in self.authority.damages():
+            yield check(damage.file, False, damage.what, damage.fix)
+        key = self.config.state / "audit.key"
+        if not key.exists():
+            yield check("audit.key", False, "is missing", "put back a copy before llmd is restarted")
+        elif files.exposed(key):
+            yield check("audit.key", False, "may be read or written by others", f"chmod 600 {key}")
+        if not self.authority.root_key_here:
+            until = rfc3339(self.authority.end("issuer").timestamp())[:10]
+            yield check(
+                "root.key", None, f"it is not here; the issuer ends on {until}", "put it back half a year before"
+            )
+
+    def _ends(self) -> Iterator[Check]:
+        now = datetime.now(UTC)
+        names = {"root": "root certificate", "server": "server certificate", "list": "revocation list"}
+        for end in self.authority.ends():
+            left = end.not_after - now
+            fix = "see the daemon's log for why it was not renewed"
+            if end.kind == "root":
+                fix = "plan a new CA: move the pki folder away, restart llmd, and issue every client anew"
+            good = left > (WARN_ROOT if end.kind == "root" else WARN)
+            yield check(
+                names.get(end.kind, end.kind),
+                good,
+                f"valid for {left.days} days" if left.days >= 0 else "it has ended",
+                fix,
+            )
+        soon = [e for e in self.soon() if e.kind == "client"]
+        if soon:
+            told = ", ".join(f"{e.client} {rfc3339(e.not_after)[:10]}" for e in soon[:20])
+            fix = "llmctl client issue NAME --again"
+            yield check("client certificates", None, f"{len(soon)} end soon or have ended: {told}", fix)
+
+    def _names(self) -> Iterator[Check]:
+        node, host = self.authority.node, socket.gethostname().lower()
+        if self.config.node not in ("", node):
+            fix = f'set node = "{node}" or leave it out; another name needs a new CA'
+            said = f"clients know this node as {node}, the configuration says {self.config.node}"
+            yield check("node", None, said, fix)
+        else:
+            yield check("node", True, node)
+        held = self.authority.names
+        if config_names(self.config, host)[0] not in held:
+            yield check("host name", False, f"this host is {host}, the server's certificate says {', '.join(held)}",
+                        "restart llmd: it makes a new certificate, and clients keep theirs")  # fmt: skip
+        elif self.config.address[0] in ("0.0.0.0", "::") and not self.config.server_names:
+            yield check("host name", None, f"the server's certificate says {', '.join(held)}",
+                        "name what else clients connect to in server_names, and restart llmd")  # fmt: skip
+
+
+def config_names(config: Config, host: str) -> list[str]:
+    """The names and addresses of the server's certificate besides localhost's: this host's, the one it listens on, and
+    the configured ones."""
+    listen = config.address[0]
+    return [host, *([] if listen in ("", "0.0.0.0", "::") else [listen]), *config.server_names]
+
+
+def rfc3339(seconds: float) -> str:
+    """A moment in Unix seconds, as admins' JSON shows it: 2026-11-25T18:00:00Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def check(name: str, ok: bool | None, message: str, fix: str = "") -> Check:
+    return {"name": name, "ok": ok, "message": message, "fix": "" if ok else fix}
+
+
+def _of(c: Certificate) -> Ending:
+    return Ending("client", c.not_after, c.principal, c.serial)

@@ -1,0 +1,201 @@
+"""What an admin can do to a running daemon, its models first. Every change is an act in the audit log."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmd.daemon.admin.clients import Clients
+from llmd.daemon.admin.doctor import Doctor, rfc3339
+from llmd.daemon.audit.acts import Acts
+from llmd.daemon.config import Config
+from llmd.daemon.engine.messages import Chat, ChatMessage, encode_chat
+from llmd.daemon.errors import BadRequest, Conflict
+from llmd.daemon.identity.pki import Authority
+from llmd.daemon.identity.tls import ServerTls
+from llmd.daemon.models.checking import prompt
+from llmd.daemon.models.files import ModelStore
+from llmd.daemon.serving.answer import Serving
+from llmd.daemon.serving.plan import Wish
+from llmd.daemon.serving.pool import Deployment
+from llmd.daemon.store import Model, StateThread, Store
+
+log = logging.getLogger("llmd.admin")
+
+MIN_CONTEXT = 256
+
+
+@dataclass(slots=True)
+class Service:
+    """The daemon's parts as an admin's commands use them. Made once, by `main`."""
+
+    config: Config
+    serving: Serving
+    acts: Acts
+    store: Store
+    state: StateThread
+    models: ModelStore
+    authority: Authority
+    tls: ServerTls
+    clients: Clients
+    doctor: Doctor
+    started: float
+    version: str
+
+    # --- models
+
+    def wish(self, model: Model, ctx: int | None, slots: int | None) -> Wish:
+        """What is asked of a deployment, with the configuration's defaults. Raises BadRequest for more context than the
+        model was trained for."""
+        c = self.config
+        trained = int(model.info.get("context_length") or 0)
+        if ctx is not None and trained and not MIN_CONTEXT <= ctx <= trained:
+            raise BadRequest(f"ctx takes {MIN_CONTEXT} to {trained} for this model", param="ctx")
+        context = ctx or min(c.context or trained, trained or c.context)
+        return Wish(str(self.models.path(model.name)), slots or c.slots, context, c.batch, c.chunk, c.threads)
+
+    def restore(self) -> None:
+        """Start every model that should serve."""
+        for wanted in self.store.deployments():
+            model = self.store.model(wanted.model)
+            self.serving.pool.deploy(model.name, model.digest, self.wish(model, wanted.ctx, wanted.slots))
+
+    async def deploy(self, name: str, ctx: int | None, slots: int | None, actor: str) -> tuple[Deployment, bool]:
+        """Serve a model; the worker starts in the background. Tells too whether it was deployed before. Raises
+        ModelNotFound, BadRequest."""
+
+        def work() -> tuple[Model, Wish, bool]:
+            model = self.models.show(name)
+            wish = self.wish(model, ctx, slots)
+            before = any(d.model == name for d in self.store.deployments())
+            self.store.set_deployment(name, ctx, slots)
+            return model, wish, before
+
+        async with self.acts("admin.deploy", actor, model=name, ctx=ctx, slots=slots) as result:
+            model, wish, before = await self.state.run(work)
+            result["digest"] = model.digest
+            return self.serving.pool.deploy(name, model.digest, wish), before
+
+    async def served(self, name: str) -> None:
+        """A model that was too large to be tried at its import has been tried now."""
+
+        def work() -> None:
+            model = self.store.model(name)
+            if model.info.get("tried") is False:
+                self.store.set_info(name, model.info | {"tried": True})
+
+        await self.state.run(work)
+
+    async def undeploy(self, name: str, actor: str) -> None:
+        """Running requests may finish first. Raises ModelNotFound."""
+        self.serving.pool.find(name)
+        async with self.acts("admin.undeploy", actor, takes_away=True, model=name):
+            await self.state.run(lambda: self.store.remove_deployment(name))
+            await self.serving.pool.undeploy(name, float(self.config.drain_seconds))
+
+    async def withdraw(self, deployment: Deployment, actor: str) -> None:
+        """Take a new deployment back that could not be loaded."""
+        name, reason = deployment.model, f"it could not be loaded: {deployment.reason}"
+        async with self.acts("admin.undeploy", actor, takes_away=True, model=name, reason=reason):
+            await self.state.run(lambda: self.store.remove_deployment(name))
+            await self.serving.pool.undeploy(name)
+
+    async def import_model(
+        self, path: str, name: str | None, actor: str, progress: Callable[[int, int], None]
+    ) -> Model:
+        async with self.acts("admin.model_import", actor, file=Path(path).name, model=name) as result:
+            model = await self.models.import_file(path, name, progress)
+            result |= {"model": model.name, "digest": model.digest, "size": model.size}
+        return model
+
+    async def rename_model(self, name: str, new: str, actor: str) -> dict[str, Any]:
+        """Raises ModelNotFound, BadRequest, and Conflict while it is deployed or where the new name is taken."""
+        if any(d.model == name for d in self.serving.pool.all()):
+            raise Conflict(f"{name} is deployed; run `llmctl undeploy {name}` first")
+        async with self.acts("admin.model_rename", actor, model=name, name=new) as result:
+            model = await self.models.rename(name, new)
+            result["digest"] = model.digest
+        return self._shown(model)
+
+    async def remove_model(self, name: str, actor: str) -> None:
+        """Raises ModelNotFound, Conflict while it is deployed."""
+        if any(d.model == name for d in self.serving.pool.all()):
+            raise Conflict(f"{name} is deployed; run `llmctl undeploy {name}` first")
+        async with self.acts("admin.model_remove", actor, takes_away=True, model=name) as result:
+            result["digest"] = (await self.models.remove(name)).digest
+
+    async def template(self, name: str, turns: tuple[ChatMessage, ...]) -> str:
+        """A conversation as the model's chat template lays it out. Raises ModelNotFound, BadRequest, ModelInvalid."""
+        path = await self.state.run(lambda: self.models.path(name))
+        return await prompt(path, encode_chat(Chat(turns)))
+
+    async def show(self, name: str) -> dict[str, Any]:
+        return self._shown(await self.state.run(lambda: self.models.show(name)))
+
+    async def imported(self) -> list[dict[str, Any]]:
+        return [self._shown(model) for model in await self.state.run(self.models.list)]
+
+    def _shown(self, model: Model) -> dict[str, Any]:
+        deployed = any(d.model == model.name for d in self.serving.pool.all())
+        return {**asdict(model), "imported": rfc3339(model.imported), "deployed": deployed}
+
+    # --- what it looks like
+
+    async def status(self) -> dict[str, Any]:
+        last = await self.serving.audit.tail(1)
+        certificates = await self.state.run(self._certificates)
+        return {
+            "version": self.version, "node": self.authority.node, "listen": self.config.listen,
+            "uptime": round(time.time() - self.started, 1), "models": [_deployed(d) for d in self.serving.pool.all()],
+            "audit": {"writable": self.serving.audit.writable, "seq": last[-1]["seq"] if last else 0},
+            "connections": self.clients.connections.count,
+            **certificates,
+        }  # fmt: skip
+
+    def _certificates(self) -> dict[str, Any]:
+        return {
+            "server_certificate_until": rfc3339(self.authority.end("server").timestamp()),
+            "revocation_list_until": rfc3339(self.authority.end("list").timestamp()),
+            "certificates_ending_soon": [ending.to_dict() for ending in self.doctor.soon()],
+        }
+
+    # --- certificates
+
+    async def reload(self, actor: str) -> dict[str, Any]:
+        """New handshakes use the certificates that are on disk now, and what is due is renewed. Tells what they are.
+        Raises Conflict, and keeps everything as it was, when one of the files does not work."""
+        async with self.acts("reload", actor):
+            await self.state.run(self.authority.reload)
+            self.tls.reload()
+            await self.renew()
+        until = await self.state.run(lambda: self.authority.end("server").timestamp())
+        return {"server_certificate_until": rfc3339(until), "revoked_certificates": len(self.authority.revoked)}
+
+    async def renew(self) -> None:
+        """Renew what is due. Raises NoSpace, Unavailable, Conflict."""
+        done = await self.state.run(self.authority.maintain)
+        if done:
+            self.tls.reload()
+            self.serving.audit.event("pki.renewed", what=", ".join(done))
+            log.info("renewed: %s", ", ".join(done))
+
+
+def _deployed(d: Deployment) -> dict[str, Any]:
+    worker, info = d.worker, d.worker.info if d.worker else None
+    found: dict[str, Any] = {
+        "model": d.model,
+        "state": d.state,
+        "reason": d.reason,
+        "restarts": d.restarts,
+        "digest": d.digest,
+    }
+    if worker is None or info is None or not d.ready:
+        return found
+    busy = worker.busy
+    return {
+        **found, "pid": worker.pid, "context": info.context, "slots": info.slots, "running": busy.running,
+        "waiting": busy.waiting,
+        "kv_used": round(busy.kv_used / info.positions, 4), "token_age": round(worker.token_age + worker.beat_age, 1),
+    }  # fmt: skip
