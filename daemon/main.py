@@ -1,7 +1,7 @@
 """`llmd serve`: builds every part, runs them until a signal, and takes them down in order.
 
 Signals: SIGTERM or SIGINT drains (no new requests, running ones may finish, exit 0) and a second one ends at once;
-SIGHUP reloads certificates and the revocation list.
+SIGHUP reloads the CA's files.
 """
 
 import argparse
@@ -145,7 +145,9 @@ class Daemon:
             tasks=self.tasks,
         )
         admin = Listener(
-            application(routes.ROUTES, routes.who, serving=self.serving, service=self.service), tasks=self.tasks
+            application(routes.ROUTES, routes.who, serving=self.serving, service=self.service),
+            refusals=self.refusals,
+            tasks=self.tasks,
         )
         upkeep = self.tasks.start(CERTIFICATES, self._maintain)
         try:

@@ -78,9 +78,9 @@ def noted(refusals: Refusals) -> Refused:
         peer = request.scope.get("extensions", {}).get("tls", {}).get("peer")
         refusals.note(
             error,
-            principal=peer.name if peer else "",
+            peer.name if peer else "",
+            request.client.host if request.client else "",
             serial=f"{peer.serial:x}" if peer else "",
-            address=request.client.host if request.client else "",
             route=route,
         )
 

@@ -110,7 +110,7 @@ class Listener:
         """Listen on a Unix socket. A socket that nobody serves any more is replaced; raises Conflict when somebody
         does."""
         _clear(path)
-        make = functools.partial(AdminProtocol, self._config, self._state)
+        make = functools.partial(AdminProtocol, self._config, self._state, self._refusals)
         server = await asyncio.get_running_loop().create_unix_server(make, str(path), backlog=64)
         path.chmod(mode)
         self._server = server

@@ -271,8 +271,7 @@ class ClientProtocol(GuardedProtocol):
     def _answer(self, error: LlmdError) -> None:
         if self._peer is not None and self._refusals is not None and isinstance(error, Forbidden | BadRequest):
             address = self.client[0] if self.client else ""
-            serial = f"{self._peer.serial:x}"
-            self._refusals.note(error, principal=self._peer.name, serial=serial, address=address)
+            self._refusals.note(error, self._peer.name, address, serial=f"{self._peer.serial:x}")
         super()._answer(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -295,12 +294,21 @@ class AdminProtocol(GuardedProtocol):
     """The admin socket: `scope["extensions"]["peer"]` is {"pid", "uid", "gid"} of the process at the other end, as the
     kernel says. Only root, the daemon's own user and the members of the group llmd-admin are answered."""
 
+    def __init__(self, config: Config, state: ServerState, refusals: Refusals | None) -> None:
+        super().__init__(config, state)
+        self._refusals = refusals
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         sock: socket.socket = transport.get_extra_info("socket")
         pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self._extensions["peer"] = {"pid": pid, "uid": uid, "gid": gid}
         self._let_in = may_administer(uid, gid)
+
+    def _answer(self, error: LlmdError) -> None:
+        if self._refusals is not None and isinstance(error, Forbidden):
+            self._refusals.note(error, f"uid:{self._extensions['peer']['uid']}", "local")
+        super()._answer(error)
 
     def _check_head(self) -> None:
         if not self._let_in:

@@ -167,8 +167,7 @@ class Service:
         """New handshakes use the certificates that are on disk now, and what is due is renewed. Tells what they are.
         Raises Conflict, and keeps everything as it was, when one of the files does not work."""
         async with self.acts("reload", actor):
-            await self.state.run(self.authority.reload)
-            self.tls.reload()
+            await self.state.run(self.tls.reload)
             await self.renew()
         until = await self.state.run(lambda: self.authority.end("server").timestamp())
         return {"server_certificate_until": rfc3339(until), "revoked_certificates": len(self.authority.revoked)}
@@ -177,7 +176,7 @@ class Service:
         """Renew what is due. Raises NoSpace, Unavailable, Conflict."""
         done = await self.state.run(self.authority.maintain)
         if done:
-            self.tls.reload()
+            await self.state.run(self.tls.renewed)
             self.serving.audit.event("pki.renewed", what=", ".join(done))
             log.info("renewed: %s", ", ".join(done))
 

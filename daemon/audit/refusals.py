@@ -30,7 +30,7 @@ class Refusals:
         self._log, self._clock = log, clock
         self._windows: dict[tuple[str, str], _Window] = {}
 
-    def note(self, error: LlmdError, *, principal: str, serial: str, address: str, route: str = "") -> None:
+    def note(self, error: LlmdError, principal: str, address: str, *, serial: str = "", route: str = "") -> None:
         """`principal`: the name that the certificate claims."""
         client = principal or address
         key = (client, error.code)

@@ -23,7 +23,7 @@ from pathlib import Path
 from llmd.daemon import files
 from llmd.daemon.errors import BadRequest, Conflict, NoSpace, Unavailable
 from llmd.daemon.identity import certificates, folder
-from llmd.daemon.identity.certificates import PeerIdentity, RevocationList, Signer, Span, peer_identity
+from llmd.daemon.identity.certificates import Certificate, PeerIdentity, RevocationList, Signer, Span, peer_identity
 from llmd.daemon.identity.folder import Contents, Damage
 
 __all__ = ["Authority", "End", "IssuedClient", "PeerIdentity", "Revocation", "peer_identity"]
@@ -138,7 +138,7 @@ class Authority:
     @property
     def trust_pem(self) -> bytes:
         """What clients' certificates are held against: the root, and every issuer."""
-        return b"".join([self.ca_pem, *(certificates.pem(issuer.certificate) for issuer in self._issuers)])
+        return _trust(self._root, self._issuers)
 
     @property
     def names(self) -> list[str]:
@@ -218,12 +218,14 @@ class Authority:
                 "then revoke them again"
             ) from e
 
-    def reload(self) -> None:
-        """Take over what is on disk, all of it or nothing. Raises Conflict with what is wrong."""
+    def reload(self, accept: Callable[[bytes], None] = lambda _: None) -> None:
+        """Take over what is on disk, all of it or nothing. `accept` gets what clients' certificates would be held
+        against (`trust_pem`), and raises Conflict where that does not work. Raises Conflict with what is wrong."""
         found = folder.read(self._folder)
         damages = [*found.damages, *([_other_ca()] if found.root and found.root != self._root else [])]
         if damages:
             raise Conflict("; ".join(str(damage) for damage in damages) + "; what was loaded before stays in use")
+        accept(_trust(found.root or self._root, found.issuers))
         self._take(found)
 
     # --- renewal
@@ -331,6 +333,10 @@ class Authority:
         except OSError as e:
             kind = NoSpace if e.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
             raise kind(f"the CA's files cannot be written ({e.strerror})") from e
+
+
+def _trust(root: Certificate, issuers: Sequence[Signer]) -> bytes:
+    return b"".join([certificates.pem(root), *(certificates.pem(issuer.certificate) for issuer in issuers)])
 
 
 def _entries(lists: Sequence[RevocationList]) -> dict[int, datetime]:

@@ -167,7 +167,7 @@ async def look(state: Path, act: str) -> dict[str, Any]:
     assert all(results in (["begun", "done"], ["begun", "lost"]) for results in ends.values()), ends
     begun = {row["kind"] for row in audit if row["request"] == audit[-1]["request"]} if audit else set()
     assert running.authority.damages() == [] and running.authority.maintain() == []
-    assert server_context(running.authority, state / "pki")
+    assert server_context(running.authority.trust_pem, state / "pki")
     found = LOOKS[act](running, state, begun)
     close(running)
     return found

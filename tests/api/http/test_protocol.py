@@ -397,7 +397,7 @@ async def test_certificates_are_reloaded_under_load(server: Server) -> None:
         server.authority._server = None
         assert "server certificate" in server.authority.maintain()
         server.authority.revoke({1: None})
-        server.tls.reload()
+        server.tls.renewed()
         answers = await asyncio.gather(*(ask(server, GET, context) for _ in range(5)))
         assert [status(a) for a in answers] == [200] * 5
 

@@ -29,7 +29,7 @@ class Clock:
 
 def note(refusals: Refusals, error: LlmdError, name: str = "alice", times: int = 1) -> None:
     for _ in range(times):
-        refusals.note(error, principal=name, serial="ab", address="10.0.0.1", route="POST /tokenize")
+        refusals.note(error, name, "10.0.0.1", serial="ab", route="POST /tokenize")
 
 
 async def rows(log: AuditLog) -> list[dict[str, Any]]:

@@ -330,7 +330,7 @@ def test_a_damaged_or_foreign_file_is_found_kept_out_and_repaired_where_it_can_b
     damage(at, other)
     assert name in [found.file for found in authority.damages()]
     with pytest.raises(Conflict, match=f"{name} .*; what was loaded before stays in use"):
-        authority.reload()
+        tls.reload()
     assert authority.trust_pem == trust and authority.revoked == {alice.serial} and tls.context is context
     if heals is False:
         with pytest.raises(Conflict, match=f"{name} .*: (put back a copy|chmod 600 )"):
@@ -373,7 +373,6 @@ def test_a_reload_makes_a_context_of_its_own_and_keeps_the_old_where_it_fails(tm
     first, seen = tls.context, set()
     for _ in range(20):
         authority.revoke({len(authority.revoked) + 1: None})
-        authority.reload()
         tls.reload()
         stored = tls.context.cert_store_stats()
         assert stored == {"x509": 2, "crl": 0, "x509_ca": 2}, "the root and the issuer: nothing grows"
@@ -383,4 +382,23 @@ def test_a_reload_makes_a_context_of_its_own_and_keeps_the_old_where_it_fails(tm
     (tmp_path / "server.key").write_bytes(b"")
     with pytest.raises(Conflict):
         tls.reload()
+    with pytest.raises(Conflict):
+        tls.renewed()
     assert tls.context is last
+
+
+def test_what_openssl_does_not_take_is_not_taken_by_the_ca_either(tmp_path: Path) -> None:
+    authority = Authority.open(tmp_path, "node")
+    before = authority.trust_pem
+    (tmp_path / "away").mkdir()
+    Authority.open(tmp_path, "node", now=lambda: datetime.now(UTC) + 400 * DAY)  # another process renewed the issuer
+
+    def refuse(trust: bytes) -> None:
+        assert trust != before
+        raise Conflict("no")
+
+    with pytest.raises(Conflict):
+        authority.reload(refuse)
+    assert authority.trust_pem == before
+    authority.reload()
+    assert authority.trust_pem != before
