@@ -105,6 +105,8 @@ class Doctor:
             report = await self.serving.audit.verify()
         except AuditUnavailable as e:
             return check("audit", False, f"it could not be checked: {e.message}", "see the daemon's log"), ""
+        if report.verdict == "unchecked":
+            return check("audit", False, f"it could not be checked {report.error}", "see the daemon's log"), ""
         if not report.ok:
             fix = "run `llmctl audit verify` and keep a copy"
             return check("audit", False, "the audit log's chain is broken", fix), ""
@@ -136,7 +138,10 @@ class Doctor:
         if not self.authority.root_key_here:
             until = rfc3339(self.authority.end("issuer").timestamp())[:10]
             yield check(
-                "root.key", None, f"it is not here; the issuer ends on {until}", "put it back half a year before"
+                "root.key",
+                None,
+                f"it is not here; the issuer ends on {until}",
+                "put it back 90 days before, and run `llmctl reload`",
             )
 
     def _ends(self) -> Iterator[Check]:
