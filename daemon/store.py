@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unava
 
 # a migration is never edited once it has shipped: a change is a new one at the end, with the next number
 MIGRATIONS = Migrations("state")
-VERSION = 1
+VERSION = 2
 
 _FIRST = (
     "CREATE TABLE IF NOT EXISTS principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT",
@@ -45,6 +45,13 @@ def tables(db: Database) -> None:
     for statement in _FIRST:
         db.execute(statement)
     db.execute("PRAGMA user_version = 1")
+
+
+@MIGRATIONS()
+def placements(db: Database) -> None:
+    if "placement" not in db.table("deployments").columns_dict:
+        db.execute("ALTER TABLE deployments ADD COLUMN placement TEXT NOT NULL DEFAULT '{}'")
+    db.execute("PRAGMA user_version = 2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +90,18 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A model that serves. `ctx` is tokens a slot; None in `ctx` or `slots` means the configuration's default."""
+    """A model that serves. `ctx` is tokens a slot; None in `ctx` or `slots` means the configuration's default.
+    `placement`: where it was put by hand, as `serving/plan.py` names it; empty: nowhere."""
 
     model: str
     ctx: int | None
     slots: int | None
     created: float
+    placement: dict[str, Any]
 
 
+# columns that hold JSON
+_JSON = {"info", "placement"}
 T = TypeVar("T")
 Row = TypeVar("Row", Principal, Certificate, Model, Deployment)
 
@@ -269,12 +280,18 @@ class Store:
     def deployments(self) -> list[Deployment]:
         return self._rows(Deployment, "SELECT * FROM deployments ORDER BY model")
 
-    def set_deployment(self, model: str, ctx: int | None = None, slots: int | None = None) -> Deployment:
+    def set_deployment(
+        self, model: str, ctx: int | None = None, slots: int | None = None, placement: dict[str, Any] | None = None
+    ) -> Deployment:
         """Make or replace. Raises ModelNotFound."""
         self.model(model)
-        made = Deployment(model, ctx, slots, self._clock())
-        replaced = "ON CONFLICT (model) DO UPDATE SET ctx = excluded.ctx, slots = excluded.slots"
-        self._write(f"INSERT INTO deployments VALUES (?, ?, ?, ?) {replaced}", *astuple(made))
+        values = model, ctx, slots, self._clock(), json.dumps(placement or {})
+        columns = ("ctx", "slots", "placement")
+        replaced = ", ".join(f"{column} = excluded.{column}" for column in columns)
+        self._write(
+            "INSERT INTO deployments (model, ctx, slots, created, placement) VALUES (?, ?, ?, ?, ?) "
+            f"ON CONFLICT (model) DO UPDATE SET {replaced}", *values,
+        )  # fmt: skip
         return self._rows(Deployment, "SELECT * FROM deployments WHERE model = ?", model)[0]
 
     def remove_deployment(self, model: str) -> None:
@@ -290,8 +307,8 @@ class Store:
             names = [column[0] for column in found.description]
             rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in found]
         for row in rows:
-            if "info" in row:
-                row["info"] = _unpacked(row["info"])
+            for column in _JSON & row.keys():
+                row[column] = _unpacked(row[column])
         return [kind(**row) for row in rows]
 
     def _insert(self, table: str, row: Any, taken: str) -> None:

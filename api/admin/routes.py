@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -20,6 +20,7 @@ from llmd.daemon.admin.doctor import rfc3339
 from llmd.daemon.admin.service import Service
 from llmd.daemon.errors import BadRequest, Conflict, ModelNotReady
 from llmd.daemon.identity.principal import Principal
+from llmd.daemon.serving.plan import Placement
 from llmd.daemon.serving.pool import Deployment
 
 PROGRESS_SECONDS = 0.1
@@ -46,6 +47,10 @@ class DeployBody(Body):
     model: _Name
     ctx: Annotated[int, Field(ge=256, le=1 << 24)] | None = None
     slots: Annotated[int, Field(ge=1, le=256)] | None = None
+    gpus: Annotated[list[_Name], Field(max_length=64)] = []
+    split: Literal["none", "layer", "tensor"] | None = None
+    kv: Literal["f16", "q8_0", "q4_0"] | None = None
+    ubatch: Annotated[int, Field(ge=64, le=16384)] | None = None
 
 
 class UndeployBody(Body):
@@ -151,7 +156,8 @@ async def import_model(body: ImportBody, service: Admin, caller: Caller) -> Resp
 async def deploy(body: DeployBody, service: Admin, caller: Caller) -> Response:
     """Events {"state"} until the model is ready, has failed to load or was deployed anew by somebody else. It goes on
     when the client goes away."""
-    deployment, before = await service.deploy(body.model, body.ctx, body.slots, caller.name)
+    placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch)
+    deployment, before = await service.deploy(body.model, body.ctx, body.slots, caller.name, placement)
     return progress(_until_ready(service, deployment, caller.name, keep=before))
 
 

@@ -125,12 +125,17 @@ def doctor(client: Client, json_: bool) -> None:
 @click.argument("model")
 @click.option("--ctx", type=int, metavar="N", help="Tokens a slot. Default: the configuration's.")
 @click.option("--slots", type=int, metavar="N", help="Requests answered at once. Default: the configuration's.")
+@click.option("--gpus", metavar="UUID,…", help="The GPUs that it lies on, as `nvidia-smi -L` names them.")
+@click.option("--split", help="Over several GPUs: layer (the default) or tensor.")
+@click.option("--kv", help="Type of keys and values: f16 (the default), q8_0 or q4_0.")
+@click.option("--ubatch", type=int, metavar="N", help="The most tokens that a GPU computes in one pass.")
 @as_json
 @click.pass_obj
-def deploy(client: Client, model: str, ctx: int | None, slots: int | None, json_: bool) -> None:
+def deploy(client: Client, /, model: str, gpus: str | None, json_: bool, **given: Any) -> None:
     """Serve an imported model; waits until it is ready."""
     last: dict[str, Any] = {}
-    for last in client.events("POST", "/deploy", {"model": model, "ctx": ctx, "slots": slots}):
+    named = [name.strip() for name in (gpus or "").split(",") if name.strip()]
+    for last in client.events("POST", "/deploy", {"model": model, "gpus": named, **given}):
         if not json_ and last["state"] != "ready":
             click.echo(f"{safe(model)}: {last['state']}", err=True)
     if json_:

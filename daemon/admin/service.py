@@ -18,7 +18,7 @@ from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.models.checking import prompt
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.serving.plan import Wish
+from llmd.daemon.serving.plan import ON_CPU, Placement, Wish
 from llmd.daemon.serving.pool import Deployment
 from llmd.daemon.store import Model, StateThread, Store
 
@@ -46,7 +46,7 @@ class Service:
 
     # --- models
 
-    def wish(self, model: Model, ctx: int | None, slots: int | None) -> Wish:
+    def wish(self, model: Model, ctx: int | None, slots: int | None, placement: Placement) -> Wish:
         """What is asked of a deployment, with the configuration's defaults. Raises BadRequest for more context than the
         model was trained for."""
         c = self.config
@@ -54,26 +54,32 @@ class Service:
         if ctx is not None and trained and not MIN_CONTEXT <= ctx <= trained:
             raise BadRequest(f"ctx takes {MIN_CONTEXT} to {trained} for this model", param="ctx")
         context = ctx or min(c.context or trained, trained or c.context)
-        return Wish(str(self.models.path(model.name)), slots or c.slots, context, c.batch, c.chunk, c.threads)
+        path = str(self.models.path(model.name))
+        return Wish(path, slots or c.slots, context, c.batch, c.chunk, c.threads, placement)
 
     def restore(self) -> None:
         """Start every model that should serve."""
         for wanted in self.store.deployments():
             model = self.store.model(wanted.model)
-            self.serving.pool.deploy(model.name, model.digest, self.wish(model, wanted.ctx, wanted.slots))
+            wish = self.wish(model, wanted.ctx, wanted.slots, Placement.of(wanted.placement))
+            self.serving.pool.deploy(model.name, model.digest, wish)
 
-    async def deploy(self, name: str, ctx: int | None, slots: int | None, actor: str) -> tuple[Deployment, bool]:
+    async def deploy(
+        self, name: str, ctx: int | None, slots: int | None, actor: str, placement: Placement = ON_CPU
+    ) -> tuple[Deployment, bool]:
         """Serve a model; the worker starts in the background. Tells too whether it was deployed before. Raises
         ModelNotFound, BadRequest."""
+        placement.check()
 
         def work() -> tuple[Model, Wish, bool]:
             model = self.models.show(name)
-            wish = self.wish(model, ctx, slots)
+            wish = self.wish(model, ctx, slots, placement)
             before = any(d.model == name for d in self.store.deployments())
-            self.store.set_deployment(name, ctx, slots)
+            self.store.set_deployment(name, ctx, slots, placement.to_dict())
             return model, wish, before
 
-        async with self.acts("admin.deploy", actor, model=name, ctx=ctx, slots=slots) as result:
+        put = {**placement.to_dict(), "gpus": ",".join(placement.gpus) or None}
+        async with self.acts("admin.deploy", actor, model=name, ctx=ctx, slots=slots, **put) as result:
             model, wish, before = await self.state.run(work)
             result["digest"] = model.digest
             return self.serving.pool.deploy(name, model.digest, wish), before

@@ -1,15 +1,49 @@
 """From what was asked of a deployment to the settings that a worker is started with. Pure; made anew at each start."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmd.daemon.engine.messages import Settings
+from llmd.daemon.errors import BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What an admin sets by hand. `gpus`: UUIDs, as NVML names them; none: the CPU. None elsewhere: the default."""
+
+    gpus: tuple[str, ...] = ()
+    split: str | None = None  # over several GPUs: none, layer, tensor
+    kv: str | None = None  # type of keys and values: f16, q8_0, q4_0
+    ubatch: int | None = None  # most tokens of one pass
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> "Placement":
+        """What `to_dict` gave."""
+        return cls(**{**stored, "gpus": tuple(stored.get("gpus", ()))})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without what is the default."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    def check(self) -> None:
+        """Raises BadRequest for what cannot work, whatever the machine."""
+        if len(set(self.gpus)) < len(self.gpus):
+            raise BadRequest("gpus names one twice", param="gpus")
+        if not self.gpus and (self.split or self.ubatch):
+            raise BadRequest("split and ubatch are for GPUs: name them with gpus", param="gpus")
+        if len(self.gpus) > 1 and self.split == "none":
+            raise BadRequest("several gpus take the split layer or tensor", param="split")
+        if self.split == "tensor" and self.kv not in (None, "f16"):
+            raise BadRequest("the split tensor takes the kv type f16 only", param="kv")
+
+
+ON_CPU = Placement()
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What was asked: a model's file, and how it should serve. `context` is tokens a slot; `runner` is `llama`, or
-    `fake` with the fake's own arguments."""
+    """What was asked: a model's file, and how it should serve. `context` is tokens a slot, `placement` where it is put
+    by hand; `runner` is `llama`, or `fake` with the fake's own arguments."""
 
     path: str
     slots: int
@@ -17,12 +51,14 @@ class Wish:
     batch: int
     chunk: int
     threads: int
+    placement: Placement = ON_CPU
     runner: str = "llama"
     fake: dict[str, Any] | None = None
 
 
 def plan(wish: Wish) -> Settings:
-    """On the CPU, as it was asked."""
+    """On the GPUs that were named, else on the CPU."""
+    where = wish.placement
     return Settings(
         path=wish.path,
         slots=wish.slots,
@@ -30,6 +66,10 @@ def plan(wish: Wish) -> Settings:
         batch=wish.batch,
         chunk=wish.chunk,
         threads=wish.threads,
+        gpus=where.gpus,
+        split=where.split or ("layer" if len(where.gpus) > 1 else "none"),
+        kv_type=where.kv or "f16",
+        ubatch=where.ubatch or 0,
         runner=wish.runner,
         fake=wish.fake,
     )

@@ -85,7 +85,9 @@ def test_deployments(store: Store) -> None:
     first = store.set_deployment("a", ctx=4096)
     again = store.set_deployment("a", slots=4)
     assert (first.ctx, first.slots, again.ctx, again.slots) == (4096, None, None, 4)
-    assert again.created == first.created
+    assert again.created == first.created and again.placement == {}
+    put = {"gpus": ["GPU-a"], "kv": "q8_0"}
+    assert store.set_deployment("a", placement=put).placement == put == store.deployments()[0].placement
     with pytest.raises(Conflict, match="undeploy it first"):
         store.remove_model("a")
     store.rename_model("a", "b")
@@ -150,10 +152,12 @@ def test_a_file_from_before_migrations_had_names_is_taken_over(tmp_path: Path) -
     db = sqlite3.connect(file)
     with db:
         db.execute("DROP TABLE _sqlite_migrations")
+        db.execute("ALTER TABLE deployments DROP COLUMN placement")
+        db.execute("PRAGMA user_version = 1")
     db.close()
     for _ in range(2):
         again = Store(file)
-        assert [p.name for p in again.principals()] == ["ann"]
+        assert [p.name for p in again.principals()] == ["ann"] and again.deployments() == []
         again.close()
 
 

@@ -95,6 +95,11 @@ def test_a_model_comes_serves_and_goes(llmd: Llmd, model_file: Path) -> None:
     assert run(llmd, "chat", "second", "Say hello.", "--max-tokens", "5").strip()
     assert llmd.llmctl("chat", "second", "Hi", "--max-tokens", "2")["usage"]["completion_tokens"] <= 2
     run(llmd, "undeploy", "second")
+    assert "built without CUDA" in run(llmd, "deploy", "second", "--gpus", "GPU-a", "--ubatch", "512", code=1)
+    assert "name them with gpus" in run(llmd, "deploy", "second", "--split", "layer", code=1)
+    assert "split: " in run(llmd, "deploy", "second", "--split", "rows", code=1)
+    assert "second is ready" in run(llmd, "deploy", "second", "--ctx", "256", "--slots", "1", "--kv", "q8_0")
+    run(llmd, "undeploy", "second")
     run(llmd, "model", "rm", "second")
     for command in (("model", "show"), ("model", "template"), ("model", "rm"), ("model", "verify"), ("deploy",)):
         said = run(llmd, *command, "second", code=1)
