@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """llmd against llama-server on this machine: same model, threads, slots and client, one after the other in one run.
 
+With --gpus both compute on these GPUs, and with --ceiling (llama-batched-bench: the bare C++ loop, no sampling) the table
+says what share of its speed each reaches.
+
 A machine's speed drifts, so both servers stand ready and every level is measured on one right after the other,
 `--rounds` times; the table shows each server's median round (lowest – highest), and what its failed requests failed of.
 
@@ -26,15 +29,33 @@ from typing import Any
 
 HERE = Path(__file__).parent
 NAME = "bench"
+LLMD = [sys.executable, "-P", "-m", "llmd.daemon.main"]
+LLMCTL = [sys.executable, "-P", "-c", "from llmd.api.cli.main import main; main()"]
+
+
+def seen(a: argparse.Namespace) -> dict[str, str] | None:
+    """The environment of a peer, which sees the same GPUs."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": a.gpus} if a.gpus else None
+
+
+def ceiling(a: argparse.Namespace) -> dict[str, float]:
+    """Level to output tokens/s of llama.cpp's own loop, prompts and answers of the same lengths, no sampling."""
+    command = [a.ceiling, "-m", a.model, "-c", str(a.slots * a.context), "-b", "2048", "-ub", "512", "-npp",
+               str(a.prompt_tokens), "-ntg", str(a.max_tokens), "-npl", a.concurrency]  # fmt: skip
+    command += ["-ngl", "99", "-fa", "on"] if a.gpus else ["-t", str(a.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=seen(a))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
+    return {row[2]: int(row[2]) * int(row[1]) / float(row[8]) for row in rows if row[0].isdigit()}
 
 
 @contextmanager
 def llama_server(a: argparse.Namespace, work: Path) -> Iterator[list[str]]:
     """llama-server with plain HTTP; yields the client's arguments for it."""
     command = [a.peer, "-m", a.model, "-t", str(a.threads), "-tb", str(a.threads), "-np", str(a.slots),
-               "-c", str(a.slots * a.context), "--host", "127.0.0.1", "--port", "18080"]  # fmt: skip
+               "-c", str(a.slots * a.context), "--host", "127.0.0.1", "--port", "18080", *a.peer_args.split()]  # fmt: skip
+    command += ["-ngl", "99", "-fa", "on"] if a.gpus else []
     with (work / "llama-server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=seen(a))
     try:
         wait_for(lambda: urllib.request.urlopen("http://127.0.0.1:18080/health", timeout=2).status == 200, server)
         yield ["--url", "http://127.0.0.1:18080"]
@@ -47,16 +68,19 @@ def llama_server(a: argparse.Namespace, work: Path) -> Iterator[list[str]]:
 def llmd(a: argparse.Namespace, work: Path) -> Iterator[list[str]]:
     """llmd with mutual TLS and audit; yields the client's arguments for it."""
     config = work / "llmd.toml"
-    config.write_text(f'slots = {a.slots}\ncontext = {a.context}\nthreads = {a.threads}\nstate_dir = "{work}/state"\n')
-    command = [str(Path(sys.executable).parent / "llmd"), "serve", "--config", str(config), "--listen",
-               "127.0.0.1:18443",
-               "--default-model", f"{NAME}={a.model}"]  # fmt: skip
-    out = work / "llmd.out"
-    with out.open("w") as stdout, (work / "llmd.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=stdout, stderr=log)
+    config.write_text(
+        f'slots = {a.slots}\ncontext = {a.context}\nthreads = {a.threads}\nqueue = 512\nstate_dir = "{work}/state"\n'
+    )
+    command = [*LLMD, "serve", "--config", str(config), "--listen", "127.0.0.1:18443"]
+    with (work / "llmd.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
     pki = work / "state" / "pki"
+    llmctl = [*LLMCTL, "--socket", str(work / "state" / "admin.sock")]
+    placed = ["--gpus", a.gpus, "--ubatch", str(a.ubatch)] if a.gpus else []
     try:
-        wait_for(lambda: "llmd serves" in out.read_text(), server)
+        wait_for(lambda: "clients on" in (work / "llmd.log").read_text(), server)
+        subprocess.run([*llmctl, "model", "import", a.model, "--name", NAME], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*llmctl, "deploy", NAME, *placed], check=True)
         yield ["--url", "https://127.0.0.1:18443", "--ca", str(pki / "ca.crt"), "--model", NAME,
                "--cert", str(pki / "clients" / "demo.crt"), "--key", str(pki / "clients" / "demo.key")]  # fmt: skip
     finally:
@@ -88,7 +112,7 @@ def load(a: argparse.Namespace, target: list[str], level: str, seed: int, work: 
             "--concurrency",
             level,
             "--requests",
-            str(a.requests),
+            str(max(a.requests, 3 * int(level))),
             "--prompt-words",
             str(a.prompt_words),
             "--max-tokens",
@@ -115,8 +139,8 @@ def spread(rows: Rows, key: str, at: int | None = None) -> tuple[float, float, f
     return statistics.median(values), min(values), max(values)
 
 
-def table(rounds: dict[str, dict[str, Rows]]) -> str:
-    """`rounds`: server to level to its rows."""
+def table(rounds: dict[str, dict[str, Rows]], most: dict[str, float]) -> str:
+    """`rounds`: server to level to its rows. `most`: the ceiling of a level."""
     lines = ["| streams | | llmd | llama-server | llmd ÷ llama-server |", "|---|---|---|---|---|"]
     for level, mine in rounds["llmd"].items():
         theirs = rounds["llama-server"][level]
@@ -130,6 +154,9 @@ def table(rounds: dict[str, dict[str, Rows]]) -> str:
             figures = [spread(rows, key, at) for rows in (mine, theirs)]
             cells = [f"{form.format(m)}{unit} ({form.format(low)} – {form.format(high)})" for m, low, high in figures]
             lines.append(f"| {level} | {title} | {' | '.join(cells)} | {figures[0][0] / figures[1][0]:.2f} |")
+        if level in most:
+            reached = [f"{spread(rows, 'tok_s')[0] / most[level]:.2f}" for rows in (mine, theirs)]
+            lines.append(f"| {level} | of the bare loop's {most[level]:.0f} | {' | '.join(reached)} | |")
         failed = [sum(r["failed"] for r in rows) for rows in (mine, theirs)]
         lines.append(f"| {level} | failed requests | {failed[0]} | {failed[1]} | |")
     return "\n".join(lines)
@@ -179,9 +206,15 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--prompt-words", type=int, default=64)
     p.add_argument("--max-tokens", type=int, default=64)
+    p.add_argument("--gpus", default="", help="their UUIDs; none: the CPU")
+    p.add_argument("--ubatch", type=int, default=2048, help="of llmd on a GPU")
+    p.add_argument("--peer-args", default="", help="more of llama-server's own")
+    p.add_argument("--ceiling", default="", help="llama-batched-bench")
+    p.add_argument("--prompt-tokens", type=int, default=101, help="of a prompt, for the ceiling")
     p.add_argument("--out", default=str(HERE / "results" / "cpu"), help="where the table (.md) and the rows (.json) go")
     a = p.parse_args()
     levels = a.concurrency.split(",")
+    most = ceiling(a) if a.ceiling else {}
     rounds: dict[str, dict[str, Rows]] = {name: {n: [] for n in levels} for name in ("llama-server", "llmd")}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -199,7 +232,7 @@ def main() -> None:
         "failures: sums). llmd with mutual TLS, SSE and audit; llama-server with plain HTTP.\n\n"
         f"Command: `{command(p, a)}`\n\n"
     )
-    text = head + table(rounds) + "\n" + failures(rounds)
+    text = head + table(rounds, most) + "\n" + failures(rounds)
     Path(a.out + ".md").write_text(text)
     arguments = vars(a) | {"peer": "llama-server", "model": Path(a.model).name, "out": ""}
     Path(a.out + ".json").write_text(json.dumps({"arguments": arguments, "rounds": rounds}, indent=1) + "\n")

@@ -1,5 +1,5 @@
 """A runner without a model: what it says is given, and how fast. For tests, and to measure what the gateway itself
-costs.
+costs. It holds the engine to what `Runner` says.
 
 With `text` empty its pieces are `ARRIVED:EMITTED ` in nanoseconds of the monotonic clock, which a client on the same
 machine holds against its own.
@@ -8,15 +8,28 @@ machine holds against its own.
 import time
 from collections import abc
 
-from llmd.daemon.engine.types import Chunk, Logprob, ModelInfo, Plan, Sample
+from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample
 
 _BASE = 1 << 31
 
 
-class FakeRunner:
-    """`step_seconds`: the time of a step, 0: as fast as it goes. `text`: the words it says, over and over."""
+class Misuse(Exception):
+    """The engine did what `Runner` does not allow; the message says what."""
 
-    def __init__(self, *, slots: int, context: int = 4096, step_seconds: float = 0.0, text: str = "") -> None:
+
+class FakeRunner:
+    """`step_seconds`: the time of a step, 0: as fast as it goes. `text`: the words it says, over and over. `overlaps`:
+    it computes beside its caller, as a GPU does."""
+
+    def __init__(
+        self,
+        *,
+        slots: int,
+        context: int = 4096,
+        step_seconds: float = 0.0,
+        text: str = "",
+        overlaps: bool = False,
+    ) -> None:
         self.info = ModelInfo(
             vocab=1000,
             context=context,
@@ -31,26 +44,49 @@ class FakeRunner:
             parameters=0,
             size=0,
             longest_token=1,
+            overlaps=overlaps,
         )
         self.step_seconds = step_seconds
         self._words = [w + " " for w in text.split()]
         self._arrived = [0] * slots
         self._logprobs: list[int | None] = [None] * slots
         self._next = time.monotonic()
+        self._held = [0] * slots  # positions that each slot holds
+        self._plan: Plan | None = None  # of the step that was launched
 
-    def run(self, plan: Plan) -> abc.Iterator[list[Sample]]:
+    def launch(self, plan: Plan) -> None:
+        if self._plan is not None:
+            raise Misuse("launched before the step before was collected to its end")
         for start in plan.starts:
             prompt = start.prompt
             self._arrived[start.slot] = prompt[0] * _BASE + prompt[1]
             self._logprobs[start.slot] = start.params.logprobs
-        if self.step_seconds:
-            self._next = max(self._next + self.step_seconds, time.monotonic())
-            time.sleep(self._next - time.monotonic() if self._next > time.monotonic() else 0)
-        yield [self._sample(chunk) for chunk in plan.chunks if chunk.sample]
+            there = self._held[start.copy_from if start.copy_from >= 0 else start.slot]
+            if start.keep > there:
+                raise Misuse(f"slot {start.slot} is to keep {start.keep} positions of {there}")
+            self._held[start.slot] = start.keep
+        for chunk in plan.chunks:
+            if chunk.start != self._held[chunk.slot] or not chunk.tokens:
+                raise Misuse(f"slot {chunk.slot} holds {self._held[chunk.slot]} positions, not {chunk.start}")
+            self._held[chunk.slot] += len(chunk.tokens)
+        self._plan = plan
+        self._next = max(self._next + self.step_seconds, time.monotonic())
 
-    def _sample(self, chunk: Chunk) -> Sample:
+    def collect(self, masks: Masks = NO_MASKS) -> abc.Iterator[list[Sample]]:
+        if self._plan is None:
+            raise Misuse("collected without a launch")
+        if masks.keys() - {chunk.slot for chunk in self._plan.chunks if chunk.sample}:
+            raise Misuse("a mask for a slot that is not sampled")
+        if self.step_seconds:
+            time.sleep(self._next - time.monotonic() if self._next > time.monotonic() else 0)
+        yield [self._sample(chunk, masks) for chunk in self._plan.chunks if chunk.sample]
+        self._plan = None
+
+    def _sample(self, chunk: Chunk, masks: Masks) -> Sample:
         words = len(self._words)
         token = 1 + (chunk.start % words if words else chunk.slot)
+        if chunk.slot in masks:
+            token = next(t for t in range(self.info.vocab) if masks[chunk.slot][t // 32] >> t % 32 & 1)
         wanted = self._logprobs[chunk.slot]
         logprob = None if wanted is None else Logprob(token, -0.5, tuple((token, -0.5 - i) for i in range(wanted)))
         return Sample(chunk.slot, token, logprob)

@@ -10,16 +10,18 @@ This file and `vocabulary.py` are the only ones of the engine that import llama_
 import ctypes
 import os
 import secrets
-from collections import abc
+from collections import abc, deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
 from llmd.daemon.engine.messages import SamplingParams
-from llmd.daemon.engine.sampling import Sampling, is_simple
-from llmd.daemon.engine.types import Chunk, Logprob, ModelInfo, Plan, Sample, Start, next_cut
+from llmd.daemon.engine.passes import passes
+from llmd.daemon.engine.sampling import Floats, Sampling, forbid, is_simple, likeliest
+from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample, Start, next_cut
 from llmd.daemon.engine.vocabulary import Vocabulary, load
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 
@@ -29,8 +31,11 @@ REPEAT_WINDOW = 64
 # little on how many others are computed with it (measured: logits differ by up to 1.0). Pieces of 64 cost no more than
 # pieces of 256 (measured: 3.0 ms a token, both), shorter ones do
 BLOCK = 64
-# below this many vocabulary entries a step, threads cost more than they save
-PARALLEL_FROM = 60_000
+# a thread takes at least so many rows of a step: looking at one takes 40 µs, handing some over ten times that (measured
+# on 16 cores beside an H100)
+ROWS_A_THREAD = 16
+
+T = TypeVar("T")
 
 SPLIT_MODES = {
     "none": lib.LLAMA_SPLIT_MODE_NONE,
@@ -86,9 +91,10 @@ class LlamaRunner:
         self._logprobs: dict[int, int] = {}
         # on the CPU the threads of the arithmetic still spin when sampling begins: with as many of ours it is slower
         # than without (measured on 2 cores: 32 sequences in 3.1 ms against 2.6)
-        sampling = self._sampling_threads()
-        self._pool = ThreadPoolExecutor(sampling, thread_name_prefix="sample")
-        self._parallel_from = PARALLEL_FROM if sampling > 1 else 1 << 62
+        self._threads = min(8, self.threads) if self._gpu else max(1, self.threads // 2)
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="sample")
+        self._calls: deque[list[Chunk]] = deque()  # of the step, to be made yet
+        self._rows: list[tuple[int, int]] | None = None  # of the call that was made last; None: there was none
         self._warm_up()
 
     # --- loading
@@ -106,7 +112,8 @@ class LlamaRunner:
         params.n_batch = self.batch
         params.n_ubatch = min(self.batch, self._ubatch)
         params.type_k = params.type_v = self._kv_type
-        params.n_threads = params.n_threads_batch = self.threads
+        # beside a GPU there is next to nothing to do for them, and they spin after it, in the way of ours
+        params.n_threads = params.n_threads_batch = 1 if self._gpu else self.threads
         params.kv_unified = False
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO
         # a sliding-window cache cut to the window cannot be trimmed back to a shared prefix
@@ -140,6 +147,7 @@ class LlamaRunner:
             size=lib.llama_model_size(self._model),
             longest_token=vocabulary.longest,
             space_prefix=vocabulary.space_prefix,
+            overlaps=self._gpu,
         )
 
     def _arrays(self, size: int) -> None:
@@ -170,58 +178,103 @@ class LlamaRunner:
         for weights that compute nothing."""
         token = max(self._vocabulary.bos, 0)
         self._decode([Chunk(0, 0, [token], True)])
+        lib.llama_get_logits_ith(self._ctx, 0)
         logits = np.ctypeslib.as_array(lib.llama_get_logits(self._ctx), (self._n_vocab,))
         if np.isnan(logits).any() or not np.isfinite(logits.max()):
             raise ModelInvalid("the model's weights are damaged: what it computes is not a number")
         lib.llama_memory_clear(self._memory, False)
+        if self._gpu:
+            self._load_kernels(token)
+
+    def _load_kernels(self, token: int) -> None:
+        """A GPU loads a kernel when it is first asked for, and has others for other numbers of tokens: the first
+        requests would wait for that."""
+        most = min(self._ubatch, self.info.context)
+        sizes = [n for n in (*range(2, 9), *range(16, 129, 8), 256, 512, 1024, 2048, 4096) if n <= most]
+        slots = [n for n in (2, 4, 8, 16, 32, 64, 128, 256) if n <= self.info.slots]
+        calls = [[Chunk(0, 0, [token] * n, True)] for n in sizes]
+        calls += [[Chunk(slot, 0, [token], True) for slot in range(n)] for n in slots]
+        for _ in range(2):
+            for call in calls:
+                self._sample_all(self._decode(call), NO_MASKS)
+                lib.llama_memory_clear(self._memory, False)
 
     # --- a step
 
-    def run(self, plan: Plan) -> abc.Iterator[list[Sample]]:
-        """Carry out one step, part by part. Raises LlmdError when llama.cpp cannot: the context is then unusable."""
+    def launch(self, plan: Plan) -> None:
+        """Raises LlmdError when llama.cpp cannot compute it: the context is then unusable."""
         for start in plan.starts:
             self._start(start)
-        for part in self._parts(plan.chunks):
-            rows = self._decode(part)
-            if rows:
-                yield self._sample_all(rows)
-
-    def _parts(self, chunks: list[Chunk]) -> list[list[Chunk]]:
-        """What one call computes. A GPU takes the step at once. On the CPU every block of a prompt goes by itself:
-        llama.cpp cuts a mixed batch into pieces of equal length, which would make a text depend on its company."""
-        chunks = sorted(chunks, key=lambda c: c.slot)  # adjacent slots in one pass
+        self._calls, self._rows = self._dealt(plan.chunks), None
         if self._gpu:
-            return [chunks] if chunks else []
+            self._call_next()
+
+    def collect(self, masks: Masks = NO_MASKS) -> abc.Iterator[list[Sample]]:
+        """Raises LlmdError when llama.cpp cannot compute the step: the context is then unusable."""
+        if not self._gpu:
+            self._call_next()
+        while self._rows is not None:
+            samples = self._sample_all(self._rows, masks) if self._rows else []
+            if self._gpu:  # it computes the next call's while this one's are looked at
+                self._call_next()
+            if samples:
+                yield samples
+            if not self._gpu:
+                self._call_next()
+
+    def _call_next(self) -> None:
+        """Make the next call: a GPU begins with it, the CPU computes it."""
+        self._rows = self._decode(self._calls.popleft()) if self._calls else None
+
+    def _dealt(self, chunks: list[Chunk]) -> deque[list[Chunk]]:
+        """What each call computes; `passes.py` says how for a GPU. On the CPU every block of a prompt goes by itself:
+        llama.cpp cuts a mixed batch into pieces of equal length, which would make a text depend on its company."""
+        if self._gpu:
+            return deque(passes(chunks, self._ubatch, self.info.context, self._held if self.info.can_trim else None))
+        chunks = sorted(chunks, key=lambda c: c.slot)  # adjacent slots in one pass
         single = [c for c in chunks if len(c.tokens) == 1]
         blocks = [[block] for c in chunks if len(c.tokens) > 1 for block in _blocks(c)]
-        return [single, *blocks] if single else blocks
+        return deque([single, *blocks] if single else blocks)
 
-    def _sampling_threads(self) -> int:
-        return min(16, self.threads) if self._gpu else max(1, self.threads // 2)
-
-    def _sample_all(self, rows: list[tuple[int, int]]) -> list[Sample]:
+    def _sample_all(self, rows: list[tuple[int, int]], masks: Masks) -> list[Sample]:
         """One a row, in their order. `rows` are all the outputs of the last call, so the n-th is the n-th row of its
         logits."""
-        parts = 1 if len(rows) * self._n_vocab < self._parallel_from else self._pool._max_workers
-        size = -(-len(rows) // parts)
-        logits = np.ctypeslib.as_array(lib.llama_get_logits(self._ctx), (len(rows), self._n_vocab))
-        parted = [(rows[at : at + size], logits[at : at + size]) for at in range(0, len(rows), size)]
-        if len(parted) == 1:
-            return self._sample_some(*parted[0])
-        return [sample for some in self._pool.map(lambda part: self._sample_some(*part), parted) for sample in some]
-
-    def _sample_some(self, rows: list[tuple[int, int]], logits: np.ndarray[Any, Any]) -> list[Sample]:
+        # waits for the device, and sorts the rows once, so that the threads only read
+        lib.llama_get_logits_ith(self._ctx, rows[0][0])
+        at, size = ctypes.cast(lib.llama_get_logits(self._ctx), ctypes.c_void_p).value or 0, self._n_vocab
+        for i, (_, slot) in enumerate(rows):
+            if slot in masks:
+                forbid(self._row(i), masks[slot])
         simple = [i for i, (_, slot) in enumerate(rows) if slot not in self._samplers]
-        tokens = {
-            slot: lib.llama_sampler_sample(self._samplers[slot], self._ctx, row)
-            for row, slot in rows
-            if slot in self._samplers
-        }
+        others = [i for i, (_, slot) in enumerate(rows) if slot in self._samplers]
+        tokens: dict[int, int] = {}
         if simple:
             slots = [rows[i][1] for i in simple]
-            given = logits if len(simple) == len(rows) else logits[simple]
-            tokens |= zip(slots, self._sampling.sample(given, slots), strict=True)
-        return [self._as_sample(slot, tokens[slot], logits[i]) for i, (_, slot) in enumerate(rows)]
+            count = min(self._sampling.count(slots), size)
+            found = self._shared(lambda some: likeliest(at, size, some, count), simple, ROWS_A_THREAD)
+            ids, values = found[0] if len(found) == 1 else (np.concatenate(parts) for parts in zip(*found, strict=True))
+            tokens |= zip(simple, self._sampling.choose(ids, values, slots), strict=True)
+        for some in self._shared(lambda some: [(i, self._by_chain(*rows[i])) for i in some], others, 1):
+            tokens |= some
+        return [self._as_sample(i, slot, tokens[i]) for i, (_, slot) in enumerate(rows)]
+
+    def _row(self, n: int) -> Floats:
+        """The logits of the n-th output."""
+        rows = np.ctypeslib.as_array(lib.llama_get_logits(self._ctx), (n + 1, self._n_vocab))
+        return cast(Floats, rows[n])
+
+    def _shared(self, work: Callable[[list[int]], T], rows: list[int], least: int) -> list[T]:
+        """`work` on shares of the rows, in threads where there are twice `least` or more. Both kinds of sampling leave
+        the interpreter alone while they look at a row."""
+        parts = max(1, min(self._threads, len(rows) // least))
+        shares = [rows[len(rows) * n // parts : len(rows) * (n + 1) // parts] for n in range(parts) if rows]
+        return list(self._pool.map(work, shares)) if parts > 1 else [work(share) for share in shares]
+
+    def _by_chain(self, row: int, slot: int) -> int:
+        return int(lib.llama_sampler_sample(self._samplers[slot], self._ctx, row))
+
+    def _held(self, slot: int) -> int:
+        return int(lib.llama_memory_seq_pos_max(self._memory, slot)) + 1
 
     def _start(self, start: Start) -> None:
         if start.copy_from >= 0:
@@ -241,7 +294,8 @@ class LlamaRunner:
             self._logprobs[start.slot] = start.params.logprobs
 
     def _decode(self, chunks: list[Chunk]) -> list[tuple[int, int]]:
-        """Compute the chunks. Returns (row in the batch, slot) of each that is to be sampled."""
+        """Compute the chunks, or have the GPU begin with them. Returns (row in the batch, slot) of each that is to be
+        sampled."""
         rows, at = [], 0
         self._out[:] = 0
         for chunk in chunks:
@@ -249,17 +303,19 @@ class LlamaRunner:
             self._token[at:end] = chunk.tokens
             self._pos[at:end] = np.arange(chunk.start, chunk.start + len(chunk.tokens))
             self._seq[at:end] = chunk.slot
-            at = end
             if chunk.sample:
-                self._out[at - 1] = 1
-                rows.append((at - 1, chunk.slot))
+                last = end - chunk.filling - 1
+                self._out[last] = 1
+                rows.append((last, chunk.slot))
+            at = end
         self._batch.n_tokens = at
         status = lib.llama_decode(self._ctx, self._batch)
         if status != 0:
             raise LlmdError(f"llama.cpp could not compute a step (status {status})")
-        if rows:
-            # sorts the rows once, so that the sampling threads only read
-            lib.llama_get_logits_ith(self._ctx, rows[0][0])
+        for chunk in chunks:
+            if chunk.filling:
+                whole = chunk.start + len(chunk.tokens) - chunk.filling
+                lib.llama_memory_seq_rm(self._memory, chunk.slot, whole, -1)
         return rows
 
     # --- sampling
@@ -300,9 +356,9 @@ class LlamaRunner:
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed % 0xFFFFFFFF))
         return chain
 
-    def _as_sample(self, slot: int, token: int, logits: np.ndarray[Any, Any]) -> Sample:
+    def _as_sample(self, n: int, slot: int, token: int) -> Sample:
         wanted = self._logprobs.get(slot)
-        return Sample(slot, token, None if wanted is None else _logprob(logits.astype(np.float64), token, wanted))
+        return Sample(slot, token, None if wanted is None else _logprob(self._row(n).astype(np.float64), token, wanted))
 
     def close(self) -> None:
         """Free the device's memory. The runner cannot be used after."""

@@ -1,4 +1,8 @@
-"""The engine thread: drain commands, plan, run, apply, send. It alone touches the scheduler and the context.
+"""The engine thread: drain commands, plan, launch, show what the step before sampled, collect, apply. It alone touches
+the scheduler and the context.
+
+Where the device computes by itself, what a token makes visible (its text, a frame to the daemon) is worked out while
+the next step runs; a sequence's first token does not wait for that.
 
 Every request that was added gets exactly one end a choice, whatever happens to it; a runner that fails ends the
 process, and the daemon answers for it.
@@ -12,8 +16,11 @@ from queue import Empty, SimpleQueue
 
 from llmd.daemon.engine.messages import Busy, ChosenLogprob, Event, Finished, Step, Text, TokenLogprob
 from llmd.daemon.engine.output import LogprobOutput, TextOutput
+from llmd.daemon.engine.pace import Pace
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.types import Logprob, Request, Runner, Token
+
+BURST = 512
 
 
 @dataclass(slots=True)
@@ -29,12 +36,15 @@ class Engine:
 
     def __init__(self, runner: Runner, send: Callable[[Step], None], *, batch: int, chunk: int) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(runner.info, batch=batch, chunk=chunk)
+        # several prompts fill a pass of a device that computes by itself
+        self.scheduler = Scheduler(runner.info, batch=batch, chunk=chunk, burst=BURST if runner.info.overlaps else 0)
         self.step_began: float | None = None  # monotonic; None while there is nothing to do
         self.last_token = time.monotonic()
         self._send = send
         self._inbox: SimpleQueue[tuple[Request, ...] | int | None] = SimpleQueue()
         self._live: dict[tuple[int, int], _Live] = {}
+        self._pace = Pace(chunk, batch)
+        self._unseen: list[Token] = []  # sampled, and not shown yet
         # cancelled before the request was tokenized: ids, oldest dropped
         self._cancelled_early: OrderedDict[int, None] = OrderedDict()
 
@@ -97,15 +107,40 @@ class Engine:
                 self._cancelled_early.popitem(last=False)
 
     def _step(self) -> None:
+        if self.runner.info.overlaps:
+            self.scheduler.chunk = self._pace.chunk
+        began = time.monotonic()
         plan = self.scheduler.plan()
+        self.runner.launch(plan)
+        self._show()
         if plan.starts:
             self._report([])  # a long prompt may not give a token in this step, and it runs all the same
-        for samples in self.runner.run(plan):
-            tokens = self.scheduler.apply(plan, samples)
+        for samples in self.runner.collect():
+            self._show()
+            self._unseen = self.scheduler.apply(plan, samples)
             self.last_token = time.monotonic()
-            # the daemon writes to one client after the other: first tokens go first, they are what people wait for
-            tokens.sort(key=lambda token: token.sequence.generated)
-            self._report([event for token in tokens for event in self._events(token)])
+            if self.runner.info.overlaps:
+                self._show(first=True)
+            else:
+                self._show()
+        generating = sum(len(chunk.tokens) == 1 for chunk in plan.chunks)
+        prompts = sum(len(chunk.tokens) for chunk in plan.chunks) - generating
+        self._pace.note(prompts, generating, time.monotonic() - began)
+        if not self.scheduler.busy:
+            self._show()
+
+    def _show(self, *, first: bool = False) -> None:
+        """Send what the tokens that were sampled last make visible; with `first`, of sequences' first tokens only."""
+        now: list[Token] = []
+        later: list[Token] = []
+        for token in self._unseen:
+            (now if not first or token.finish or token.sequence.generated == 1 else later).append(token)
+        self._unseen = later
+        # the daemon writes to one client after the other: first tokens go first, they are what people wait for
+        now.sort(key=lambda token: token.sequence.generated)
+        events = [event for token in now for event in self._events(token)]
+        if events or (now and not first):
+            self._report(events)
 
     def _report(self, events: list[Event]) -> None:
         s = self.scheduler
@@ -115,7 +150,9 @@ class Engine:
         """What a token makes visible; nothing while its text is held back."""
         sequence, finish = new.sequence, new.finish
         key = (sequence.request.id, sequence.choice)
-        live = self._live[key]
+        live = self._live.get(key)
+        if live is None:
+            return  # cancelled since it was sampled
         text = ""
         if finish != "stop":  # a token that ends the text is not part of it
             if new.sample.logprob:

@@ -4,7 +4,7 @@ One rule: computed tokens catch up with known tokens. A step holds
 
 1. one token of every sequence that is one token behind: a generating one, or a prompt's last token;
 2. then pieces of prompts, until the step's token budget is used; the last piece may go over it. The budget is `batch`,
-   but while anything generates `chunk`, so that a long prompt never stalls other streams; twice that when many prompts
+   but while anything generates `chunk`, so that a long prompt never stalls other streams; `burst` when many prompts
    wait, because then first tokens are what most people wait for.
 
 Pieces are dealt round robin by owner, so that nobody's prompts hold up another's. Of one owner's turns, one goes to the
@@ -36,8 +36,10 @@ from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, Se
 MANY_PROMPTS = 4
 # the most slots that change hands in one step: planning it stays a fraction of computing it
 MAX_STARTS = 16
-# a turn's tokens where the runner does not cut prompts itself
+# a turn's tokens where the runner does not cut prompts itself; what is left of a prompt is one piece where it is SHORT:
+# two passes cost more than a longer one
 PIECE = 64
+SHORT = 128
 
 
 @dataclass(slots=True)
@@ -110,12 +112,12 @@ class FreeSlots:
 
 
 class Scheduler:
-    """`batch`: tokens a step when nothing generates; `chunk`: prompt tokens a step when something does. A step's prompt
-    tokens are less than one piece (two blocks) over that."""
+    """`batch`: tokens a step when nothing generates; `chunk`: prompt tokens a step when something does, `burst` when
+    many prompts wait (0: twice `chunk`). A step's prompt tokens are less than one piece (two blocks) over that."""
 
-    def __init__(self, info: ModelInfo, *, batch: int, chunk: int) -> None:
+    def __init__(self, info: ModelInfo, *, batch: int, chunk: int, burst: int = 0) -> None:
         self.info, self.block = info, info.exact_block
-        self.batch, self.chunk = batch, chunk
+        self.batch, self.chunk, self.burst = batch, chunk, burst
         self.slots = [Slot() for _ in range(info.slots)]
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in the order of arrival
@@ -208,7 +210,7 @@ class Scheduler:
         """How many prompt tokens this step may compute."""
         if not any(s.generated for s in self.running):
             return self.batch
-        return min(self.batch, self.chunk * (2 if prompts >= MANY_PROMPTS else 1))
+        return min(self.batch, self.chunk if prompts < MANY_PROMPTS else self.burst or 2 * self.chunk)
 
     def _deal(self, plan: Plan, behind: list[Sequence]) -> None:
         """Pieces to prompts, a piece an owner in turn, until the budget is used."""
@@ -266,7 +268,7 @@ class Scheduler:
         """Where the piece that begins at `at` ends."""
         if self.block:
             return next_cut(at, length, self.block)
-        return min(length, at + min(PIECE, left))
+        return length if length - at <= SHORT else at + min(PIECE, left)
 
     # --- slots
 

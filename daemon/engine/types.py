@@ -82,6 +82,7 @@ class Chunk:
     start: int
     tokens: list[int]
     sample: bool
+    filling: int = 0  # set by `passes.py`: how many of its last tokens are not its own, and are removed again
 
 
 @dataclass(slots=True)
@@ -144,18 +145,38 @@ class ModelInfo:
     longest_token: int = 0
     # the tokenizer puts a blank before a text: one that goes on after tokens must not have it
     space_prefix: bool = False
+    # `Runner.launch` returns while the device computes: what is done before `collect` costs no time
+    overlaps: bool = False
+
+
+# of one slot: a bit a token of the vocabulary, the lowest first, in 32-bit words; without its bit a token is not
+# sampled
+Mask = abc.Sequence[int]
+Masks = abc.Mapping[int, Mask]
+NO_MASKS: Masks = {}
 
 
 class Runner(Protocol):
-    """A model on its device. `run` and `close` are called by the engine thread alone; the rest by any thread.
+    """A model on its device. `launch`, `collect` and `close` are called by the engine thread alone; the rest by any
+    thread. A step is one `launch`, then one `collect` that is read to its end; steps follow one another.
 
-    `run` carries out one step and yields what it samples as it comes, part by part: a first token need not wait for the
-    other prompts of its step. It must be read to its end.
+    1. `launch(plan)` carries out the plan's starts, in order, and begins to compute its chunks. Where `info.overlaps`,
+       it returns while the device computes; a runner that computes on the caller's thread puts the work off to
+       `collect`.
+    2. Between the two the engine makes what was sampled before visible, takes in commands, and computes masks from the
+       tokens that it has. Sequences may end meanwhile: what is computed for them is thrown away. Nothing is planned:
+       a slot that becomes free is started anew by a later `launch` only.
+    3. `collect(masks)` yields what it samples as it comes, part by part: a first token need not wait for the other
+       prompts of its step, and while a part is looked at the device may compute the next. `masks` are by slot, of
+       chunks with `sample`; a slot without one may sample any token. Every chunk with `sample` gives one Sample.
+
+    `FakeRunner` holds engines to this.
     """
 
     info: ModelInfo
 
-    def run(self, plan: Plan) -> abc.Iterator[list[Sample]]: ...
+    def launch(self, plan: Plan) -> None: ...
+    def collect(self, masks: Masks = NO_MASKS) -> abc.Iterator[list[Sample]]: ...
     def piece(self, token: int) -> bytes: ...
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
     def detokenize(self, tokens: abc.Sequence[int]) -> str: ...

@@ -63,7 +63,7 @@ def plan(wish: Wish) -> Settings:
         path=wish.path,
         slots=wish.slots,
         context=wish.context,
-        batch=wish.batch,
+        batch=max(wish.batch, where.ubatch or 0),
         chunk=wish.chunk,
         threads=wish.threads,
         gpus=where.gpus,

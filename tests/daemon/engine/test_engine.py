@@ -5,32 +5,42 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from llmd.daemon.engine.fake import FakeRunner
+import pytest
+
+from llmd.daemon.engine.fake import FakeRunner, Misuse
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.messages import Event, Finished, SamplingParams, Step, Text, TokenLogprob
-from llmd.daemon.engine.types import Logprob, Plan, Request, Sample
+from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, Plan, Request, Sample, Start
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["in turn", "overlapped"])
+def overlaps(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Everything holds for a runner that computes beside its caller too."""
+    Queued.overlapped = request.param
+    yield request.param
 
 
 class Queued(FakeRunner):
     """Says the given pieces to every sequence, in order; `gate` lets a test hold it between steps."""
 
+    overlapped = False
+
     def __init__(self, pieces: list[bytes], slots: int = 2, eos_after: bool = False) -> None:
-        super().__init__(slots=slots)
+        super().__init__(slots=slots, overlaps=self.overlapped)
         self.pieces, self.eos_after = pieces, eos_after
         self.gate = threading.Semaphore(1_000_000)
         self.steps = 0
 
-    def run(self, plan: Plan) -> Iterator[list[Sample]]:
+    def collect(self, masks: Masks = NO_MASKS) -> Iterator[list[Sample]]:
         self.gate.acquire()
         self.steps += 1
-        out = []
-        for chunk in plan.chunks:
-            if chunk.sample:
-                at = chunk.start + len(chunk.tokens) - 2  # prompts here are two tokens long
-                done = self.eos_after and at >= len(self.pieces)
-                token = 0 if done else 1 + at % len(self.pieces)
-                out.append(Sample(chunk.slot, token, Logprob(token, -0.5, ((token, -0.5),))))
-        yield out
+        yield from super().collect(masks)
+
+    def _sample(self, chunk: Chunk, masks: Masks) -> Sample:
+        at = chunk.start + len(chunk.tokens) - 2  # prompts here are two tokens long
+        done = self.eos_after and at >= len(self.pieces)
+        token = 0 if done else 1 + at % len(self.pieces)
+        return Sample(chunk.slot, token, Logprob(token, -0.5, ((token, -0.5),)))
 
     def piece(self, token: int) -> bytes:
         return self.pieces[token - 1]
@@ -94,7 +104,7 @@ def test_a_stop_string_across_tokens_ends_the_work_and_is_not_shown() -> None:
     runner = Queued([b"one ", b"ST", b"OP", b" two", b" three", b" four"])
     events = run_one(runner, stop=("STOP",))
     assert "".join(e.text for e in texts(events)) == "one " and end(events).reason == "stop"
-    assert runner.steps == 3
+    assert runner.steps == (4 if runner.info.overlaps else 3), "beside its caller it has begun the next one"
 
 
 def test_half_a_character_is_held_back_and_its_token_still_counts() -> None:
@@ -163,3 +173,72 @@ def test_a_cancel_that_comes_before_its_request_counts() -> None:
     run.engine.add(request(2))
     run.wait_for_end(2)
     assert {e.id for e in run.events()} == {2}
+
+
+def test_texts_are_worked_out_while_the_next_step_runs_and_first_ones_at_once(overlaps: bool) -> None:
+    """What was sent when a step was launched, and when its samples were asked for."""
+    seen: list[tuple[str, list[str]]] = []
+
+    class Noted(Queued):
+        def launch(self, plan: Plan) -> None:
+            seen.append(("launch", [e.text for e in texts([e for s in run.sent for e in s.events])]))
+            super().launch(plan)
+
+        def collect(self, masks: Masks = NO_MASKS) -> Iterator[list[Sample]]:
+            seen.append(("collect", [e.text for e in texts([e for s in run.sent for e in s.events])]))
+            yield from super().collect(masks)
+
+    runner = Noted([b"a", b"b", b"c"])
+    runner.gate = threading.Semaphore(0)
+    run = Run(runner)
+    run.engine.add(request(1, max_tokens=3))
+    runner.gate.release(3)
+    run.wait_for_end(1)
+    assert [e.text for e in texts(run.events())] == ["a", "b", "c"]
+    assert seen == [
+        ("launch", []), ("collect", []), ("launch", ["a"]), ("collect", ["a"]),
+        ("launch", ["a"] if overlaps else ["a", "b"]), ("collect", ["a", "b"]),
+    ]  # fmt: skip
+
+
+# --- what a runner may count on
+
+PARAMS = SamplingParams(max_tokens=1)
+
+
+def start(slot: int, keep: int = 0, copy_from: int = -1) -> Start:
+    return Start(slot, copy_from, keep, PARAMS, (1, 2), 0)
+
+
+def misuses() -> dict[str, list[Plan | None]]:
+    """Plans to launch in turn; None collects."""
+    read = Plan([start(0)], [Chunk(0, 0, [1, 2], True)])
+    return {
+        "before the step before": [read, Plan([], [Chunk(0, 2, [3], True)])],
+        "without a launch": [None],
+        "holds 2 positions, not 3": [read, None, Plan([], [Chunk(0, 3, [3], True)])],
+        "holds 2 positions, not 0": [read, None, Plan([], [Chunk(0, 0, [3], True)])],
+        "to keep 3 positions of 2": [read, None, Plan([start(1, 3, copy_from=0)], [Chunk(1, 3, [3], True)])],
+        "not 7": [Plan([start(0)], [Chunk(0, 7, [], True)])],
+    }
+
+
+@pytest.mark.parametrize("said", misuses())
+def test_an_engine_that_does_what_a_runner_does_not_allow_is_told(said: str) -> None:
+    runner = FakeRunner(slots=2)
+    with pytest.raises(Misuse, match=said):
+        for plan in misuses()[said]:
+            if plan is None:
+                list(runner.collect())
+            else:
+                runner.launch(plan)
+
+
+def test_a_mask_lets_through_what_it_names_only() -> None:
+    runner = FakeRunner(slots=2)
+    runner.launch(Plan([start(0), start(1)], [Chunk(0, 0, [1, 2], True), Chunk(1, 0, [1], False)]))
+    with pytest.raises(Misuse, match="mask"):
+        list(runner.collect({1: [0xFFFFFFFF] * 32}))
+    words = [0] * 32
+    words[70 // 32] = 1 << 70 % 32
+    assert [s.token for s in next(runner.collect({0: words}))] == [70]

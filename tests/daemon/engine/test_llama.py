@@ -2,18 +2,20 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf_writer as gguf
 import pytest
 
+from llmd.daemon.engine import llama
 from llmd.daemon.engine.deadline import Deadline
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage, SamplingParams
 from llmd.daemon.engine.prompts import Prompts
 from llmd.daemon.engine.scheduler import Scheduler
-from llmd.daemon.engine.types import Request, Token
+from llmd.daemon.engine.types import Chunk, Request, Token
 from llmd.daemon.engine.vocabulary import of_file
 from llmd.daemon.errors import ModelInvalid
 
@@ -27,7 +29,8 @@ def texts(
     out: dict[tuple[int, int], list[Token]] = {}
     while s.busy:
         plan = s.plan()
-        for samples in runner.run(plan):
+        runner.launch(plan)
+        for samples in runner.collect():
             for token in s.apply(plan, samples):
                 out.setdefault((token.sequence.request.id, token.sequence.choice), []).append(token)
     return out
@@ -88,8 +91,49 @@ def test_sampling_in_threads_gives_what_sampling_in_turn_gives(
     in_turn = say()
     with ThreadPoolExecutor(4) as pool:
         monkeypatch.setattr(runner, "_pool", pool)
-        monkeypatch.setattr(runner, "_parallel_from", 0)
+        monkeypatch.setattr(runner, "_threads", 4)
+        monkeypatch.setattr(llama, "ROWS_A_THREAD", 1)
         assert say() == in_turn
+
+
+def test_a_token_that_a_mask_does_not_name_is_not_sampled(runner: LlamaRunner) -> None:
+    s = Scheduler(runner.info, batch=256, chunk=64)
+    s.add(ask(runner, 1, FRANCE))
+    s.add(ask(runner, 2, FRANCE, owner="b", temperature=1.0))
+    s.add(ask(runner, 3, FRANCE, owner="c", repeat_penalty=1.1))
+    allowed = runner.tokenize(" blue", add_special=False, parse_special=False)[0]
+    words = [0] * -(-runner.info.vocab // 32)
+    words[allowed // 32] = 1 << allowed % 32
+    while s.busy:
+        plan = s.plan()
+        runner.launch(plan)
+        for samples in runner.collect({c.slot: words for c in plan.chunks if c.sample}):
+            assert {sample.token for sample in samples} <= {allowed}
+            s.apply(plan, samples)
+
+
+def test_prompts_that_are_filled_up_for_a_gpu_say_what_they_would_say(
+    runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU gets them: calls of one pass, with filling that is cut off again."""
+    asked = [ask(runner, i, f"{FRANCE}{' and' * i} of", owner=str(i), max_tokens=4) for i in range(3)]
+    alone = [ids(texts(runner, [one])[one.id, 0]) for one in asked]
+    calls: list[list[int]] = []
+    decode = runner._decode
+
+    def noted(chunks: list[Chunk]) -> list[tuple[int, int]]:
+        calls.append([chunk.filling for chunk in chunks])
+        return decode(chunks)
+
+    monkeypatch.setattr(runner, "_gpu", True)
+    monkeypatch.setattr(runner, "info", replace(runner.info, exact_block=0, overlaps=True))
+    monkeypatch.setattr(runner, "_decode", noted)
+    monkeypatch.setattr("llmd.daemon.engine.passes.MAX_FILLING", 0.5)
+    together = texts(runner, asked)
+    assert [ids(together[one.id, 0]) for one in asked] == alone
+    lengths = [len(one.prompt) for one in asked]
+    assert calls[0] == [max(lengths) - n for n in lengths], "one call, filled up"
+    assert calls[1:] == [[0, 0, 0]] * 3
 
 
 def test_a_prefix_of_another_owner_is_read_anew(runner: LlamaRunner) -> None:

@@ -2,34 +2,69 @@
 
 import ctypes
 import math
+from collections.abc import Sequence
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
 
+from llmd.daemon.engine import sampling as module
 from llmd.daemon.engine.messages import SamplingParams
-from llmd.daemon.engine.sampling import Sampling, is_simple, likeliest
+from llmd.daemon.engine.sampling import Sampling, forbid, is_simple
 
 
 def rows(count: int, size: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, size)).astype(np.float32) * 3
 
 
-@pytest.mark.parametrize("size", [40, 300, 5000, 49152, 128_256])
-@pytest.mark.parametrize("count", [1, 2, 40])
-def test_the_likeliest_are_those_of_a_full_sort(size: int, count: int) -> None:
+def likeliest(logits: np.ndarray, wanted: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+    assert logits.dtype == np.float32 and logits.flags.c_contiguous
+    return module.likeliest(logits.ctypes.data, logits.shape[1], wanted, count)
+
+
+def sample(sampling: Sampling, logits: np.ndarray, slots: list[int]) -> list[int]:
+    return sampling.choose(*likeliest(logits, range(len(slots)), sampling.count(slots)), slots)
+
+
+@pytest.mark.parametrize("size", [40, 300, 2048, 5000, 49152, 128_256])
+@pytest.mark.parametrize("count", [1, 2, 40, 256])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_likeliest_are_those_of_a_full_sort(size: int, count: int, ties: bool) -> None:
     logits = rows(5, size)
-    ids, values = likeliest(logits, count)
-    for row in range(5):
+    logits = np.round(logits) if ties else logits
+    count, wanted = min(count, size), [4, 0, 0, 3]
+    ids, values = likeliest(logits, wanted, count)
+    for i, row in enumerate(wanted):
         expected = np.argsort(-logits[row], kind="stable")[:count]
-        assert ids[row].tolist() == expected.tolist()
-        assert values[row].tolist() == logits[row][expected].tolist()
+        assert ids[i].tolist() == expected.tolist()
+        assert values[i].tolist() == logits[row][expected].tolist()
+
+
+def test_what_is_forbidden_or_not_a_number_is_not_among_them() -> None:
+    logits = rows(1, 10_000)
+    logits[0, :5000] = np.nan
+    logits[0, 5000:] = -np.inf
+    logits[0, [1000, 9000]] = 1, 2
+    assert likeliest(logits, [0], 2)[0].tolist() == [[9000, 1000]]
+    ids, values = likeliest(logits, [0], 5)
+    assert ids[0, :2].tolist() == [9000, 1000] and values[0, 2:].tolist() == [-np.inf] * 3
+    logits[:] = np.nan
+    assert likeliest(logits, [0], 3)[1].tolist() == [[-np.inf] * 3]
+
+
+def test_a_mask_forbids_what_it_does_not_name() -> None:
+    for size in (100, 32 * 5):
+        logits = rows(1, size)
+        allowed = [0, 31, 32, size - 1]
+        words = [sum(1 << t % 32 for t in allowed if t // 32 == word) for word in range(-(-size // 32))]
+        forbid(logits[0], words)
+        assert np.flatnonzero(np.isfinite(logits[0])).tolist() == allowed
 
 
 def test_the_likeliest_of_the_odd_end_are_found() -> None:
     logits = np.zeros((1, 64 * 100 + 63), np.float32)
     logits[0, -1], logits[0, -63], logits[0, 0] = 3, 2, 1
-    assert likeliest(logits, 3)[0][0].tolist() == [logits.shape[1] - 1, logits.shape[1] - 63, 0]
+    assert likeliest(logits, [0], 3)[0][0].tolist() == [logits.shape[1] - 1, logits.shape[1] - 63, 0]
 
 
 def llama_candidates(logits: np.ndarray, params: SamplingParams) -> dict[int, float]:
@@ -64,7 +99,7 @@ def test_it_chooses_as_often_as_llama_cpp_says(params: SamplingParams) -> None:
     sampling = Sampling(draws)
     for slot in range(draws):
         sampling.start(slot, params, seed=slot)
-    chosen = sampling.sample(np.broadcast_to(logits, (draws, 3000)), list(range(draws)))
+    chosen = sample(sampling, np.repeat(logits, draws, axis=0), list(range(draws)))
     assert set(chosen) <= set(chances)
     for token, chance in chances.items():
         # five standard deviations
@@ -77,8 +112,8 @@ def test_the_same_seed_gives_the_same_tokens_whatever_the_company() -> None:
     for slot in range(8):
         together.start(slot, SamplingParams(1, top_k=20 if slot == 3 else 7 * slot + 1), seed=99 if slot == 3 else slot)
     steps = [rows(8, 10_000, seed=step) for step in range(20)]
-    first = [alone.sample(logits[3:4], [3])[0] for logits in steps]
-    assert first == [together.sample(logits, list(range(8)))[3] for logits in steps]
+    first = [sample(alone, logits[3:4], [3])[0] for logits in steps]
+    assert first == [sample(together, logits, list(range(8)))[3] for logits in steps]
     assert len(set(first)) > 10
 
 
@@ -88,7 +123,7 @@ def test_temperature_zero_takes_the_likeliest_among_others_that_do_not() -> None
     sampling.start(1, SamplingParams(1, temperature=2.0, top_k=50), seed=1)
     logits = rows(2, 9000)
     logits[0, 17] = logits[0, 4000] = 50
-    assert all(sampling.sample(logits, [0, 1])[0] == 17 for _ in range(20))
+    assert all(sample(sampling, logits, [0, 1])[0] == 17 for _ in range(20))
 
 
 def test_what_changes_logits_or_keeps_too_many_is_left_to_llama_cpp() -> None:

@@ -8,7 +8,8 @@ from llmd.daemon.serving.plan import Placement, Wish, plan
 
 def settings(placement: Placement) -> tuple[tuple[str, ...], str, str, int]:
     s = plan(Wish("m.gguf", 4, 512, 512, 256, 2, placement))
-    assert (s.path, s.slots, s.context, s.batch, s.chunk, s.threads) == ("m.gguf", 4, 512, 512, 256, 2)
+    assert (s.path, s.slots, s.context, s.chunk, s.threads) == ("m.gguf", 4, 512, 256, 2)
+    assert s.batch == max(512, s.ubatch), "a pass fits into a step"
     return s.gpus, s.split, s.kv_type, s.ubatch
 
 

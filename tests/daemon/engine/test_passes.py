@@ -1,0 +1,73 @@
+"""How a step's chunks are dealt to calls on a GPU."""
+
+import random
+from collections.abc import Callable
+
+from llmd.daemon.engine.passes import MAX_FILLING, MAX_GAP, passes
+from llmd.daemon.engine.types import Chunk
+
+
+def chunk(slot: int, size: int, start: int = 0, sample: bool = True) -> Chunk:
+    return Chunk(slot, start, list(range(1, size + 1)), sample)
+
+
+def seven(_: int) -> int:
+    """What every other slot holds."""
+    return 7
+
+
+def shape(
+    chunks: list[Chunk], ubatch: int = 512, context: int = 1024, held: Callable[[int], int] | None = seven
+) -> list[list[tuple[int, int]]]:
+    """Slot and length of each call's chunks."""
+    return [[(c.slot, len(c.tokens)) for c in call] for call in passes(chunks, ubatch, context, held)]
+
+
+def test_generating_sequences_are_one_call_by_slot_and_come_first() -> None:
+    assert shape([chunk(3, 100), chunk(1, 1, 50), chunk(0, 1, 9)]) == [[(0, 1), (1, 1)], [(3, 100)]]
+    assert shape([chunk(1, 1, 5)]) == [[(1, 1)]] and shape([]) == []
+
+
+def test_prompts_in_adjacent_slots_are_filled_up_to_the_longest() -> None:
+    (call,) = passes([chunk(1, 100), chunk(0, 97), chunk(2, 99)], 512, 1024, seven)
+    assert [(c.slot, len(c.tokens), c.filling) for c in call] == [(0, 100, 3), (1, 100, 0), (2, 100, 1)]
+    assert call[0].tokens == [*range(1, 98), 97, 97, 97]
+
+
+def test_a_group_ends_where_slots_lie_apart_a_pass_is_full_or_filling_costs_too_much() -> None:
+    assert shape([chunk(0, 100), chunk(2, 100)]) == [[(0, 100)], [(2, 100)]]
+    assert shape([chunk(i, 100) for i in range(7)]) == [[(i, 100) for i in range(5)], [(5, 100), (6, 100)]]
+    assert shape([chunk(0, 100), chunk(1, 50)]) == [[(0, 100)], [(1, 50)]]
+    assert shape([chunk(0, 100), chunk(1, 98)], context=99) == [[(0, 100)], [(1, 98)]], "no room behind the shorter"
+    assert shape([chunk(0, 100), chunk(1, 98)], held=None) == [[(0, 100)], [(1, 98)]]
+    assert shape([chunk(0, 2000)]) == [[(0, 2000)]]
+
+
+def test_who_is_named_first_is_computed_first() -> None:
+    assert shape([chunk(5, 100), chunk(9, 90), chunk(1, 80)]) == [[(5, 100)], [(9, 90)], [(1, 80)]]
+
+
+def test_small_gaps_between_generating_sequences_are_closed() -> None:
+    (call,) = passes([chunk(0, 1, 30), chunk(3, 1, 40), chunk(3 + MAX_GAP + 2, 1, 50)], 512, 1024, seven)
+    assert [(c.slot, c.start, c.sample, c.filling) for c in call] == [
+        (0, 30, True, 0), (1, 7, False, 1), (2, 7, False, 1), (3, 40, True, 0), (MAX_GAP + 5, 50, True, 0),
+    ]  # fmt: skip
+    assert shape([chunk(0, 1), chunk(2, 1)], context=7) == [[(0, 1), (2, 1)]], "the slot between them is full"
+    assert shape([chunk(0, 1), chunk(2, 1)], held=None) == [[(0, 1), (2, 1)]]
+
+
+def test_whatever_comes_every_token_is_computed_once_and_filling_is_bounded() -> None:
+    rng = random.Random(4)
+    for _ in range(300):
+        slots = rng.sample(range(64), rng.randrange(1, 40))
+        given = [chunk(s, rng.choice([1, 1, rng.randrange(2, 300)]), rng.randrange(500)) for s in slots]
+        calls = passes(given, 512, 1024, seven)
+        own = {c.slot for c in given}
+        back = {c.slot: c.tokens[: len(c.tokens) - c.filling] for call in calls for c in call if c.slot in own}
+        assert back == {c.slot: c.tokens for c in given}
+        for call in calls:
+            sizes = {len(c.tokens) for c in call}
+            assert len(sizes) == 1 and (len(call) == 1 or len(call) * max(sizes) <= 512)
+            if sizes != {1}:
+                assert sum(c.filling for c in call) <= MAX_FILLING * sum(len(c.tokens) for c in call)
+            assert all(c.start + len(c.tokens) <= 1024 or not c.filling for c in call)
