@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """llmd against llama-server on this machine: same model, threads, slots and client, one after the other in one run.
 
-With --gpus both compute on these GPUs, and with --ceiling (llama-batched-bench: the bare C++ loop, no sampling) the table
-says what share of its speed each reaches.
+With --gpus both compute on these GPUs, and with --ceiling (llama-batched-bench: the bare C++ loop, no sampling) the
+table says what share of its speed each reaches.
 
 A machine's speed drifts, so both servers stand ready and every level is measured on one right after the other,
 `--rounds` times; the table shows each server's median round (lowest – highest), and what its failed requests failed of.
@@ -52,8 +52,8 @@ def ceiling(a: argparse.Namespace) -> dict[str, float]:
 def llama_server(a: argparse.Namespace, work: Path) -> Iterator[list[str]]:
     """llama-server with plain HTTP; yields the client's arguments for it."""
     command = [a.peer, "-m", a.model, "-t", str(a.threads), "-tb", str(a.threads), "-np", str(a.slots),
-               "-c", str(a.slots * a.context), "--host", "127.0.0.1", "--port", "18080", *a.peer_args.split()]  # fmt: skip
-    command += ["-ngl", "99", "-fa", "on"] if a.gpus else []
+               "-c", str(a.slots * a.context), "--host", "127.0.0.1", "--port", "18080"]  # fmt: skip
+    command += [*(["-ngl", "99", "-fa", "on"] if a.gpus else []), *a.peer_args.split()]
     with (work / "llama-server.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=seen(a))
     try:
