@@ -85,6 +85,8 @@ def _take_on(terms: str) -> None:
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts
+    # a .pyc that the limit on files cuts off would break every later start
+    sys.dont_write_bytecode = True
     for kind, limit in (
         (resource.RLIMIT_AS, given["address_space"]),
         (resource.RLIMIT_FSIZE, given["file_size"]),

@@ -119,3 +119,12 @@ def test_a_child_dies_with_its_parent(program: Path) -> None:
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+async def test_a_child_leaves_no_compiled_module_that_a_limit_cut_off(program: Path) -> None:
+    """What it imports is imported again, by others: half a .pyc breaks them."""
+    (program.parent / "large.py").write_text("\n".join(f"x{i} = {i}" for i in range(20_000)))
+    program.write_text(f"import large\n{SAYS}")
+    await said(limits=Limits(file_size=1000))
+    assert not (program.parent / "__pycache__").exists()
+    await said()
