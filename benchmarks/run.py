@@ -181,19 +181,31 @@ def failures(rounds: dict[str, dict[str, Rows]]) -> str:
     return "\nWhy requests failed:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
-def machine() -> str:
+def machine(gpus: str = "") -> str:
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}{gpu(gpus)}"
+
+
+def gpu(gpus: str) -> str:
+    if not gpus:
+        return ""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", gpus]
+    return ", " + subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().replace("\n", ", ")
+
+
+def shown(name: str, value: Any) -> Any:
+    """An argument as others would type it."""
+    return {"gpus": "UUID", "ceiling": "llama-batched-bench", "peer_args": f'"{value}"'}.get(name, value)
 
 
 def command(p: argparse.ArgumentParser, a: argparse.Namespace) -> str:
     """What was typed: `make bench` names the peer and the model."""
     given = [
-        f"--{k.replace('_', '-')} {v}"
+        f"--{k.replace('_', '-')} {shown(k, v)}"
         for k, v in vars(a).items()
-        if v != p.get_default(k) and k not in ("peer", "model")
+        if v != p.get_default(k) and k not in ("peer", "model", "out")
     ]
     return "make bench" + (f" ARGS='{' '.join(given)}'" if given else "")
 
@@ -230,7 +242,7 @@ def main() -> None:
                         print(f"{name:12} ", end="", flush=True)
                         rounds[name][level].append(load(a, target, level, number + 1, work))
     head = (
-        f"# llmd and llama-server\n\n{machine()}, {datetime.now(UTC):%Y-%m-%d}. {Path(a.model).name}, "
+        f"# llmd and llama-server\n\n{machine(a.gpus)}, {datetime.now(UTC):%Y-%m-%d}. {Path(a.model).name}, "
         f"{a.threads} threads, {a.slots} slots of {a.context} tokens, prompts of {a.prompt_words} words, "
         f"{a.max_tokens} output tokens, {a.requests} requests a level, medians of {a.rounds} rounds (lowest – highest; "
         "failures: sums). llmd with mutual TLS, SSE and audit; llama-server with plain HTTP.\n\n"
@@ -238,7 +250,8 @@ def main() -> None:
     )
     text = head + table(rounds, most) + "\n" + failures(rounds)
     Path(a.out + ".md").write_text(text)
-    arguments = vars(a) | {"peer": "llama-server", "model": Path(a.model).name, "out": ""}
+    arguments = {k: shown(k, v) for k, v in vars(a).items()}
+    arguments |= {"peer": "llama-server", "model": Path(a.model).name, "out": ""}
     Path(a.out + ".json").write_text(json.dumps({"arguments": arguments, "rounds": rounds}, indent=1) + "\n")
     print(text)
 

@@ -187,17 +187,19 @@ class LlamaRunner:
             self._load_kernels(token)
 
     def _load_kernels(self, token: int) -> None:
-        """A GPU loads a kernel when it is first asked for, and has others for other numbers of tokens: the first
-        requests would wait for that."""
-        most = min(self._ubatch, self.info.context)
-        sizes = [n for n in (*range(2, 9), *range(16, 129, 8), 256, 512, 1024, 2048, 4096) if n <= most]
-        slots = [n for n in (2, 4, 8, 16, 32, 64, 128, 256) if n <= self.info.slots]
-        calls = [[Chunk(0, 0, [token] * n, True)] for n in sizes]
-        calls += [[Chunk(slot, 0, [token], True) for slot in range(n)] for n in slots]
-        for _ in range(2):
-            for call in calls:
+        """A GPU loads a kernel when it is first asked for, and has others for other numbers of tokens, even and odd:
+        the first requests would wait for that. Prompts are followed by a token, as requests are."""
+        most = min(self._ubatch, self.info.context - 1)
+        even = [*range(2, 9), *range(16, 129, 8), 256, 512, 1024, 2048, 4096]
+        calls = [(1, n) for n in sorted({*even, *(n - 3 for n in even if n > 8)}) if n <= most]
+        for slots in (2, 3, 4, 8, 16, 32, 64, 128, 256):
+            if slots <= self.info.slots:
+                calls += [(slots, n) for n in (1, 61) if n * slots <= most]
+        for slots, n in calls:
+            for start, size in ((0, n), (n, 1)):
+                call = [Chunk(slot, start, [token] * size, True) for slot in range(slots)]
                 self._sample_all(self._decode(call), NO_MASKS)
-                lib.llama_memory_clear(self._memory, False)
+            lib.llama_memory_clear(self._memory, False)
 
     # --- a step
 

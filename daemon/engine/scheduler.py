@@ -5,7 +5,7 @@ One rule: computed tokens catch up with known tokens. A step holds
 1. one token of every sequence that is one token behind: a generating one, or a prompt's last token;
 2. then pieces of prompts, until the step's token budget is used; the last piece may go over it. The budget is `batch`,
    but while anything generates `chunk`, so that a long prompt never stalls other streams; `burst` when many prompts
-   wait, because then first tokens are what most people wait for.
+   wait (times their number by eights), because then first tokens are what most people wait for.
 
 Pieces are dealt round robin by owner, so that nobody's prompts hold up another's. Of one owner's turns, one goes to the
 prompt with the least left to read and the next to the oldest: a short one is soon read behind a long one, and the long
@@ -210,7 +210,10 @@ class Scheduler:
         """How many prompt tokens this step may compute."""
         if not any(s.generated for s in self.running):
             return self.batch
-        return min(self.batch, self.chunk if prompts < MANY_PROMPTS else self.burst or 2 * self.chunk)
+        if prompts < MANY_PROMPTS:
+            return min(self.batch, self.chunk)
+        # the more wait, the less it helps the others that streams go on smoothly
+        return min(self.batch, self.burst * max(1, prompts // (2 * MANY_PROMPTS)) or 2 * self.chunk)
 
     def _deal(self, plan: Plan, behind: list[Sequence]) -> None:
         """Pieces to prompts, a piece an owner in turn, until the budget is used."""
