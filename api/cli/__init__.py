@@ -4,6 +4,7 @@ main.py        the command, its exit codes, the daemon's own subcommands
 model.py       `llmctl model`
 client.py      `llmctl client`
 audit.py       `llmctl audit`, offline verification too
+bench.py       how fast a deployed model answers
 chat.py        `llmctl chat`
 connection.py  HTTP over the admin socket
 terminal.py    tables, progress bars, text that is safe to print

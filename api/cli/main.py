@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from llmd.api.cli import audit as cli_audit
+from llmd.api.cli import bench as cli_bench
 from llmd.api.cli import chat as cli_chat
 from llmd.api.cli import client as cli_client
 from llmd.api.cli import model as cli_model
@@ -168,5 +169,5 @@ def reload(client: Client, json_: bool) -> None:
     )
 
 
-for command in (cli_model.model, cli_client.client, cli_audit.audit, cli_chat.chat):
+for command in (cli_model.model, cli_client.client, cli_audit.audit, cli_chat.chat, cli_bench.bench):
     main.add_command(command)

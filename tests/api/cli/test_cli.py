@@ -250,6 +250,26 @@ def until(what: Callable[[], bool]) -> None:
     raise AssertionError("it did not come")
 
 
+def test_a_deployed_model_is_measured_as_its_clients_see_it(llmd: Llmd) -> None:
+    for _ in range(2):  # a second run has a certificate of its own
+        found = llmd.llmctl(
+            "bench", "smol", "--streams", "1,3", "--requests", "4", "--max-tokens", "3", "--prompt-words", "5"
+        )
+    assert set(found["streams"]) == {"1", "3"}
+    for level in found["streams"].values():
+        assert level["requests"] == 4 and level["failed"] == 0 and level["tokens_per_second"] > 0
+        assert 0 < level["ttft_ms"]["p50"] <= level["ttft_ms"]["p99"]
+        assert abs(sum(level["share"].values()) - 1) < 0.01 and level["share"]["generate"] > 0
+    (client,) = [c for c in llmd.llmctl("client", "list") if c["name"] == "bench"]
+    assert len(client["certificates"]) == 2 and all(c["revoked_at"] for c in client["certificates"])
+    shown = run(llmd, "bench", "smol", "--streams", "2", "--requests", "2", "--max-tokens", "2", "--prompt-words", "3")
+    assert "TOK/S" in shown and "%" in shown
+    none = run(llmd, "bench", "none", "--streams", "1", "--requests", "1", code=1)
+    assert "1 at a time: ValueError: 404 " in none
+    assert "1 to 512" in run(llmd, "bench", "smol", "--streams", "0", code=2)
+    assert "as in 1,8,32" in run(llmd, "bench", "smol", "--streams", "x", code=2)
+
+
 def test_roles_are_given_shown_changed_and_logged(llmd: Llmd, tmp_path: Path) -> None:
     assert "role operator" in run(llmd, "client", "issue", "rita", "--role", "operator", "--out", str(tmp_path))
     tls = llmd.tls("rita", tmp_path)
