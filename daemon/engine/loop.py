@@ -130,7 +130,7 @@ class Engine:
             self._show()
 
     def _show(self, *, first: bool = False) -> None:
-        """Send what the tokens that were sampled last make visible; with `first`, of sequences' first tokens only."""
+        """Send what the tokens that were sampled last make visible; with `first`, of first and last ones only."""
         now: list[Token] = []
         later: list[Token] = []
         for token in self._unseen:
