@@ -23,7 +23,6 @@ from llmd.daemon.engine.types import Chunk, Request
 
 clock = time.perf_counter
 PARTS = ("launch", "wait", "sample", "plan", "apply", "show")
-WARM_UP = 8  # tokens
 
 
 class Spent:

@@ -79,12 +79,11 @@ def llmd(a: argparse.Namespace, work: Path) -> Iterator[list[str]]:
     placed = ["--gpus", a.gpus, "--ubatch", str(a.ubatch)] if a.gpus else []
     try:
         wait_for(lambda: "clients on" in (work / "llmd.log").read_text(), server)
-        subprocess.run([*llmctl, "model", "import", a.model, "--name", NAME], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run([*llmctl, "deploy", NAME, *placed], check=True)
-    except subprocess.CalledProcessError as e:
-        server.terminate()
-        raise SystemExit((work / "llmd.log").read_text()[-3000:]) from e
-    try:
+        try:
+            subprocess.run([*llmctl, "model", "import", a.model, "--name", NAME], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*llmctl, "deploy", NAME, *placed], check=True)
+        except subprocess.CalledProcessError as e:
+            raise SystemExit((work / "llmd.log").read_text()[-3000:]) from e
         yield ["--url", "https://127.0.0.1:18443", "--ca", str(pki / "ca.crt"), "--model", NAME,
                "--cert", str(pki / "clients" / "demo.crt"), "--key", str(pki / "clients" / "demo.key")]  # fmt: skip
     finally:

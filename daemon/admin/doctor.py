@@ -106,7 +106,7 @@ class Doctor:
         except AuditUnavailable as e:
             return check("audit", False, f"it could not be checked: {e.message}", "see the daemon's log"), ""
         if report.verdict == "unchecked":
-            return check("audit", False, f"it could not be checked {report.error}", "see the daemon's log"), ""
+            return check("audit", False, f"it could not be checked: {report.error}", "see the daemon's log"), ""
         if not report.ok:
             fix = "run `llmctl audit verify` and keep a copy"
             return check("audit", False, "the audit log's chain is broken", fix), ""
