@@ -19,6 +19,7 @@ import llama_cpp.llama_cpp as lib
 
 from llmd.daemon.engine import llama, messages
 from llmd.daemon.engine.loop import Engine
+from llmd.daemon.engine.sampling import Sampling
 from llmd.daemon.engine.types import Chunk, Request
 
 clock = time.perf_counter
@@ -113,8 +114,9 @@ def level(runner: llama.LlamaRunner, out: socket.socket, spent: Spent, a: argpar
 
 def passes(runner: llama.LlamaRunner, a: argparse.Namespace) -> None:
     """One call with prompts in adjacent slots, by itself."""
-    sizes = [(1, n) for n in (8, 16, 32, 64, 101, 128, 192, 256, 384, 512, 1024, 2048)]
-    sizes += [(k, 101) for k in (2, 3, 4, 5, 8, 16)] + [(k, 1) for k in (1, 2, 4, 8, 16, 32, 64, 96, 128)]
+    sizes = [(1, n) for n in (8, 16, 17, 32, 64, 101, 128, 192, 256, 384, 512, 1024, 2048)]
+    sizes += [(k, 101) for k in (2, 3, 4, 5, 8, 16)] + [(k, 17) for k in (2, 4, 8, 16, 32)]
+    sizes += [(k, 1) for k in (1, 2, 4, 8, 16, 32, 64, 96, 128, 256)]
     for prompts, size in sizes:
         if prompts > runner.info.slots or size > runner.info.context or prompts * size > a.batch:
             continue
@@ -161,7 +163,7 @@ def main() -> None:
     levels = [int(n) for n in a.levels.split(",")]
     for threads, n in itertools.product([int(t) for t in a.sampling_threads.split(",") if t] or [0], levels):
         if threads:
-            runner._threads = threads
+            runner._sampling = Sampling(a.slots, threads)
             print(f"{threads} sampling threads", end=" ")
         level(runner, out, spent, a, n)
     os._exit(0)

@@ -8,19 +8,19 @@ This file and `vocabulary.py` are the only ones of the engine that import llama_
 """
 
 import ctypes
+import itertools
 import os
 import secrets
 from collections import abc, deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
 from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.passes import passes
-from llmd.daemon.engine.sampling import Floats, Sampling, forbid, is_simple, likeliest
+from llmd.daemon.engine.sampling import Floats, Sampling, forbid, is_simple
 from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample, Start, next_cut
 from llmd.daemon.engine.vocabulary import Vocabulary, load
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
@@ -31,11 +31,6 @@ REPEAT_WINDOW = 64
 # little on how many others are computed with it (measured: logits differ by up to 1.0). Pieces of 64 cost no more than
 # pieces of 256 (measured: 3.0 ms a token, both), shorter ones do
 BLOCK = 64
-# a thread takes at least so many rows of a step: looking at one takes 40 µs, handing some over ten times that (measured
-# on 16 cores beside an H100)
-ROWS_A_THREAD = 16
-
-T = TypeVar("T")
 
 SPLIT_MODES = {
     "none": lib.LLAMA_SPLIT_MODE_NONE,
@@ -86,13 +81,13 @@ class LlamaRunner:
         self._memory = lib.llama_get_memory(self._ctx)
         self.info = self._describe(slots)
         self._arrays(self.batch)
-        self._sampling = Sampling(slots)
         self._samplers: dict[int, Any] = {}  # of the slots for which `_sampling` cannot choose
         self._logprobs: dict[int, int] = {}
         # on the CPU the threads of the arithmetic still spin when sampling begins: with as many of ours it is slower
         # than without (measured on 2 cores: 32 sequences in 3.1 ms against 2.6)
-        self._threads = min(8, self.threads) if self._gpu else max(1, self.threads // 2)
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="sample")
+        threads = min(8, self.threads) if self._gpu else max(1, self.threads // 2)
+        self._sampling = Sampling(slots, threads)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sample")
         self._calls: deque[list[Chunk]] = deque()  # of the step, to be made yet
         self._rows: list[tuple[int, int]] | None = None  # of the call that was made last; None: there was none
         self._warm_up()
@@ -252,25 +247,28 @@ class LlamaRunner:
         tokens: dict[int, int] = {}
         if simple:
             slots = [rows[i][1] for i in simple]
-            count = min(self._sampling.count(slots), size)
-            found = self._shared(lambda some: likeliest(at, size, some, count), simple, ROWS_A_THREAD)
-            ids, values = found[0] if len(found) == 1 else (np.concatenate(parts) for parts in zip(*found, strict=True))
-            tokens |= zip(simple, self._sampling.choose(ids, values, slots), strict=True)
-        for some in self._shared(lambda some: [(i, self._by_chain(*rows[i])) for i in some], others, 1):
-            tokens |= some
-        return [self._as_sample(i, slot, tokens[i]) for i, (_, slot) in enumerate(rows)]
+            tokens |= zip(simple, self._sampling.choose(at, size, simple, slots), strict=True)
+        if others:
+            tokens |= zip(others, self._pool.map(lambda i: self._by_chain(*rows[i]), others), strict=True)
+        shown = self._shown(at, rows, tokens)
+        return [Sample(slot, tokens[i], shown.get(i)) for i, (_, slot) in enumerate(rows)]
+
+    def _shown(self, at: int, rows: list[tuple[int, int]], tokens: dict[int, int]) -> dict[int, Logprob]:
+        """The log-probabilities of the rows whose requests want them, under the model's own distribution."""
+        wanted = {i: self._logprobs[slot] for i, (_, slot) in enumerate(rows) if slot in self._logprobs}
+        if not wanted:
+            return {}
+        found = self._sampling.likeliest(at, self._n_vocab, list(wanted), max(wanted.values()))
+        shown = {}
+        for (i, count), ids, values, norm in zip(wanted.items(), *found, strict=True):
+            top = tuple((int(t), float(v - norm)) for t, v in zip(ids[:count], values[:count], strict=True))
+            shown[i] = Logprob(tokens[i], float(self._row(i)[tokens[i]] - norm), top)
+        return shown
 
     def _row(self, n: int) -> Floats:
         """The logits of the n-th output."""
         rows = np.ctypeslib.as_array(lib.llama_get_logits(self._ctx), (n + 1, self._n_vocab))
         return cast(Floats, rows[n])
-
-    def _shared(self, work: Callable[[list[int]], T], rows: list[int], least: int) -> list[T]:
-        """`work` on shares of the rows, in threads where there are twice `least` or more. Both kinds of sampling leave
-        the interpreter alone while they look at a row."""
-        parts = max(1, min(self._threads, len(rows) // least))
-        shares = [rows[len(rows) * n // parts : len(rows) * (n + 1) // parts] for n in range(parts) if rows]
-        return list(self._pool.map(work, shares)) if parts > 1 else [work(share) for share in shares]
 
     def _by_chain(self, row: int, slot: int) -> int:
         return int(lib.llama_sampler_sample(self._samplers[slot], self._ctx, row))
@@ -298,19 +296,17 @@ class LlamaRunner:
     def _decode(self, chunks: list[Chunk]) -> list[tuple[int, int]]:
         """Compute the chunks, or have the GPU begin with them. Returns (row in the batch, slot) of each that is to be
         sampled."""
-        rows, at = [], 0
-        self._out[:] = 0
-        for chunk in chunks:
-            end = at + len(chunk.tokens)
-            self._token[at:end] = chunk.tokens
-            self._pos[at:end] = np.arange(chunk.start, chunk.start + len(chunk.tokens))
-            self._seq[at:end] = chunk.slot
-            if chunk.sample:
-                last = end - chunk.filling - 1
-                self._out[last] = 1
-                rows.append((last, chunk.slot))
-            at = end
-        self._batch.n_tokens = at
+        lengths = [len(chunk.tokens) for chunk in chunks]
+        ends = list(itertools.accumulate(lengths))
+        size = ends[-1]
+        self._token[:size] = [token for chunk in chunks for token in chunk.tokens]
+        self._seq[:size] = np.repeat([chunk.slot for chunk in chunks], lengths)
+        back = [end - length - chunk.start for chunk, end, length in zip(chunks, ends, lengths, strict=True)]
+        self._pos[:size] = np.arange(size) - np.repeat(back, lengths)
+        rows = [(e - c.filling - 1, c.slot) for c, e in zip(chunks, ends, strict=True) if c.sample]
+        self._out[:size] = 0
+        self._out[[row for row, _ in rows]] = 1
+        self._batch.n_tokens = size
         status = lib.llama_decode(self._ctx, self._batch)
         if status != 0:
             raise LlmdError(f"llama.cpp could not compute a step (status {status})")
@@ -358,13 +354,10 @@ class LlamaRunner:
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed % 0xFFFFFFFF))
         return chain
 
-    def _as_sample(self, n: int, slot: int, token: int) -> Sample:
-        wanted = self._logprobs.get(slot)
-        return Sample(slot, token, None if wanted is None else _logprob(self._row(n).astype(np.float64), token, wanted))
-
     def close(self) -> None:
         """Free the device's memory. The runner cannot be used after."""
         self._pool.shutdown()
+        self._sampling.close()
         for chain in self._samplers.values():
             lib.llama_sampler_free(chain)
         lib.llama_free(self._ctx)
@@ -382,13 +375,3 @@ def _blocks(chunk: Chunk) -> list[Chunk]:
         )
         at = cut
     return pieces
-
-
-def _logprob(logits: np.ndarray[Any, Any], token: int, wanted: int) -> Logprob:
-    logs = logits - logits.max()
-    logs -= np.log(np.exp(logs).sum())
-    top: list[int] = []
-    if wanted:
-        likeliest = np.argpartition(-logs, wanted)[:wanted]
-        top = [int(t) for t in likeliest[np.argsort(-logs[likeliest])]]
-    return Logprob(token, float(logs[token]), tuple((t, float(logs[t])) for t in top))

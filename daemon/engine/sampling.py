@@ -1,9 +1,9 @@
-"""Chooses tokens for many sequences at once, in a few array operations.
+"""Chooses tokens for many sequences at once.
 
 Sampling, not the GPU, is what limits a server with many streams: a vocabulary has 128,000 entries, and llama.cpp's
-samplers copy and sort them for one sequence after the other. Here the likeliest `top_k` are found in C (`top.c`: a row
-of 128,256 in 35 µs, memory's speed), and the rest works on those few. The filters and their order are llama.cpp's:
-top-k, top-p, min-p, temperature.
+samplers copy and sort them for one sequence after the other, while the GPU waits. `sampling.c` finds the likeliest
+`top_k` (a row of 128,256 in 35 µs, memory's speed), filters them and draws, in several threads. The filters and their
+order are llama.cpp's: top-k, top-p, min-p, temperature.
 """
 
 import ctypes
@@ -20,11 +20,18 @@ from llmd.daemon.engine.types import Mask
 MAX_TOP_K = 256
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
-_top = ctypes.CDLL(str(Path(__file__).with_name("_top.abi3.so"))).llmd_top
+# a slot's parameters and random state, as `sampling.c` has them
+STATE = [("top_k", "i8"), ("top_p", "f8"), ("min_p", "f8"), ("temperature", "f8"), ("seed", "u8"), ("drawn", "u8")]
+
+_lib = ctypes.CDLL(str(Path(__file__).with_name("_sampling.abi3.so")))
 _pointer, _number = ctypes.c_void_p, ctypes.c_int64
-_top.argtypes = [_pointer, _number, _pointer, _number, _number, _pointer, _pointer]
+_lib.llmd_open.argtypes, _lib.llmd_open.restype = [_number], _pointer
+_lib.llmd_close.argtypes, _lib.llmd_close.restype = [_pointer], None
+_lib.llmd_choose.argtypes = [_pointer, _pointer, _number, _pointer, _pointer, _number, _pointer, _pointer]
+_lib.llmd_likeliest.argtypes = [_pointer, _pointer, _number, _pointer, _number, _number, _pointer, _pointer, _pointer]
 
 
 def is_simple(params: SamplingParams) -> bool:
@@ -34,55 +41,55 @@ def is_simple(params: SamplingParams) -> bool:
 
 
 class Sampling:
-    """The parameters and random states of `slots` sequences. One thread uses it."""
+    """The parameters and random states of `slots` sequences, and `threads` to look at logits with, the caller's among
+    them. One thread uses it. `logits` below is where 32-bit floats lie, `size` of them a row."""
 
-    def __init__(self, slots: int) -> None:
-        self._top_k = np.ones(slots, np.int64)
-        self._top_p, self._min_p = np.ones(slots), np.zeros(slots)
-        self._temperature = np.ones(slots)
-        self._seed, self._drawn = np.zeros(slots, np.uint64), np.zeros(slots, np.uint64)
+    def __init__(self, slots: int, threads: int = 1) -> None:
+        self._states = np.zeros(slots, STATE)
+        self._pool = _lib.llmd_open(threads - 1)
+        if not self._pool:
+            raise MemoryError
 
     def start(self, slot: int, params: SamplingParams, seed: int) -> None:
         """A sequence enters a slot. The same `seed` (64 bits) gives the same random numbers, whatever else is
         sampled."""
         greedy = params.temperature <= 0
-        self._top_k[slot] = 1 if greedy else params.top_k
-        self._top_p[slot], self._min_p[slot] = (1.0, 0.0) if greedy else (params.top_p, params.min_p)
-        self._temperature[slot] = 1.0 if greedy else params.temperature
-        self._seed[slot], self._drawn[slot] = np.uint64(seed & (1 << 64) - 1), 0
+        filters = (1, 1.0, 0.0, 1.0) if greedy else (params.top_k, params.top_p, params.min_p, params.temperature)
+        self._states[slot] = (*filters, seed & (1 << 64) - 1, 0)
 
-    def count(self, slots: Sequence[int]) -> int:
-        """How many of the likeliest `choose` needs for these."""
-        return int(self._top_k[np.array(slots)].max())
+    def choose(self, logits: int, size: int, rows: Sequence[int], slots: Sequence[int]) -> list[int]:
+        """The next token of each slot from its row; 0 where a row holds no number."""
+        at, of, tokens = np.array(rows, np.int64), np.array(slots, np.int64), np.empty(len(rows), np.int64)
+        self._done(
+            _lib.llmd_choose(
+                self._pool, logits, size, at.ctypes.data, of.ctypes.data, len(at), self._states.ctypes.data,
+                tokens.ctypes.data,
+            )
+        )  # fmt: skip
+        return tokens.tolist()
 
-    def choose(self, ids: Ints, found: Floats, slots: Sequence[int]) -> list[int]:
-        """The next token of each slot, of the likeliest in its row: ids and logits, greatest first, shape (len(slots),
-        `count`)."""
-        at = np.array(slots)
-        top_k = self._top_k[at]
-        values = found.astype(np.float64)
-        values -= values[:, :1]
-        out = np.arange(values.shape[1]) >= top_k[:, None]
-        weights = np.where(out, 0.0, np.exp(values))
-        before = np.cumsum(weights, axis=1) - weights  # of those that are likelier
-        out |= before >= self._top_p[at, None] * weights.sum(axis=1, keepdims=True)
-        out |= np.exp(values) < self._min_p[at, None]
-        out[:, 0] = False
-        chances = np.cumsum(np.where(out, 0.0, np.exp(values / self._temperature[at, None])), axis=1)
-        drawn = self._random(at) * chances[:, -1]
-        chosen = (chances <= drawn[:, None]).sum(axis=1)
-        return [int(t) for t in ids[np.arange(len(at)), chosen]]
+    def likeliest(self, logits: int, size: int, rows: Sequence[int], count: int) -> tuple[Ints, Floats, Doubles]:
+        """The `count` greatest entries of some rows, greatest first, of equals the first: indices and values, shape
+        (len(rows), count), where there are fewer numbers 0 and minus infinity; and the logarithm of the sum of all
+        exponentials of each row, which a logit is less by than its log-probability."""
+        at = np.array(rows, np.int64)
+        ids, values = np.empty((len(at), count), np.int64), np.empty((len(at), count), np.float32)
+        norms = np.empty(len(at))
+        self._done(
+            _lib.llmd_likeliest(
+                self._pool, logits, size, at.ctypes.data, len(at), count, ids.ctypes.data, values.ctypes.data,
+                norms.ctypes.data,
+            )
+        )  # fmt: skip
+        return ids, values, norms
 
-    def _random(self, at: Ints) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """A number in [0, 1) a slot: SplitMix64 (Steele, Lea, Flood 2014) of seed and count, so it depends on nothing
-        else."""
-        self._drawn[at] += np.uint64(1)
-        z = self._seed[at] + self._drawn[at] * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-        drawn: np.ndarray[Any, np.dtype[np.float64]] = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        return drawn
+    def close(self) -> None:
+        """End the threads. It cannot be used after."""
+        _lib.llmd_close(self._pool)
+
+    def _done(self, status: int) -> None:
+        if status:
+            raise MemoryError
 
 
 def forbid(logits: Floats, mask: Mask) -> None:
@@ -91,14 +98,3 @@ def forbid(logits: Floats, mask: Mask) -> None:
     allowed = np.unpackbits(words, bitorder="little")[: len(logits)].astype(bool)
     logits[: len(allowed)][~allowed] = -np.inf
     logits[len(allowed) :] = -np.inf
-
-
-def likeliest(logits: int, size: int, rows: Sequence[int], count: int) -> tuple[Ints, Floats]:
-    """The `count` greatest entries of some rows, greatest first, of equals the first: indices and values, shape
-    (len(rows), count). `logits`: where 32-bit floats lie, `size` a row. The interpreter is left alone meanwhile:
-    threads do several at a time. Where there are fewer numbers than `count`, the rest is minus infinity."""
-    wanted = np.array(rows, np.int64)
-    ids, values = np.empty((len(wanted), count), np.int64), np.empty((len(wanted), count), np.float32)
-    if _top(logits, size, wanted.ctypes.data, len(wanted), count, ids.ctypes.data, values.ctypes.data):
-        raise MemoryError
-    return ids, values

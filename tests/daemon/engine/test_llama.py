@@ -1,7 +1,6 @@
 """The runner on the real small model: sampling, prefixes, copies between slots, text."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,11 @@ from typing import Any
 import gguf_writer as gguf
 import pytest
 
-from llmd.daemon.engine import llama
 from llmd.daemon.engine.deadline import Deadline
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage, SamplingParams
 from llmd.daemon.engine.prompts import Prompts
+from llmd.daemon.engine.sampling import Sampling
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.types import Chunk, Request, Token
 from llmd.daemon.engine.vocabulary import of_file
@@ -88,12 +87,10 @@ def test_sampling_in_threads_gives_what_sampling_in_turn_gives(
         out = texts(runner, [ask(runner, i, f"{i} {FRANCE}", temperature=1.0, seed=i) for i in range(4)])
         return [ids(out[i, 0]) for i in range(4)]
 
+    monkeypatch.setattr(runner, "_sampling", Sampling(runner.info.slots))
     in_turn = say()
-    with ThreadPoolExecutor(4) as pool:
-        monkeypatch.setattr(runner, "_pool", pool)
-        monkeypatch.setattr(runner, "_threads", 4)
-        monkeypatch.setattr(llama, "ROWS_A_THREAD", 1)
-        assert say() == in_turn
+    monkeypatch.setattr(runner, "_sampling", Sampling(runner.info.slots, 4))
+    assert say() == in_turn
 
 
 def test_a_token_that_a_mask_does_not_name_is_not_sampled(runner: LlamaRunner) -> None:

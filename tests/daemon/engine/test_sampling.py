@@ -3,12 +3,12 @@
 import ctypes
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
 
-from llmd.daemon.engine import sampling as module
 from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.sampling import Sampling, forbid, is_simple
 
@@ -17,13 +17,17 @@ def rows(count: int, size: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, size)).astype(np.float32) * 3
 
 
-def likeliest(logits: np.ndarray, wanted: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+def likeliest(logits: np.ndarray, wanted: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     assert logits.dtype == np.float32 and logits.flags.c_contiguous
-    return module.likeliest(logits.ctypes.data, logits.shape[1], wanted, count)
+    sampling = Sampling(1)
+    found = sampling.likeliest(logits.ctypes.data, logits.shape[1], wanted, count)
+    sampling.close()
+    return found
 
 
 def sample(sampling: Sampling, logits: np.ndarray, slots: list[int]) -> list[int]:
-    return sampling.choose(*likeliest(logits, range(len(slots)), sampling.count(slots)), slots)
+    assert logits.dtype == np.float32 and logits.flags.c_contiguous
+    return sampling.choose(logits.ctypes.data, logits.shape[1], range(len(slots)), slots)
 
 
 @pytest.mark.parametrize("size", [40, 300, 2048, 5000, 49152, 128_256])
@@ -33,7 +37,8 @@ def test_the_likeliest_are_those_of_a_full_sort(size: int, count: int, ties: boo
     logits = rows(5, size)
     logits = np.round(logits) if ties else logits
     count, wanted = min(count, size), [4, 0, 0, 3]
-    ids, values = likeliest(logits, wanted, count)
+    ids, values, norms = likeliest(logits, wanted, count)
+    assert norms == pytest.approx(np.log(np.exp(logits[wanted].astype(np.float64)).sum(axis=1)), abs=1e-5)
     for i, row in enumerate(wanted):
         expected = np.argsort(-logits[row], kind="stable")[:count]
         assert ids[i].tolist() == expected.tolist()
@@ -46,7 +51,7 @@ def test_what_is_forbidden_or_not_a_number_is_not_among_them() -> None:
     logits[0, 5000:] = -np.inf
     logits[0, [1000, 9000]] = 1, 2
     assert likeliest(logits, [0], 2)[0].tolist() == [[9000, 1000]]
-    ids, values = likeliest(logits, [0], 5)
+    ids, values, _ = likeliest(logits, [0], 5)
     assert ids[0, :2].tolist() == [9000, 1000] and values[0, 2:].tolist() == [-np.inf] * 3
     logits[:] = np.nan
     assert likeliest(logits, [0], 3)[1].tolist() == [[-np.inf] * 3]
@@ -115,6 +120,40 @@ def test_the_same_seed_gives_the_same_tokens_whatever_the_company() -> None:
     first = [sample(alone, logits[3:4], [3])[0] for logits in steps]
     assert first == [sample(together, logits, list(range(8)))[3] for logits in steps]
     assert len(set(first)) > 10
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_choose_what_one_chooses(threads: int) -> None:
+    alone, together = Sampling(100), Sampling(100, threads)
+    try:
+        for slot in range(100):
+            for sampling in (alone, together):
+                sampling.start(slot, SamplingParams(1, top_k=1 + slot), seed=slot)
+        for step in range(50):
+            slots = list(range(step % 7, 100, 1 + step % 5))
+            logits = rows(len(slots), 5000, seed=step)
+            assert sample(alone, logits, slots) == sample(together, logits, slots)
+    finally:
+        alone.close()
+        together.close()
+
+
+def test_its_threads_end_with_it() -> None:
+    def running() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = running()
+    sampling = Sampling(4, 6)
+    assert running() == before + 5
+    sampling.close()
+    assert running() == before
+
+
+def test_a_row_without_a_number_gives_a_token_all_the_same() -> None:
+    sampling = Sampling(1)
+    sampling.start(0, SamplingParams(1), seed=1)
+    for value in (np.nan, -np.inf):
+        assert sample(sampling, np.full((1, 5000), value, np.float32), [0]) == [0]
 
 
 def test_temperature_zero_takes_the_likeliest_among_others_that_do_not() -> None:
