@@ -34,12 +34,13 @@ from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, Se
 
 # this many prompts that wait for their first token get larger chunks
 MANY_PROMPTS = 4
-# the most slots that change hands in one step: planning it stays a fraction of computing it
+# the most slots that change hands in one step, or an eighth of them: planning it stays a fraction of computing it
 MAX_STARTS = 16
-# a turn's tokens where the runner does not cut prompts itself; what is left of a prompt is one piece where it is SHORT:
-# two passes cost more than a longer one
+# a turn's tokens where the runner does not cut prompts itself; a prompt that is SHORT is one piece, as is what is left
+# of another and LITTLE more: two passes cost more than a longer one
 PIECE = 64
 SHORT = 128
+LITTLE = 16
 
 
 @dataclass(slots=True)
@@ -118,6 +119,7 @@ class Scheduler:
     def __init__(self, info: ModelInfo, *, batch: int, chunk: int, burst: int = 0) -> None:
         self.info, self.block = info, info.exact_block
         self.batch, self.chunk, self.burst = batch, chunk, burst
+        self._max_starts = max(MAX_STARTS, info.slots // 8)
         self.slots = [Slot() for _ in range(info.slots)]
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in the order of arrival
@@ -229,7 +231,7 @@ class Scheduler:
                     del queues[owner]
                     continue
                 begin = ends.get(sequence.slot, sequence.computed)
-                ends[sequence.slot] = end = self._cut(begin, len(sequence.tokens), left)
+                ends[sequence.slot] = end = self._cut(begin, len(sequence.tokens), left, begin == sequence.cached)
                 self._turn += 1
                 turns.last, turns.count, left = self._turn, turns.count + 1, left - (end - begin)
                 if end == len(sequence.tokens):
@@ -258,7 +260,7 @@ class Scheduler:
             sequence = min(queue, key=lambda s: s.arrived) if oldest else queue[-1]
             if sequence.slot >= 0:
                 return sequence
-            start = self._place(sequence, free) if free and len(plan.starts) < MAX_STARTS else None
+            start = self._place(sequence, free) if free and len(plan.starts) < self._max_starts else None
             if start is not None:
                 self.waiting.remove(sequence)
                 plan.starts.append(start)
@@ -267,11 +269,12 @@ class Scheduler:
             queue.remove(sequence)
         return None
 
-    def _cut(self, at: int, length: int, left: int) -> int:
+    def _cut(self, at: int, length: int, left: int, first: bool) -> int:
         """Where the piece that begins at `at` ends."""
         if self.block:
             return next_cut(at, length, self.block)
-        return length if length - at <= SHORT else at + min(PIECE, left)
+        cut = at + min(PIECE, left)
+        return length if length - cut < LITTLE or (first and length - at <= SHORT) else cut
 
     # --- slots
 

@@ -125,7 +125,6 @@ def test_prompts_that_are_filled_up_for_a_gpu_say_what_they_would_say(
     monkeypatch.setattr(runner, "_gpu", True)
     monkeypatch.setattr(runner, "info", replace(runner.info, exact_block=0, overlaps=True))
     monkeypatch.setattr(runner, "_decode", noted)
-    monkeypatch.setattr("llmd.daemon.engine.passes.MAX_FILLING", 0.5)
     together = texts(runner, asked)
     assert [ids(together[one.id, 0]) for one in asked] == alone
     lengths = [len(one.prompt) for one in asked]

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from llmd.daemon.engine.passes import MAX_FILLING, MAX_GAP, passes
+from llmd.daemon.engine.passes import A_PASS, MAX_GAP, passes
 from llmd.daemon.engine.types import Chunk
 
 
@@ -41,6 +41,7 @@ def test_a_group_ends_where_slots_lie_apart_a_pass_is_full_or_filling_costs_too_
     assert shape([chunk(0, 100), chunk(1, 98)], context=99) == [[(0, 100)], [(1, 98)]], "no room behind the shorter"
     assert shape([chunk(0, 100), chunk(1, 98)], held=None) == [[(0, 100)], [(1, 98)]]
     assert shape([chunk(0, 2000)]) == [[(0, 2000)]]
+    assert shape([chunk(0, 21), chunk(1, 13), chunk(2, 3)]) == [[(0, 21), (1, 21), (2, 21)]], "two passes saved"
 
 
 def test_who_is_named_first_is_computed_first() -> None:
@@ -69,5 +70,5 @@ def test_whatever_comes_every_token_is_computed_once_and_filling_is_bounded() ->
             sizes = {len(c.tokens) for c in call}
             assert len(sizes) == 1 and (len(call) == 1 or len(call) * max(sizes) <= 512)
             if sizes != {1}:
-                assert sum(c.filling for c in call) <= MAX_FILLING * sum(len(c.tokens) for c in call)
+                assert sum(c.filling for c in call) <= A_PASS * (len(call) - 1)
             assert all(c.start + len(c.tokens) <= 1024 or not c.filling for c in call)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llmd.daemon.engine import prefixes
 from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.prefixes import MAX_FOUND, common_prefix
-from llmd.daemon.engine.scheduler import MAX_STARTS, SHORT, Scheduler
+from llmd.daemon.engine.scheduler import LITTLE, MAX_STARTS, SHORT, Scheduler
 from llmd.daemon.engine.types import ModelInfo, Plan, Request, Sample, Token
 
 
@@ -333,12 +333,17 @@ def test_two_beginnings_with_one_hash_are_not_shared(monkeypatch: pytest.MonkeyP
     assert plan.starts[0].keep == 0 and len(plan.chunks[0].tokens) == 50
 
 
-def test_where_prompts_may_be_cut_anywhere_only_a_short_rest_goes_over_the_budget() -> None:
+def test_where_prompts_may_be_cut_anywhere_only_a_short_one_or_a_little_rest_goes_over_the_budget() -> None:
     s = make(batch=50, chunk=10, block=0, context=1000)
-    s.add(ask(1, words(1, 50 * 3 + SHORT), max_tokens=2, seed=1))
-    assert [sum(len(c.tokens) for c in step(s)[0].chunks) for _ in range(5)] == [50, 50, 50, SHORT, 1]
-    s.add(ask(2, [*words(1, 150 + SHORT), 5], max_tokens=1, seed=1))
-    assert step(s)[0].starts[0].keep == 150 + SHORT, "it shares all, with a seed too"
+    length = 50 * 3 + LITTLE - 1
+    s.add(ask(1, words(1, length), max_tokens=2, seed=1))
+    assert [sum(len(c.tokens) for c in step(s)[0].chunks) for _ in range(4)] == [50, 50, 50 + LITTLE - 1, 1]
+    s.add(ask(2, [*words(1, length), 5], max_tokens=1, seed=1))
+    assert step(s)[0].starts[0].keep == length, "it shares all, with a seed too"
+    s.add(ask(3, words(3, SHORT), max_tokens=2))
+    assert [sum(len(c.tokens) for c in step(s)[0].chunks) for _ in range(2)] == [SHORT, 1]
+    s.add(ask(4, [*words(3, SHORT), *words(4, SHORT)], max_tokens=1))
+    assert [len(c.tokens) for c in step(s)[0].chunks] == [SHORT], "what was found does not count"
 
 
 class Driver:
