@@ -104,8 +104,10 @@ class LlamaRunner:
         params = lib.llama_context_default_params()
         params.n_ctx = context * slots
         params.n_seq_max = slots
+        params.n_outputs_max = slots  # a gigabyte less where a pass has 2,048 tokens and a vocabulary 128,000
         params.n_batch = self.batch
-        params.n_ubatch = min(self.batch, self._ubatch)
+        # the CPU gets its calls piece by piece: longer passes would only take memory (`quantize/memory.py: on_cpu`)
+        params.n_ubatch = min(self.batch, self._ubatch if self._gpu else max(2 * BLOCK, slots))
         params.type_k = params.type_v = self._kv_type
         # beside a GPU there is next to nothing to do for them, and they spin after it, in the way of ours
         params.n_threads = params.n_threads_batch = 1 if self._gpu else self.threads

@@ -9,7 +9,7 @@ import gguf_writer as gguf
 import pytest
 
 from llmd.daemon.engine.deadline import Deadline
-from llmd.daemon.engine.llama import LlamaRunner
+from llmd.daemon.engine.llama import BLOCK, LlamaRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage, SamplingParams
 from llmd.daemon.engine.prompts import Prompts
 from llmd.daemon.engine.sampling import Sampling
@@ -17,6 +17,7 @@ from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.types import Chunk, Request, Token
 from llmd.daemon.engine.vocabulary import of_file
 from llmd.daemon.errors import ModelInvalid
+from llmd.quantize import memory
 
 
 def texts(
@@ -189,6 +190,10 @@ def test_a_text_that_begins_as_texts_begin_does_so_once(runner: LlamaRunner) -> 
     bos = runner.info.bos_text
     first = runner.tokenize(bos, add_special=False, parse_special=True)
     assert len(first) == 1 and prompts.from_text(f"{bos}Hello")[:2].count(first[0]) == 1
+
+
+def test_the_memory_arithmetic_knows_how_long_a_pass_may_be() -> None:
+    assert memory.BEYOND == 2 * BLOCK
 
 
 def test_logprobs_are_a_distribution_with_the_chosen_token_in_it(runner: LlamaRunner) -> None:
