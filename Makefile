@@ -34,7 +34,7 @@ check: setup ## ruff and mypy --strict, over tests and benchmarks too
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check --quiet .
 	@MYPYPATH=packaging/typing .venv/bin/mypy --strict $(addprefix -p ,$(PACKAGES))
-	@MYPYPATH=packaging/typing:benchmarks .venv/bin/mypy --strict benchmarks
+	@MYPYPATH=packaging/typing:benchmarks:tests .venv/bin/mypy --strict benchmarks
 	@MYPYPATH=packaging/typing:tests .venv/bin/mypy --strict --explicit-package-bases --exclude '^tests/clients/(?!test_)[a-z]' tests
 
 bench: setup ## llmd and llama-server under the same load in turn, then what the gateway costs; ARGS='...'

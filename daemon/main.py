@@ -37,6 +37,10 @@ from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.audit.refusals import Refusals
 from llmd.daemon.config import Config, ConfigError
 from llmd.daemon.errors import LlmdError
+from llmd.daemon.gpus.faults import Action
+from llmd.daemon.gpus.inventory import Inventory
+from llmd.daemon.gpus.nvml import Nvml
+from llmd.daemon.gpus.watch import Watcher, figures
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import Authority, IssuedClient
 from llmd.daemon.identity.principal import Identity
@@ -82,6 +86,7 @@ class Daemon:
         self.authority = self._open_authority()
         self.metrics = Metrics()
         self.tasks = Tasks()
+        self.watcher = Watcher(Nvml(), self._gpus_seen, self._gpu_faults)
         self.pool = Pool(self.metrics, self.tasks)
         self.serving = Serving(
             self.pool,
@@ -125,7 +130,8 @@ class Daemon:
             authority=authority,
             tls=self.tls,
             clients=Clients(store, state, authority, self.connections, self.acts),
-            doctor=Doctor(c, self.serving, store, state, authority),
+            doctor=Doctor(c, self.serving, store, state, authority, self.watcher),
+            watcher=self.watcher,
             started=time.time(),
             version=version("llmd-appliance"),
         )
@@ -150,6 +156,7 @@ class Daemon:
             tasks=self.tasks,
         )
         upkeep = self.tasks.start(CERTIFICATES, self._maintain)
+        self.watcher.start(asyncio.get_running_loop())
         try:
             if await self._unless_stopped(self._start(clients, admin, default_model)):
                 announcing = self.tasks.start("announce", self._announce)
@@ -163,6 +170,7 @@ class Daemon:
             await self.pool.close(0)
             await clients.stop(0)
             await admin.stop(0)
+            await asyncio.to_thread(self.watcher.close)
             self.state.close()
             self.store.close()
             self.refusals.flush(all_=True)
@@ -220,6 +228,14 @@ class Daemon:
         return application(
             CLIENT_ROUTES, client(identity), noted(self.refusals), serving=self.serving, doctor=self.service.doctor
         )
+
+    # --- GPUs
+
+    def _gpus_seen(self, found: Inventory) -> None:
+        self.metrics.gpus((gpu.uuid, gpu.name, figures(gpu, self.watcher.health(gpu.uuid))) for gpu in found.gpus)
+
+    def _gpu_faults(self, uuid: str, todo: Action, reason: str) -> None:
+        log.warning("GPU %s: %s (%s)", uuid, reason, todo)
 
     # --- certificates
 

@@ -1,6 +1,6 @@
 """Prometheus metrics. A registry of our own: nothing of the process leaks in that is not listed here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,6 +17,15 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_GPU = {
+    "usable": "1: a worker may be started on it",
+    "utilization_ratio": "Share of the time in which something ran on it",
+    "memory_used_bytes": "Memory in use, by anybody",
+    "memory_total_bytes": "Memory that it has",
+    "power_watts": "Power that it draws",
+    "energy_joules": "Energy that it has taken since its driver was loaded",
+    "temperature_celsius": "Its temperature",
+}
 
 
 class Metrics:
@@ -53,6 +62,9 @@ class Metrics:
             ("kind", "client", "serial"),
             registry=registry,
         )
+        self._gpus = {
+            name: Gauge(f"llmd_gpu_{name}", text, ("gpu", "name"), registry=registry) for name, text in _GPU.items()
+        }
         self._models: dict[str, ModelMetrics] = {}
 
     def model(self, name: str) -> "ModelMetrics":
@@ -68,6 +80,15 @@ class Metrics:
         self._ends.clear()
         for kind, client, serial, end in ends:
             self._ends.labels(kind, client, serial).set(end)
+
+    def gpus(self, found: Iterable[tuple[str, str, Mapping[str, float | None]]]) -> None:
+        """All there are now: UUID, name, and the figures of `_GPU`; None where the driver does not tell."""
+        for gauge in self._gpus.values():
+            gauge.clear()
+        for uuid, name, figures in found:
+            for figure, value in figures.items():
+                if value is not None:
+                    self._gpus[figure].labels(uuid, name).set(value)
 
     def text(self) -> bytes:
         """Prometheus' text format."""

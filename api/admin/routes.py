@@ -92,6 +92,10 @@ async def doctor(service: Admin) -> dict[str, Any]:
     return {"checks": await service.doctor.checks()}
 
 
+async def gpus(service: Admin) -> dict[str, Any]:
+    return service.gpus()
+
+
 async def ca(service: Admin) -> dict[str, Any]:
     return {"ca_pem": service.authority.ca_pem.decode()}
 
@@ -289,6 +293,7 @@ def _moment(text: str | None, name: str) -> datetime | None:
 ROUTES = (
     Route("GET", "/status", status, ADMIN),
     Route("GET", "/doctor", doctor, ADMIN),
+    Route("GET", "/gpus", gpus, ADMIN),
     Route("GET", "/ca", ca, ADMIN),
     Route("POST", "/reload", reload, ADMIN),
     Route("GET", "/models", models, ADMIN),

@@ -6,6 +6,7 @@ client.py      `llmctl client`
 audit.py       `llmctl audit`, offline verification too
 bench.py       how fast a deployed model answers
 chat.py        `llmctl chat`
+gpu.py         `llmctl gpus`
 connection.py  HTTP over the admin socket
 terminal.py    tables, progress bars, text that is safe to print
 """

@@ -14,6 +14,7 @@ from llmd.api.cli import audit as cli_audit
 from llmd.api.cli import bench as cli_bench
 from llmd.api.cli import chat as cli_chat
 from llmd.api.cli import client as cli_client
+from llmd.api.cli import gpu as cli_gpu
 from llmd.api.cli import model as cli_model
 from llmd.api.cli.connection import SOCKETS, Client, DaemonError, NoDaemon
 from llmd.api.cli.terminal import as_json, json_before, moment, safe, show_json, span, table, wants_json
@@ -169,5 +170,5 @@ def reload(client: Client, json_: bool) -> None:
     )
 
 
-for command in (cli_model.model, cli_client.client, cli_audit.audit, cli_chat.chat, cli_bench.bench):
+for command in (cli_model.model, cli_client.client, cli_audit.audit, cli_chat.chat, cli_bench.bench, cli_gpu.gpus):
     main.add_command(command)

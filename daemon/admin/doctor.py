@@ -11,6 +11,8 @@ from typing import Any
 from llmd.daemon import files
 from llmd.daemon.config import Config
 from llmd.daemon.errors import AuditUnavailable
+from llmd.daemon.gpus.inventory import Gpu
+from llmd.daemon.gpus.watch import Health, Watcher
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.store import Certificate, StateThread, Store
@@ -21,6 +23,7 @@ WARN = timedelta(days=30)
 WARN_ROOT = timedelta(days=365)
 # the log's time and the clock's may differ by this much
 SKEW = timedelta(hours=1)
+RECOVER = "reset the GPU when nothing uses it, or restart the server; then restart llmd (docs/gpus.md)"
 
 Check = dict[str, Any]
 
@@ -46,15 +49,14 @@ class Doctor:
     store: Store
     state: StateThread
     authority: Authority
+    watcher: Watcher
 
     async def checks(self) -> list[Check]:
         """`ok` is true, false, or None for what is only information."""
         audit, latest = await self._audit()
         checks = [*self.tasks(), *self._models(), audit, self._disk()]
         checks += await self.state.run(lambda: [*self._clock(latest), *self._files(), *self._ends(), *self._names()])
-        driver = shutil.which("nvidia-smi") is not None
-        gpu = "an NVIDIA driver is installed" if driver else "no NVIDIA driver: models run on the CPU"
-        return [*checks, check("gpu", None, gpu)]
+        return [*checks, *self._gpus()]
 
     async def endings(self) -> list[Ending]:
         """Of the CA's own, and of every client's certificate that is not revoked and has not ended."""
@@ -116,6 +118,17 @@ class Doctor:
         free = shutil.disk_usage(self.config.state).free
         enough = free > 1 << 30
         return check("disk", enough, f"{free / (1 << 30):.1f} GiB free", "" if enough else "free at least 1 GiB")
+
+    def _gpus(self) -> list[Check]:
+        view = self.watcher.view
+        checks = [_gpu(gpu, view.health[gpu.uuid]) for gpu in view.inventory.gpus]
+        for uuid, gone in view.gone.items():
+            name = f"{gone.name} ({uuid})" if gone else uuid
+            checks.append(check(f"gpu {name}", False, f"removed: {'; '.join(view.health[uuid].reasons)}", RECOVER))
+        if checks and not view.inventory.answered:
+            fix = "wait a minute; if it stays so, restart the server"
+            checks.append(check("gpu driver", False, view.inventory.reason, fix))
+        return checks or [check("gpu", None, f"CPU only: {view.inventory.reason}")]
 
     # --- certificates
 
@@ -196,6 +209,21 @@ def rfc3339(seconds: float) -> str:
 
 def check(name: str, ok: bool | None, message: str, fix: str = "") -> Check:
     return {"name": name, "ok": ok, "message": message, "fix": "" if ok else fix}
+
+
+def _gpu(gpu: Gpu, health: Health) -> Check:
+    name = f"gpu {gpu.index}" + (f" ({gpu.uuid})" if gpu.parent else "")
+    reasons = "; ".join(health.reasons)
+    if not health.usable:
+        return check(name, False, f"{health.state}: {reasons}", RECOVER)
+    if health.state == "throttled":
+        return check(name, None, f"{gpu.name}, {reasons}", "see to its cooling and its power supply")
+    notes = [reasons] if reasons else []
+    if gpu.unified:
+        notes.append("its memory is the server's own")
+    if gpu.ecc_uncorrected:
+        notes.append(f"{gpu.ecc_uncorrected} memory errors that could not be corrected since the driver was loaded")
+    return check(name, True, ", ".join([gpu.name, *notes]))
 
 
 def _of(c: Certificate) -> Ending:

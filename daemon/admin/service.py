@@ -13,6 +13,7 @@ from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import Config
 from llmd.daemon.engine.messages import Chat, ChatMessage, encode_chat
 from llmd.daemon.errors import BadRequest, Conflict
+from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.models.checking import prompt
@@ -41,8 +42,22 @@ class Service:
     tls: ServerTls
     clients: Clients
     doctor: Doctor
+    watcher: Watcher
     started: float
     version: str
+
+    # --- GPUs
+
+    def gpus(self) -> dict[str, Any]:
+        """Every GPU, its links, processes and health, at most some seconds old; whoever asks again gets newer
+        figures."""
+        self.watcher.nudge()
+        told = self.watcher.view.to_dict()
+        told["at"] = rfc3339(told["at"])
+        for device in (*told["gpus"], *told["gone"]):
+            for event in device["health"]["events"]:
+                event["at"] = rfc3339(event["at"])
+        return told
 
     # --- models
 

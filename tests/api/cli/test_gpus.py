@@ -1,0 +1,260 @@
+"""`llmctl gpus` and the GPUs in `llmctl doctor`: a daemon's admin socket on machines that a fake makes up."""
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_nvml import GIB, FakeNvml, NoPermission, a100_mig, gb10, h200, old_card
+from real_daemon import Llmd
+
+from llmd.api.admin import routes
+from llmd.api.http.app import application
+from llmd.api.http.listener import Listener
+from llmd.daemon.config import Config
+from llmd.daemon.gpus.nvml import Nvml
+from llmd.daemon.gpus.watch import Watcher
+from llmd.daemon.main import Daemon
+
+LLMCTL = str(Path(sys.executable).parent / "llmctl")
+ONE, TWO = h200(0).uuid, h200(1).uuid
+
+
+class Admin:
+    """An admin socket whose daemon sees the GPUs of a fake."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.daemon = Daemon(Config(state_dir=str(folder / "state"), node="test"))
+        self.command = [LLMCTL, "--socket", str(folder / "admin.sock")]
+
+    def see(self, fake: FakeNvml) -> Watcher:
+        watcher = Watcher(Nvml(fake, fake.root(self.folder / "root")))
+        watcher.refresh()
+        self.daemon.service.watcher = self.daemon.service.doctor.watcher = watcher
+        return watcher
+
+    async def run(self, *arguments: str, code: int = 0) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *self.command, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == code and b"Traceback" not in err, err
+        return out.decode()
+
+    async def json(self, *arguments: str) -> Any:
+        return json.loads(await self.run(*arguments, "--json"))
+
+    async def checks(self, code: int) -> dict[str, Any]:
+        """What doctor says of the GPUs, by name."""
+        told = json.loads(await self.run("doctor", "--json", code=code))["checks"]
+        return {check["name"]: check for check in told if check["name"].startswith("gpu")}
+
+
+@pytest.fixture
+async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
+    admin = Admin(tmp_path)
+    daemon = admin.daemon
+    listener = Listener(
+        application(routes.ROUTES, routes.who, serving=daemon.serving, service=daemon.service),
+        refusals=daemon.refusals,
+        tasks=daemon.tasks,
+    )
+    await listener.start_unix(tmp_path / "admin.sock", 0o660)
+    yield admin
+    await listener.stop(1)
+    await daemon.pool.close(0)
+    daemon.state.close()
+    daemon.store.close()
+    await asyncio.to_thread(daemon.audit.close)
+    os.close(daemon._lock)
+
+
+def row(text: str, start: str) -> str:
+    (line,) = [line for line in text.splitlines() if line.startswith(start)]
+    return line
+
+
+async def test_every_gpu_is_a_row(admin: Admin) -> None:
+    fake = FakeNvml(h200(0), h200(1), old_card(2))
+    fake.gpus[1].utilization = 88
+    fake.hold(TWO, 4711, 100 * GIB)
+    fake.hold(TWO, 4712, None)
+    admin.see(fake)
+    text = await admin.run("gpus")
+    assert text.startswith("NVIDIA driver 580.95.05, CUDA 13.1\nGPU  NAME")
+    assert row(text, "0 ").split()[:8] == ["0", "NVIDIA", "H200", ONE, "512.0", "MiB", "of", "141.0"]
+    second = row(text, "1 ")
+    assert "100.5 GiB of 141.0 GiB" in second and "90 of 700 W" in second and "35 °C" in second and "88 %" in second
+    assert " ok " in second and second.endswith("4711 (100.0 GiB), 4712")
+    assert "Tesla P4" in row(text, "2 ")
+    assert row(text, "18 NVLinks") == "18 NVLinks (NV18): GPUs 0-1"
+    assert row(text, "through") == "through a CPU's PCIe, from one root to another (NODE): GPUs 0-2, 1-2"
+
+
+async def test_one_kind_of_link_for_all(admin: Admin) -> None:
+    admin.see(FakeNvml(*(h200(n) for n in range(4))))
+    assert (await admin.run("gpus")).splitlines()[-1] == "18 NVLinks (NV18): every pair of GPUs"
+
+
+async def test_mig_instances_stand_under_their_gpu(admin: Admin) -> None:
+    fake = FakeNvml(a100_mig(0), h200(1))
+    fake.hold("MIG-a100-0-1", 99, GIB)
+    admin.see(fake)
+    lines = (await admin.run("gpus")).splitlines()[2:]
+    assert lines[0].startswith("0    NVIDIA A100-SXM4-80GB") and "90 of 400 W" in lines[0]
+    assert lines[1].startswith("       MIG 2g.20gb") and "MIG-a100-0-0" in lines[1]
+    assert "MIG-a100-0-1" in lines[2] and lines[2].endswith("99 (1.0 GiB)")
+    assert lines[3].startswith("1    NVIDIA H200") and len(lines) == 4
+
+
+async def test_the_servers_memory_is_marked(admin: Admin) -> None:
+    admin.see(FakeNvml(gb10(0)))
+    assert "28.0 GiB of 128.0 GiB (the server's)" in await admin.run("gpus")
+    assert "the server's own" in (await admin.checks(1))["gpu 0"]["message"]
+
+
+async def test_json_has_everything(admin: Admin) -> None:
+    admin.see(FakeNvml(h200(0), h200(1)))
+    told = await admin.json("gpus")
+    assert [gpu["uuid"] for gpu in told["gpus"]] == [ONE, TWO] and told["gpus"][0]["health"]["state"] == "ok"
+    assert told["links"][0]["level"] == "NV18" and told["gone"] == [] and told["answered"] is True
+    assert told["gpus"][0]["pci"] == "0000:10:00.0" and told["gpus"][0]["numa"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fake", "words"),
+    [
+        (FakeNvml.without_driver, "no NVIDIA driver is installed"),
+        (lambda: FakeNvml.without_driver(NoPermission), "llmd may not open the GPUs (/dev/nvidia*)"),
+        (FakeNvml, "the NVIDIA driver runs but finds no GPU"),
+    ],
+)
+async def test_without_a_gpu_one_sentence_says_why(admin: Admin, fake: Callable[[], FakeNvml], words: str) -> None:
+    admin.see(fake())
+    assert await admin.run("gpus") == f"No GPU, so models run on the CPU: {words}.\n"
+    check = (await admin.checks(1))["gpu"]
+    assert check["ok"] is None and check["message"] == f"CPU only: {words}" and check["fix"] == ""
+
+
+async def test_what_is_wrong_is_said_and_what_to_do(admin: Admin) -> None:
+    fake = FakeNvml(h200(0), h200(1), h200(2), h200(3))
+    watcher = admin.see(fake)
+    fake.emit(ONE, "xid", 48)
+    fake.gpus[2].throttle = 0x40
+    fake.gpus[3].throttle, fake.gpus[3].ecc_errors = 0x04, 2
+    watcher.step()
+    fake.lose(TWO)
+    watcher.step()
+    watcher.refresh()
+    text = await admin.run("gpus")
+    assert " draining" in row(text, "0 ")
+    assert row(text, "GPU 0 is") == "GPU 0 is draining: a memory error that could not be corrected (XID 48)"
+    assert row(text, "NVIDIA H200") == f"NVIDIA H200 ({TWO}) is removed: the GPU is lost: the driver cannot reach it"
+    checks = await admin.checks(1)
+    assert (
+        checks["gpu 0"]["ok"] is False and "XID 48" in checks["gpu 0"]["message"] and "reset" in checks["gpu 0"]["fix"]
+    )
+    gone = checks[f"gpu NVIDIA H200 ({TWO})"]
+    assert gone["ok"] is False and "lost" in gone["message"] and "restart the server" in gone["fix"]
+    assert (
+        checks["gpu 2"]["ok"] is None
+        and "too hot" in checks["gpu 2"]["message"]
+        and "cooling" in checks["gpu 2"]["fix"]
+    )
+    assert checks["gpu 3"]["ok"] is True and "2 memory errors" in checks["gpu 3"]["message"]
+    assert "power limit" in checks["gpu 3"]["message"] and checks["gpu 3"]["fix"] == ""
+
+
+async def test_when_every_gpu_is_lost_nothing_speaks_of_the_cpu(admin: Admin) -> None:
+    fake = FakeNvml(h200(0))
+    watcher = admin.see(fake)
+    fake.lose(ONE)
+    watcher.refresh()
+    text = await admin.run("gpus")
+    assert "No GPU can be used" in text and "is removed" in text and "CPU" not in text
+    checks = await admin.checks(1)
+    assert [check["ok"] for check in checks.values()] == [False] and "CPU" not in json.dumps(checks)
+
+
+async def test_a_driver_that_does_not_answer_is_told_with_what_was_known(admin: Admin) -> None:
+    fake = FakeNvml(h200(0))
+    watcher = admin.see(fake)
+    fake.unload()
+    watcher.refresh()
+    lines = (await admin.run("gpus")).splitlines()
+    assert "restarted; this is how it was at 20" in lines[0] and "NVIDIA H200" in lines[3]
+    checks = await admin.checks(1)
+    assert (checks["gpu driver"]["ok"], checks["gpu 0"]["ok"]) == (False, True)
+
+
+async def test_names_from_a_driver_drive_no_terminal(admin: Admin) -> None:
+    gpu = h200(0)
+    gpu.name = "H200\x1b[2J\n"
+    admin.see(FakeNvml(gpu))
+    assert "\x1b" not in await admin.run("gpus")
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+async def _watch(admin: Admin, *arguments: str) -> asyncio.subprocess.Process:
+    # a test run in the background inherits an ignored SIGINT, and would hand it on
+    return await asyncio.create_subprocess_exec(
+        *admin.command, "gpus", "--watch", *arguments, stdout=subprocess.PIPE, preexec_fn=_heed_interrupts
+    )
+
+
+async def test_watch_prints_a_block_again_and_again_until_interrupted(admin: Admin) -> None:
+    fake = FakeNvml(h200(0))
+    watcher = admin.see(fake)
+    process = await _watch(admin)
+    assert process.stdout
+    block = [await asyncio.wait_for(process.stdout.readline(), 60) for _ in range(4)]
+    assert b"NVIDIA driver" in block[0] and b"NVIDIA H200" in block[2] and block[3] == b"\n"
+    fake.hold(ONE, 12, 9 * GIB)
+    watcher.refresh()
+    while b"12 (9.0 GiB)" not in await asyncio.wait_for(process.stdout.readline(), 60):
+        pass
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 60) == 130
+
+
+async def test_watch_with_json_is_one_object_a_line(admin: Admin) -> None:
+    admin.see(FakeNvml(h200(0)))
+    process = await _watch(admin, "--json")
+    assert process.stdout
+    told = [json.loads(await asyncio.wait_for(process.stdout.readline(), 60)) for _ in range(2)]
+    assert [len(value["gpus"]) for value in told] == [1, 1]
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 60) == 130
+
+
+async def test_watch_clears_a_terminal(admin: Admin) -> None:
+    admin.see(FakeNvml(h200(0)))
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *admin.command, "gpus", "--watch", stdout=theirs, preexec_fn=_heed_interrupts
+    )
+    os.close(theirs)
+    seen = b""
+    while seen.count(b"NVIDIA driver") < 2:
+        seen += await asyncio.wait_for(asyncio.to_thread(os.read, ours, 4096), 60)
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 60) == 130
+    os.close(ours)
+    assert seen.count(b"\x1b[2J") >= 2
+
+
+def test_a_real_daemon_answers(llmd: Llmd) -> None:
+    told = llmd.llmctl("gpus")
+    assert bool(told["gpus"]) != bool(told["reason"])
+    assert [check for check in llmd.llmctl("doctor")["checks"] if check["name"].startswith("gpu")]
