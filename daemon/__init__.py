@@ -8,6 +8,7 @@ errors.py    the error tree
 files.py     atomic writes
 limits.py    every limit on what comes in
 logs.py      lines to standard error that block nobody
+memory.py    what a new process can have
 metrics.py   Prometheus metrics
 tasks.py     the tasks that live as long as the daemon
 store.py     `state.db`: clients, models, deployments

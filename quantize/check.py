@@ -15,19 +15,20 @@ from typing import Any
 
 from llmd.daemon.errors import ModelInvalid
 from llmd.quantize.header import Array, Header, read_header
+from llmd.quantize.shape import shape_of
 
 MAX_BLOCKS = 1024
 MAX_CONTEXT = 1 << 27
 MAX_EMBEDDING = 1 << 20
 MAX_HEADS = 1 << 16
-MAX_ANSWER_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 256 * 1024
 MAX_MESSAGE_CHARS = 400
 
 # what `info` holds; the daemon takes nothing else from a child that may have been taken over by the file
 INFO_FIELDS = {
     "architecture": str, "name": str, "parameters": int, "file_type": str, "context_length": int,
     "embedding_length": int,
-    "block_count": int, "vocab": int, "chat_template": bool, "size": int,
+    "block_count": int, "vocab": int, "chat_template": bool, "size": int, "shape": dict,
 }  # fmt: skip
 
 # general.file_type, as llama.cpp numbers it
@@ -161,6 +162,7 @@ def describe(header: Header) -> dict[str, Any]:
         "vocab": keys["tokenizer.ggml.tokens"].count,
         "chat_template": isinstance(keys.get("tokenizer.chat_template"), str),
         "size": header.file_size,
+        "shape": shape_of(header).to_dict(),
     }
 
 

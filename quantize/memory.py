@@ -215,22 +215,23 @@ class Load:
         return one.tokens * self._widest * 36 // 32
 
 
-# what an engine's arithmetic is made of a shape: another engine adds its own
+# an engine's arithmetic, made of a shape; another engine (pages, graphs) adds its own
 ENGINES: Final = {"llama": Load}
 
 
 def need(
     shape: Shape, layout: Layout, calibration: Calibration | None = None, *,
-    capability: tuple[int, int] | None = None, cuda: int | None = None,
+    engine: str = "llama", capability: tuple[int, int] | None = None, cuda: int | None = None,
 ) -> tuple[Need, ...]:  # fmt: skip
     """What each device needs, in the order of `layout.shares`. `capability` and `cuda` choose the overhead."""
     devices = len(layout.shares)
     overhead = (calibration or Calibration()).overhead(capability, cuda, devices, layout.split)
-    return Load(shape).need(layout, (overhead,) * devices)
+    return ENGINES[engine](shape).need(layout, (overhead,) * devices)
 
 
-def host(shape: Shape, layout: Layout) -> Need:
-    return Load(shape).host(layout)
+def host(shape: Shape, layout: Layout, *, engine: str = "llama") -> Need:
+    """What the host's memory needs to hold; without devices all of it."""
+    return ENGINES[engine](shape).host(layout)
 
 
 def kv(held: compute.Blocks, layout: Layout) -> int:

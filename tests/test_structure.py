@@ -17,7 +17,7 @@ FILES = sorted(file for top in TOPS for file in (ROOT / top).rglob("*.py"))
 
 LEAVES = {
     f"llmd.daemon.{leaf}"
-    for leaf in ("children", "config", "errors", "files", "limits", "logs", "metrics", "store", "tasks")
+    for leaf in ("children", "config", "errors", "files", "limits", "logs", "memory", "metrics", "store", "tasks")
 }
 # a room, or one file: what it may import from us. The first that fits counts, so exceptions stand above their room.
 MAY_IMPORT: dict[str, set[str]] = {

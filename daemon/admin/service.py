@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llmd.daemon import memory
 from llmd.daemon.admin.clients import Clients
 from llmd.daemon.admin.doctor import Doctor, rfc3339
 from llmd.daemon.audit.acts import Acts
@@ -18,8 +19,9 @@ from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.models.checking import prompt
 from llmd.daemon.models.files import ModelStore
+from llmd.daemon.serving import plan
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.serving.plan import ON_CPU, Placement, Wish
+from llmd.daemon.serving.plan import ON_CPU, Placement, Wish, check_memory
 from llmd.daemon.serving.pool import Deployment
 from llmd.daemon.store import Model, StateThread, Store
 
@@ -70,7 +72,8 @@ class Service:
             raise BadRequest(f"ctx takes {MIN_CONTEXT} to {trained} for this model", param="ctx")
         context = ctx or min(c.context or trained, trained or c.context)
         path = str(self.models.path(model.name))
-        return Wish(path, slots or c.slots, context, c.batch, c.chunk, c.threads, placement)
+        shape = model.info.get("shape")  # of one that an older version imported it is not known
+        return Wish(path, slots or c.slots, context, c.batch, c.chunk, c.threads, placement, shape)
 
     def restore(self) -> None:
         """Start every model that should serve."""
@@ -83,12 +86,14 @@ class Service:
         self, name: str, ctx: int | None, slots: int | None, actor: str, placement: Placement = ON_CPU
     ) -> tuple[Deployment, bool]:
         """Serve a model; the worker starts in the background. Tells too whether it was deployed before. Raises
-        ModelNotFound, BadRequest."""
+        ModelNotFound, BadRequest, and Unavailable where memory does not hold it."""
         placement.check()
+        replaced = next((d.life.wish for d in self.serving.pool.all() if d.model == name and d.ready), None)
 
         def work() -> tuple[Model, Wish, bool]:
             model = self.models.show(name)
             wish = self.wish(model, ctx, slots, placement)
+            check_memory(wish, memory.available() + (plan.memory(replaced).total if replaced else 0))
             before = any(d.model == name for d in self.store.deployments())
             self.store.set_deployment(name, ctx, slots, placement.to_dict())
             return model, wish, before
@@ -160,7 +165,8 @@ class Service:
 
     def _shown(self, model: Model) -> dict[str, Any]:
         deployed = any(d.model == model.name for d in self.serving.pool.all())
-        return {**asdict(model), "imported": rfc3339(model.imported), "deployed": deployed}
+        info = {name: value for name, value in model.info.items() if name != "shape"}
+        return {**asdict(model), "info": info, "imported": rfc3339(model.imported), "deployed": deployed}
 
     # --- what it looks like
 

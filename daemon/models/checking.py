@@ -9,9 +9,10 @@ import json
 import os
 from typing import Any
 
-from llmd.daemon import children
+from llmd.daemon import children, memory
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid, Unavailable, from_wire
 from llmd.quantize.check import INFO_FIELDS, MAX_ANSWER_BYTES, MAX_MESSAGE_CHARS
+from llmd.quantize.shape import Shape
 
 CHECK = "llmd.quantize.check"
 TRIAL = "llmd.daemon.engine.trial"
@@ -32,9 +33,10 @@ async def check(path: str | os.PathLike[str], timeout: float = 60.0) -> dict[str
     call leaves no child behind.
     """
     said = await _ask("the check of this file", CHECK, os.fspath(path), timeout=timeout)
-    with contextlib.suppress(KeyError, TypeError):
+    with contextlib.suppress(KeyError, TypeError, ValueError):
         info = said["info"]
         if all(type(info[k]) is kind for k, kind in INFO_FIELDS.items()):
+            Shape.from_dict(info["shape"])
             return {k: info[k] for k in INFO_FIELDS}
     raise _no_verdict("the check of this file")
 
@@ -42,7 +44,7 @@ async def check(path: str | os.PathLike[str], timeout: float = 60.0) -> dict[str
 async def trial(path: str | os.PathLike[str], size: int) -> dict[str, Any]:
     """What of a checked file works: `conversations` (kind to reason, "" where it works) and `tried`, whether it has
     computed a token; not where free memory does not hold its `size` bytes. Raises ModelInvalid."""
-    what, fits = "the trial of this model", size + TRIAL_BYTES < _free_memory()
+    what, fits = "the trial of this model", size + TRIAL_BYTES < memory.available()
     limits = children.Limits(address_space=2 * size + (16 << 30), file_size=MAX_ANSWER_BYTES)
     try:
         said = await _ask(
@@ -138,9 +140,3 @@ def _no_verdict(what: str, how: str = "") -> ModelInvalid:
 
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:MAX_MESSAGE_CHARS])
-
-
-def _free_memory() -> int:
-    """Bytes that a new process can have without others being paged out."""
-    with open("/proc/meminfo") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))

@@ -1,10 +1,12 @@
 """From what was asked of a deployment to the settings that a worker is started with. Pure; made anew at each start."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from llmd.daemon.engine.messages import Settings
-from llmd.daemon.errors import BadRequest
+from llmd.daemon.errors import BadRequest, Unavailable
+from llmd.quantize.memory import MIB, Layout, Need, host, on_cpu
+from llmd.quantize.shape import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ ON_CPU = Placement()
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What was asked: a model's file, and how it should serve. `context` is tokens a slot, `placement` where it is put
-    by hand; `runner` is `llama`, or `fake` with the fake's own arguments."""
+    by hand, `shape` what its memory depends on (`quantize/shape.py`; None: not known); `runner` is `llama`, or `fake`
+    with the fake's own arguments."""
 
     path: str
     slots: int
@@ -52,6 +55,7 @@ class Wish:
     chunk: int
     threads: int
     placement: Placement = ON_CPU
+    shape: dict[str, Any] | None = None
     runner: str = "llama"
     fake: dict[str, Any] | None = None
 
@@ -73,3 +77,32 @@ def plan(wish: Wish) -> Settings:
         runner=wish.runner,
         fake=wish.fake,
     )
+
+
+def memory(wish: Wish) -> Need:
+    """What it takes of this machine's memory; nothing where that is not known."""
+    return _host(Shape.from_dict(wish.shape), plan(wish)) if wish.shape else Need()
+
+
+def check_memory(wish: Wish, free: int) -> None:
+    """Raises Unavailable where this machine's memory, of which `free` bytes are left, does not hold it: it would drive
+    everything else out, or be ended by the kernel in the middle of an answer."""
+    need = memory(wish)
+    if need.total > free:
+        raise Unavailable(
+            f"the model needs {_gib(need.total)} GiB of memory (weights {_gib(need.weights)}, keys and values "
+            f"{_gib(need.kv)}, buffers {_gib(need.compute + need.overhead)}) and {_gib(free)} GiB are free: deploy it "
+            "with fewer --slots or a smaller --ctx, or free memory"
+        )
+
+
+def _host(shape: Shape, s: Settings) -> Need:
+    if not s.gpus:
+        # of weights that are kept in another order too, what the file holds may leave memory again
+        return replace(found := host(shape, on_cpu(s.context, s.slots, s.kv_type, s.batch)),
+                       weights=found.weights - shape.repacked)  # fmt: skip
+    return host(shape, Layout(s.context, s.slots, s.kv_type, s.ubatch or 512, s.batch, shares=(1,) * len(s.gpus)))
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1024 * MIB):.1f}"

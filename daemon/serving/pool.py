@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from llmd.daemon import limits
+from llmd.daemon import limits, memory
 from llmd.daemon.engine.messages import Generate, Ready, SamplingParams, Tokens
 from llmd.daemon.errors import LlmdError, ModelNotFound, ModelNotReady, ShuttingDown
 from llmd.daemon.metrics import Metrics
@@ -30,7 +30,7 @@ from llmd.daemon.serving.lifecycle import (
     Up,
     Withdrawn,
 )
-from llmd.daemon.serving.plan import Wish, plan
+from llmd.daemon.serving.plan import Wish, check_memory, plan
 from llmd.daemon.serving.worker import Worker
 from llmd.daemon.tasks import Tasks
 
@@ -222,6 +222,8 @@ class Pool:
         clock = asyncio.get_running_loop().time
         began, reason = clock(), "it could not be watched"
         try:
+            if d.life.wish:
+                check_memory(d.life.wish, memory.available())
             await worker.start()
             log.info("%s is ready (worker %d, %.1f s)", d.model, worker.pid, clock() - began)
             self._tell(d, Up(replica))

@@ -270,6 +270,7 @@ class Worker:
         self.lost.set()
         if not self._ready.done():
             self._ready.set_exception(WorkerLost("the model's process died while it loaded"))
+            self._ready.exception()  # `start` may never have been called: then nobody waits for it
         message = "the model's process was lost while it answered; try again"
         for stream in list(self._streams.values()):
             stream.feed(Failed(stream.id, WorkerLost.code, message))

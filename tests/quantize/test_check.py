@@ -35,6 +35,7 @@ from llmd.daemon.errors import ModelInvalid
 from llmd.quantize import header
 from llmd.quantize.check import check_model, describe
 from llmd.quantize.header import read_header
+from llmd.quantize.shape import shape_of
 
 
 def judge(path: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_good_file(tmp_path: Path) -> None:
     assert describe(header) == {
         "architecture": "llama", "name": "tiny 0", "parameters": sum(math.prod(t.shape) for t in header.tensors),
         "file_type": "F32", "context_length": 64, "embedding_length": 32, "block_count": 1, "vocab": 260,
-        "chat_template": False, "size": path.stat().st_size,
+        "chat_template": False, "size": path.stat().st_size, "shape": shape_of(header).to_dict(),
     }  # fmt: skip
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from gguf_writer import F32, STR, U32, tiny, tiny_bytes
 
+from llmd.daemon import memory
 from llmd.daemon.errors import ModelInvalid
-from llmd.daemon.models import checking
 from llmd.daemon.models.checking import check, trial
 from llmd.quantize.check import check_model
 from llmd.quantize.header import read_header
@@ -38,7 +38,7 @@ async def test_a_model_that_memory_does_not_hold_is_not_tried(tmp_path: Path, mo
     path.write_bytes(tiny_bytes())
     size = path.stat().st_size
     for free, tried in ((size, False), (1 << 40, True)):
-        monkeypatch.setattr(checking, "_free_memory", lambda free=free: free)
+        monkeypatch.setattr(memory, "available", lambda free=free: free)
         assert (await trial(path, size))["tried"] is tried
 
 

@@ -1,9 +1,12 @@
 """From what was asked of a deployment to a worker's settings."""
 
+from typing import Any
+
 import pytest
 
-from llmd.daemon.errors import BadRequest
-from llmd.daemon.serving.plan import Placement, Wish, plan
+from llmd.daemon.errors import BadRequest, Unavailable
+from llmd.daemon.serving.plan import ON_CPU, Placement, Wish, check_memory, plan
+from llmd.quantize.shape import Layer, Shape
 
 
 def settings(placement: Placement) -> tuple[tuple[str, ...], str, str, int]:
@@ -41,3 +44,30 @@ def test_what_was_set_by_hand_is_what_the_worker_gets(
 def test_what_cannot_work_on_any_machine_is_refused(placement: Placement, said: str) -> None:
     with pytest.raises(BadRequest, match=said):
         placement.check()
+
+
+GIB = 1 << 30
+LAYER = Layer(k=1024, v=1024, heads=32, kv_heads=8, q=4096, ff=14336, nbytes=GIB // 8)
+SHAPE = Shape(
+    "llama", 131072, 128256, 4096, (LAYER,) * 32, 128, 128, host=GIB // 4, file=9 * GIB // 2, repacked=4 * GIB
+).to_dict()
+
+
+def wish(slots: int, context: int, placement: Placement = ON_CPU, shape: dict[str, Any] | None = SHAPE) -> Wish:
+    return Wish("m.gguf", slots, context, 512, 256, 2, placement, shape)
+
+
+def test_a_model_larger_than_the_free_memory_is_refused_with_the_numbers() -> None:
+    check_memory(wish(8, 4096), 9 * GIB)  # 4.5 of weights, 4 of keys and values
+    with pytest.raises(Unavailable) as refused:
+        check_memory(wish(8, 4096), 8 * GIB)
+    said = refused.value.message
+    assert "weights 4.5, keys and values 4.0" in said and "8.0 GiB are free" in said and "--slots" in said
+    check_memory(wish(4, 4096), 8 * GIB)
+    check_memory(wish(8, 4096, shape=None), 0)
+
+
+def test_on_a_gpu_the_machines_memory_holds_little() -> None:
+    check_memory(wish(8, 4096, Placement(("GPU-a",))), 2 * GIB)
+    with pytest.raises(Unavailable, match=r"weights 0\.2"):
+        check_memory(wish(8, 4096, Placement(("GPU-a",))), GIB // 4)

@@ -1,19 +1,21 @@
 """Real worker processes: spoken to, killed, stopped, and answered for."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from llmd.daemon import limits
+from llmd.daemon import limits, memory
 from llmd.daemon.engine.messages import (
     Detokenize,
     Event,
@@ -37,6 +39,7 @@ from llmd.daemon.serving.plan import Wish
 from llmd.daemon.serving.pool import Deployment, Pool
 from llmd.daemon.serving.worker import Stream, Worker
 from llmd.daemon.tasks import Tasks
+from llmd.quantize.shape import Layer, Shape
 
 HELLO = RawText("hello")
 
@@ -200,6 +203,21 @@ async def test_undeploy_lets_running_requests_finish_and_ends_the_process(pool: 
     assert not psutil.pid_exists(pid)
     with pytest.raises(ModelNotFound):
         ask(pool, "m", say())
+
+
+async def test_a_model_that_memory_does_not_hold_is_not_started(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 0)
+    shape = Shape("llama", 64, 260, 32, (Layer(k=32, v=32),), file=1 << 30).to_dict()
+    deployment = pool.deploy("m", "0" * 64, replace(fake(), shape=shape))
+    await until(deployment, "restarting")
+    assert "weights 1.0" in deployment.reason and "0.0 GiB are free" in deployment.reason
+    assert deployment.worker is not None and deployment.worker.pid == 0
+    monkeypatch.undo()
+    await until(deployment, "ready")
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_a_late_pause_says_nothing_of_a_successor(pool: Pool, tmp_path: Path) -> None:
@@ -386,6 +404,7 @@ DAEMON = """
 import asyncio, sys
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.tasks import Tasks
+from llmd.quantize.shape import Layer, Shape
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.plan import Wish
 async def main():
