@@ -15,6 +15,7 @@ LlmdError                   500 internal_error
 │   └── ModelNotFound       404 model_not_found
 ├── MethodNotAllowed        405 method_not_allowed
 ├── Conflict                409 conflict
+│   └── DoesNotFit          409 does_not_fit             no GPUs hold the model as it was asked for
 ├── QueueFull               429 queue_full               with Retry-After
 ├── ClientTooSlow           408 client_too_slow          it does not read its stream
 └── Unavailable             503 unavailable              with Retry-After
@@ -119,6 +120,10 @@ class MethodNotAllowed(LlmdError):
 
 class Conflict(LlmdError):
     status, code, kind = 409, "conflict", "invalid_request_error"
+
+
+class DoesNotFit(Conflict):
+    code = "does_not_fit"
 
 
 class QueueFull(LlmdError):

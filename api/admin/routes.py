@@ -157,6 +157,11 @@ async def import_model(body: ImportBody, service: Admin, caller: Caller) -> Resp
     return progress(steps())
 
 
+async def plan(body: DeployBody, service: Admin) -> dict[str, Any]:
+    placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch)
+    return await service.plan(body.model, body.ctx, body.slots, placement)
+
+
 async def deploy(body: DeployBody, service: Admin, caller: Caller) -> Response:
     """Events {"state"} until the model is ready, has failed to load or was deployed anew by somebody else. It goes on
     when the client goes away."""
@@ -303,6 +308,7 @@ ROUTES = (
     Route("POST", "/models/{name}/rename", rename, ADMIN),
     Route("POST", "/models/{name}/template", template, ADMIN),
     Route("POST", "/models/{name}/verify", verify_model, ADMIN),
+    Route("POST", "/plan", plan, ADMIN),
     Route("POST", "/deploy", deploy, ADMIN),
     Route("POST", "/undeploy", undeploy, ADMIN),
     Route("GET", "/clients", clients, ADMIN),

@@ -7,6 +7,7 @@ audit.py       `llmctl audit`, offline verification too
 bench.py       how fast a deployed model answers
 chat.py        `llmctl chat`
 gpu.py         `llmctl gpus`
+plan.py        `llmctl plan`
 connection.py  HTTP over the admin socket
 terminal.py    tables, progress bars, text that is safe to print
 """

@@ -16,6 +16,7 @@ from llmd.api.cli import chat as cli_chat
 from llmd.api.cli import client as cli_client
 from llmd.api.cli import gpu as cli_gpu
 from llmd.api.cli import model as cli_model
+from llmd.api.cli import plan as cli_plan
 from llmd.api.cli.connection import SOCKETS, Client, DaemonError, NoDaemon
 from llmd.api.cli.terminal import as_json, json_before, moment, safe, show_json, span, table, wants_json
 
@@ -170,5 +171,13 @@ def reload(client: Client, json_: bool) -> None:
     )
 
 
-for command in (cli_model.model, cli_client.client, cli_audit.audit, cli_chat.chat, cli_bench.bench, cli_gpu.gpus):
+for command in (
+    cli_model.model,
+    cli_client.client,
+    cli_audit.audit,
+    cli_chat.chat,
+    cli_bench.bench,
+    cli_gpu.gpus,
+    cli_plan.plan,
+):
     main.add_command(command)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmd.daemon import memory
+from llmd.daemon.admin import plans
 from llmd.daemon.admin.clients import Clients
 from llmd.daemon.admin.doctor import Doctor, rfc3339
 from llmd.daemon.audit.acts import Acts
@@ -21,6 +22,7 @@ from llmd.daemon.models.checking import prompt
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.serving import plan
 from llmd.daemon.serving.answer import Serving
+from llmd.daemon.serving.placement import Form
 from llmd.daemon.serving.plan import ON_CPU, Placement, Wish, check_memory
 from llmd.daemon.serving.pool import Deployment
 from llmd.daemon.store import Model, StateThread, Store
@@ -74,6 +76,16 @@ class Service:
         path = str(self.models.path(model.name))
         shape = model.info.get("shape")  # of one that an older version imported it is not known
         return Wish(path, slots or c.slots, context, c.batch, c.chunk, c.threads, placement, shape)
+
+    async def plan(self, name: str, ctx: int | None, slots: int | None, placement: Placement) -> dict[str, Any]:
+        """Where a model would go as things are now. Raises ModelNotFound, BadRequest, DoesNotFit, Unavailable."""
+        model = await self.state.run(lambda: self.models.show(name))
+        wish = self.wish(model, ctx, slots, placement)
+        if wish.shape is None:
+            raise BadRequest(f"what {name} needs is not known: it was imported by an older version; import it again")
+        form = Form.of(name, wish.shape, model.size)
+        kept = {"keep_context": ctx is not None, "keep_slots": slots is not None}
+        return {"model": name, **plans.planned(self.watcher.view, form, wish, **kept)}
 
     def restore(self) -> None:
         """Start every model that should serve."""

@@ -22,6 +22,7 @@ from llmd.daemon.config import Config
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.main import Daemon
+from llmd.quantize.shape import Layer, Shape
 
 LLMCTL = str(Path(sys.executable).parent / "llmctl")
 ONE, TWO = h200(0).uuid, h200(1).uuid
@@ -49,8 +50,8 @@ class Admin:
         assert process.returncode == code and b"Traceback" not in err, err
         return out.decode()
 
-    async def json(self, *arguments: str) -> Any:
-        return json.loads(await self.run(*arguments, "--json"))
+    async def json(self, *arguments: str, code: int = 0) -> Any:
+        return json.loads(await self.run(*arguments, "--json", code=code) or "{}")
 
     async def checks(self, code: int) -> dict[str, Any]:
         """What doctor says of the GPUs, by name."""
@@ -258,3 +259,58 @@ def test_a_real_daemon_answers(llmd: Llmd) -> None:
     told = llmd.llmctl("gpus")
     assert bool(told["gpus"]) != bool(told["reason"])
     assert [check for check in llmd.llmctl("doctor")["checks"] if check["name"].startswith("gpu")]
+
+
+# --- where a model would go
+
+LAYER = Layer(k=1024, v=1024, heads=32, kv_heads=8, q=4096, ff=14336, nbytes=140 << 20)
+SHAPE = Shape("llama", 131072, 128256, 4096, (LAYER,) * 32, 128, 128, host=300 << 20, output=400 << 20, file=5 * GIB)
+
+
+def import_model(admin: Admin) -> None:
+    info = {"context_length": 131072, "shape": SHAPE.to_dict()}
+    admin.daemon.store.add_model("m", "0" * 64, 5 * GIB, "m.gguf", info)
+
+
+async def test_a_plan_names_the_gpu_the_bytes_and_the_command(admin: Admin) -> None:
+    import_model(admin)
+    fake = FakeNvml(h200(0), h200(1))
+    fake.hold(ONE, 1, 20 * GIB)
+    admin.see(fake)
+    told = await admin.json("plan", "m", "--ctx", "8192", "--slots", "16")
+    assert (told["gpus"], told["split"], told["kv"], told["context"], told["slots"]) == ([ONE], "none", "f16", 8192, 16)
+    (device,) = told["devices"]
+    assert device["need"]["kv"] == 16 * 8192 * 32 * 2048 * 2 and device["free"] == 120 * GIB + GIB // 2
+    text = await admin.run("plan", "m", "--ctx", "8192", "--slots", "16", "--explain")
+    assert row(text, "m: ") == "m: 16 slots of 8192 tokens, keys and values f16"
+    assert row(text, "taken").startswith("taken  16 slots of 8192 tokens, f16: m fits on NVIDIA H200")
+    assert row(text, ONE).split()[1:5] == ["NVIDIA", "H200", *row(text, ONE).split()[3:5]]
+    command = row(text, "deploy it so: ").removeprefix("deploy it so: ")
+    assert command == f"llmctl deploy m --ctx 8192 --slots 16 --gpus {ONE} --ubatch 2048"
+
+
+async def test_what_does_not_fit_is_said_with_what_would(admin: Admin) -> None:
+    import_model(admin)
+    admin.see(FakeNvml(old_card(0)))
+    process = await asyncio.create_subprocess_exec(
+        *admin.command, "plan", "m", "--ctx", "32768", "--slots", "8", stderr=subprocess.PIPE
+    )
+    _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert b"are missing" in err and b"What would fit: --ctx 2048" in err and len(err.splitlines()) == 1
+
+
+async def test_a_plan_is_for_the_cpu_only_where_there_never_was_a_gpu(admin: Admin) -> None:
+    import_model(admin)
+    admin.see(FakeNvml())
+    told = await admin.json("plan", "m", "--ctx", "512", "--slots", "1")
+    assert told["gpus"] == [] and told["devices"][0]["need"]["weights"] == 5 * GIB
+
+
+async def test_a_fault_never_moves_a_plan_to_the_cpu(admin: Admin) -> None:
+    import_model(admin)
+    fake = FakeNvml(h200(0))
+    watcher = admin.see(fake)
+    fake.emit(ONE, "xid", 48)
+    watcher.step()
+    assert (await admin.json("plan", "m", code=1)) == {}
