@@ -1,5 +1,6 @@
 """What an admin can do to a running daemon, its models first. Every change is an act in the audit log."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -85,7 +86,8 @@ class Service:
             raise BadRequest(f"what {name} needs is not known: it was imported by an older version; import it again")
         form = Form.of(name, wish.shape, model.size)
         kept = {"keep_context": ctx is not None, "keep_slots": slots is not None}
-        return {"model": name, **plans.planned(self.watcher.view, form, wish, **kept)}
+        # many GPUs have very many subsets: streams go on meanwhile
+        return {"model": name, **await asyncio.to_thread(plans.planned, self.watcher.view, form, wish, **kept)}
 
     def restore(self) -> None:
         """Start every model that should serve."""

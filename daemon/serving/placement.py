@@ -154,7 +154,11 @@ class _Search:
         return None
 
     def _on_fewest(self, form: Form, layout: Layout) -> Placed | None:
+        rooms = sorted((device.room for device in self.devices), reverse=True)
         for count in range(1, min(len(self.devices), MOST_GPUS) + 1):
+            # a choice that lacks something is known already: GPUs that cannot hold the weights tell no more
+            if self.miss and self._least(form, layout) > sum(rooms[:count]):
+                continue
             found = [placed for group in self._groups(count) if (placed := self._on(form, layout, group))]
             if found:
                 return min(found, key=self._order)
@@ -178,7 +182,6 @@ class _Search:
         return min((self.links[pair].rank if pair in self.links else 0 for pair in pairs), default=0)
 
     def _on(self, form: Form, layout: Layout, group: tuple[Device, ...]) -> Placed | None:
-        # a choice that lacks something is known already: one that cannot hold the weights tells no more
         if self.miss and len(group) > 1 and self._least(form, layout) > sum(d.room for d in group):
             return None
         for split in self._splits(form, layout, group):

@@ -5,7 +5,8 @@ from typing import Any
 
 from llmd.daemon.engine.messages import Settings
 from llmd.daemon.errors import BadRequest, Unavailable
-from llmd.quantize.memory import MIB, Layout, Need, host, on_cpu
+from llmd.daemon.serving.placement import gib
+from llmd.quantize.memory import Layout, Need, host, on_cpu
 from llmd.quantize.shape import Shape
 
 
@@ -90,19 +91,15 @@ def check_memory(wish: Wish, free: int) -> None:
     need = memory(wish)
     if need.total > free:
         raise Unavailable(
-            f"the model needs {_gib(need.total)} GiB of memory (weights {_gib(need.weights)}, keys and values "
-            f"{_gib(need.kv)}, buffers {_gib(need.compute + need.overhead)}) and {_gib(free)} GiB are free: deploy it "
+            f"the model needs {gib(need.total)} of memory (weights {gib(need.weights)}, keys and values "
+            f"{gib(need.kv)}, buffers {gib(need.compute + need.overhead)}) and {gib(free)} are free: deploy it "
             "with fewer --slots or a smaller --ctx, or free memory"
         )
 
 
 def _host(shape: Shape, s: Settings) -> Need:
     if not s.gpus:
+        found = host(shape, on_cpu(s.context, s.slots, s.kv_type, s.batch))
         # of weights that are kept in another order too, what the file holds may leave memory again
-        return replace(found := host(shape, on_cpu(s.context, s.slots, s.kv_type, s.batch)),
-                       weights=found.weights - shape.repacked)  # fmt: skip
+        return replace(found, weights=found.weights - shape.repacked)
     return host(shape, Layout(s.context, s.slots, s.kv_type, s.ubatch or 512, s.batch, shares=(1,) * len(s.gpus)))
-
-
-def _gib(count: int) -> str:
-    return f"{count / (1024 * MIB):.1f}"

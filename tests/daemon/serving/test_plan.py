@@ -62,7 +62,7 @@ def test_a_model_larger_than_the_free_memory_is_refused_with_the_numbers() -> No
     with pytest.raises(Unavailable) as refused:
         check_memory(wish(8, 4096), 8 * GIB)
     said = refused.value.message
-    assert "weights 4.5, keys and values 4.0" in said and "8.0 GiB are free" in said and "--slots" in said
+    assert "weights 4.5 GiB, keys and values 4.0 GiB" in said and "8.0 GiB are free" in said and "--slots" in said
     check_memory(wish(4, 4096), 8 * GIB)
     check_memory(wish(8, 4096, shape=None), 0)
 
