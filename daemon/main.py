@@ -49,6 +49,7 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
+from llmd.daemon.serving.planner import Planner, cuda_engine
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.store import StateThread, Store
 from llmd.daemon.tasks import Tasks
@@ -87,7 +88,8 @@ class Daemon:
         self.metrics = Metrics()
         self.tasks = Tasks()
         self.watcher = Watcher(Nvml(), self._gpus_seen, self._gpu_faults)
-        self.pool = Pool(self.metrics, self.tasks)
+        self.planner = Planner(self.watcher, cuda=cuda_engine())
+        self.pool = Pool(self.metrics, self.tasks, self.planner)
         self.serving = Serving(
             self.pool,
             Admission(settings.queue),
@@ -132,6 +134,7 @@ class Daemon:
             clients=Clients(store, state, authority, self.connections, self.acts),
             doctor=Doctor(c, self.serving, store, state, authority, self.watcher),
             watcher=self.watcher,
+            planner=self.planner,
             started=time.time(),
             version=version("llmd-appliance"),
         )

@@ -177,6 +177,8 @@ async def _until_ready(
     said: dict[str, Any] = {}
     while True:
         changed, now = deployment.changed, {"state": deployment.state, "reason": deployment.reason}
+        if deployment.ready:
+            now |= service.chosen(deployment)
         if now != said:
             said = now
             yield {"model": deployment.model, **now}

@@ -93,13 +93,20 @@ def status(client: Client, json_: bool) -> None:
         do = f"llmctl client issue {safe(c['client'])} --again" if c["kind"] == "client" else "llmctl doctor"
         click.echo(f"{what} ends {moment(c['not_after'])}: {do}")
     table(
-        ("model", "state", "context", "slots", "running", "waiting", "kv used", "restarts", "reason"),
+        ("model", "state", "on", "context", "slots", "running", "waiting", "kv used", "restarts", "reason"),
         [
-            (m["model"], m["state"], m.get("context"), m.get("slots"), m.get("running"), m.get("waiting"),
+            (m["model"], m["state"], _where(m), m.get("context"), m.get("slots"), m.get("running"), m.get("waiting"),
              f"{100 * m['kv_used']:.1f} %" if "kv_used" in m else "", m["restarts"], m["reason"])
             for m in s["models"]
         ],
     )  # fmt: skip
+
+
+def _where(model: dict[str, Any]) -> str:
+    """The CPU, or the GPUs by the beginning of their UUIDs."""
+    if "gpus" not in model:
+        return ""
+    return " ".join(uuid[:12] for uuid in model["gpus"]) or "CPU"
 
 
 @main.command()
@@ -128,9 +135,9 @@ def doctor(client: Client, json_: bool) -> None:
 @click.argument("model")
 @click.option("--ctx", type=int, metavar="N", help="Tokens a slot. Default: the configuration's.")
 @click.option("--slots", type=int, metavar="N", help="Requests answered at once. Default: the configuration's.")
-@click.option("--gpus", metavar="UUID,…", help="The GPUs that it lies on, as `nvidia-smi -L` names them.")
-@click.option("--split", help="Over several GPUs: layer (the default) or tensor.")
-@click.option("--kv", help="Type of keys and values: f16 (the default), q8_0 or q4_0.")
+@click.option("--gpus", metavar="UUID,…", help="The GPUs that it is to lie on. Default: those of `llmctl plan`.")
+@click.option("--split", help="Over several GPUs: layer or tensor.")
+@click.option("--kv", help="Type of keys and values: f16, q8_0 or q4_0.")
 @click.option("--ubatch", type=int, metavar="N", help="The most tokens that a GPU computes in one pass.")
 @as_json
 @click.pass_obj
@@ -144,7 +151,10 @@ def deploy(client: Client, /, model: str, gpus: str | None, json_: bool, **given
     if json_:
         show_json(last)
     else:
-        click.echo(f"{safe(model)} is ready")
+        click.echo(
+            f"{safe(model)} is ready: {last['slots']} slots of {last['context']} tokens, keys and values {last['kv']}, "
+            f"on {safe(', '.join(last['gpus'])) or 'the CPU'}"
+        )
 
 
 @main.command()

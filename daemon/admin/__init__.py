@@ -1,7 +1,6 @@
 """What an admin can do to a running daemon.
 
 service.py  its models, and the parts that the admin's commands use
-plans.py    where a model would go
 clients.py  who may connect: issue, revoke, roles
 doctor.py   what is wrong on this machine, and what ends when
 """

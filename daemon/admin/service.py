@@ -1,6 +1,5 @@
 """What an admin can do to a running daemon, its models first. Every change is an act in the audit log."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -8,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmd.daemon import memory
-from llmd.daemon.admin import plans
 from llmd.daemon.admin.clients import Clients
 from llmd.daemon.admin.doctor import Doctor, rfc3339
 from llmd.daemon.audit.acts import Acts
@@ -21,10 +18,9 @@ from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.models.checking import prompt
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.serving import plan
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.serving.placement import Form
-from llmd.daemon.serving.plan import ON_CPU, Placement, Wish, check_memory
+from llmd.daemon.serving.plan import ON_CPU, Placement, Wish
+from llmd.daemon.serving.planner import Planner
 from llmd.daemon.serving.pool import Deployment
 from llmd.daemon.store import Model, StateThread, Store
 
@@ -48,6 +44,7 @@ class Service:
     clients: Clients
     doctor: Doctor
     watcher: Watcher
+    planner: Planner
     started: float
     version: str
 
@@ -76,18 +73,15 @@ class Service:
         context = ctx or min(c.context or trained, trained or c.context)
         path = str(self.models.path(model.name))
         shape = model.info.get("shape")  # of one that an older version imported it is not known
-        return Wish(path, slots or c.slots, context, c.batch, c.chunk, c.threads, placement, shape)
+        return Wish(
+            path, slots or c.slots, context, c.batch, c.chunk, c.threads, placement, shape, model.size,
+            keep_context=ctx is not None, keep_slots=slots is not None,
+        )  # fmt: skip
 
     async def plan(self, name: str, ctx: int | None, slots: int | None, placement: Placement) -> dict[str, Any]:
         """Where a model would go as things are now. Raises ModelNotFound, BadRequest, DoesNotFit, Unavailable."""
         model = await self.state.run(lambda: self.models.show(name))
-        wish = self.wish(model, ctx, slots, placement)
-        if wish.shape is None:
-            raise BadRequest(f"what {name} needs is not known: it was imported by an older version; import it again")
-        form = Form.of(name, wish.shape, model.size)
-        kept = {"keep_context": ctx is not None, "keep_slots": slots is not None}
-        # many GPUs have very many subsets: streams go on meanwhile
-        return {"model": name, **await asyncio.to_thread(plans.planned, self.watcher.view, form, wish, **kept)}
+        return {"model": name, **await self.planner.explain(name, self.wish(model, ctx, slots, placement))}
 
     def restore(self) -> None:
         """Start every model that should serve."""
@@ -107,16 +101,21 @@ class Service:
         def work() -> tuple[Model, Wish, bool]:
             model = self.models.show(name)
             wish = self.wish(model, ctx, slots, placement)
-            check_memory(wish, memory.available() + (plan.memory(replaced).total if replaced else 0))
             before = any(d.model == name for d in self.store.deployments())
-            self.store.set_deployment(name, ctx, slots, placement.to_dict())
             return model, wish, before
 
         put = {**placement.to_dict(), "gpus": ",".join(placement.gpus) or None}
         async with self.acts("admin.deploy", actor, model=name, ctx=ctx, slots=slots, **put) as result:
             model, wish, before = await self.state.run(work)
             result["digest"] = model.digest
+            await self.planner.check(name, wish, replaced)
+            await self.state.run(lambda: self.store.set_deployment(name, ctx, slots, placement.to_dict()))
             return self.serving.pool.deploy(name, model.digest, wish), before
+
+    def chosen(self, deployment: Deployment) -> dict[str, Any]:
+        """What a model serves with that is ready."""
+        told = _deployed(deployment)
+        return {name: told[name] for name in ("context", "slots", "gpus", "split", "kv") if name in told}
 
     async def served(self, name: str) -> None:
         """A model that was too large to be tried at its import has been tried now."""
@@ -233,9 +232,9 @@ def _deployed(d: Deployment) -> dict[str, Any]:
     }
     if worker is None or info is None or not d.ready:
         return found
-    busy = worker.busy
+    busy, chosen = worker.busy, worker.settings
     return {
         **found, "pid": worker.pid, "context": info.context, "slots": info.slots, "running": busy.running,
-        "waiting": busy.waiting,
+        "waiting": busy.waiting, "gpus": list(chosen.gpus), "split": chosen.split, "kv": chosen.kv_type,
         "kv_used": round(busy.kv_used / info.positions, 4), "token_age": round(worker.token_age + worker.beat_age, 1),
     }  # fmt: skip

@@ -19,7 +19,7 @@ from llmd.daemon.gpus.nvml import Nvml
 log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 5.0
-WAIT_SECONDS: Final = 1.0
+WAIT_SECONDS: Final = 0.25  # who asks in between waits so long: a plan before each load
 # without any GPU: a driver may still be installed
 ABSENT_SECONDS: Final = 60.0
 # one fault is often reported several times, and ending the work that it hit is reported too (XID 45)
@@ -138,7 +138,7 @@ class Watcher:
         return self.view.health.get(uuid) or Health(uuid, "removed", ("there is no such GPU",))
 
     def refresh(self) -> Inventory:
-        """Ask NVML for everything, now; takes up to a second while the thread waits for events."""
+        """Ask NVML for everything, now; waits for the thread, which may wait for events."""
         with self._nvml_alone():
             self._asked = self._pace()
             self._take(self._nvml.inventory())

@@ -32,8 +32,6 @@ class Placement:
         """Raises BadRequest for what cannot work, whatever the machine."""
         if len(set(self.gpus)) < len(self.gpus):
             raise BadRequest("gpus names one twice", param="gpus")
-        if not self.gpus and (self.split or self.ubatch):
-            raise BadRequest("split and ubatch are for GPUs: name them with gpus", param="gpus")
         if len(self.gpus) > 1 and self.split == "none":
             raise BadRequest("several gpus take the split layer or tensor", param="split")
         if self.split == "tensor" and self.kv not in (None, "f16"):
@@ -57,6 +55,9 @@ class Wish:
     threads: int
     placement: Placement = ON_CPU
     shape: dict[str, Any] | None = None
+    size: int = 0  # bytes of the file
+    keep_context: bool = False  # it was asked for: no plan may change it
+    keep_slots: bool = False
     runner: str = "llama"
     fake: dict[str, Any] | None = None
 

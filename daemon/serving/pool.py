@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from llmd.daemon import limits, memory
+from llmd.daemon import limits
 from llmd.daemon.engine.messages import Generate, Ready, SamplingParams, Tokens
 from llmd.daemon.errors import LlmdError, ModelNotFound, ModelNotReady, ShuttingDown
 from llmd.daemon.metrics import Metrics
@@ -30,7 +30,8 @@ from llmd.daemon.serving.lifecycle import (
     Up,
     Withdrawn,
 )
-from llmd.daemon.serving.plan import Wish, check_memory, plan
+from llmd.daemon.serving.plan import Wish
+from llmd.daemon.serving.planner import Planner
 from llmd.daemon.serving.worker import Worker
 from llmd.daemon.tasks import Tasks
 
@@ -52,6 +53,7 @@ class Deployment:
         self.worker: Worker | None = None
         self.changed = asyncio.Event()
         self.drain_until = 0.0  # on the loop's clock
+        self.stopped = 0  # the last replica that was to end
 
     @property
     def state(self) -> str:
@@ -75,8 +77,15 @@ class Deployment:
 class Pool:
     """Made once, by `main`. `pause`: seconds before a replica that died starts again, the first time and at most."""
 
-    def __init__(self, metrics: Metrics, tasks: Tasks, pause: tuple[float, float] = PAUSE_SECONDS) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        tasks: Tasks,
+        planner: Planner | None = None,
+        pause: tuple[float, float] = PAUSE_SECONDS,
+    ) -> None:
         self._metrics, self._tasks, self._pause = metrics, tasks, pause
+        self._planner = planner or Planner()
         self._deployed: dict[str, Deployment] = {}
         self._running: set[asyncio.Task[None]] = set()
         self.draining = False
@@ -196,15 +205,16 @@ class Pool:
         loop = asyncio.get_running_loop()
         match effect:
             case Start(replica, wish):
-                d.worker = worker = Worker(plan(wish), self._metrics.model(d.model))
-                self._run(f"replica of {d.model}", partial(self._live, d, replica, worker))
+                d.worker = None
+                self._run(f"replica of {d.model}", partial(self._live, d, replica, wish))
             case Drain(replica, grace):
                 d.drain_until = loop.time() + grace
                 self._run(f"drain {d.model}", partial(self._drain, d, replica))
-            case Stop():
-                assert d.worker is not None
-                self.cut += d.worker.open_sequences
-                d.worker.kill("the model was taken out of service")
+            case Stop(replica):
+                d.stopped = replica  # it may have no process yet
+                if d.worker:
+                    self.cut += d.worker.open_sequences
+                    d.worker.kill("the model was taken out of service")
             case Pause(replica, seconds):
                 self._metrics.model(d.model).restarts()
                 log.error("%s: %s; starting it again in %.0f s", d.model, d.life.reason, seconds)
@@ -217,14 +227,17 @@ class Pool:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _live(self, d: Deployment, replica: int, worker: Worker) -> None:
+    async def _live(self, d: Deployment, replica: int, wish: Wish) -> None:
         """One process from its start to its end: Up once it is ready, Down whatever happens."""
-        clock = asyncio.get_running_loop().time
+        clock, worker = asyncio.get_running_loop().time, None
         began, reason = clock(), "it could not be watched"
         try:
-            if d.life.wish:
-                check_memory(d.life.wish, memory.available())
+            settings = await self._planner.settings(d.model, wish)
+            if d.stopped == replica:
+                raise ModelNotReady("the model was taken out of service")
+            d.worker = worker = Worker(settings, self._metrics.model(d.model))
             await worker.start()
+            self._planner.ready(d.model)
             log.info("%s is ready (worker %d, %.1f s)", d.model, worker.pid, clock() - began)
             self._tell(d, Up(replica))
             await worker.watch()
@@ -234,7 +247,9 @@ class Pool:
         except OSError as e:
             reason = f"its process could not be started: {e.strerror}"
         finally:
-            await worker.stop()
+            if worker:
+                await worker.stop()
+            self._planner.ended(d.model)
             self._tell(d, Down(replica, reason, clock() - began))
 
     async def _drain(self, d: Deployment, replica: int) -> None:

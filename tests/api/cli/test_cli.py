@@ -95,8 +95,8 @@ def test_a_model_comes_serves_and_goes(llmd: Llmd, model_file: Path) -> None:
     assert run(llmd, "chat", "second", "Say hello.", "--max-tokens", "5").strip()
     assert llmd.llmctl("chat", "second", "Hi", "--max-tokens", "2")["usage"]["completion_tokens"] <= 2
     run(llmd, "undeploy", "second")
-    assert "built without CUDA" in run(llmd, "deploy", "second", "--gpus", "GPU-a", "--ubatch", "512", code=1)
-    assert "name them with gpus" in run(llmd, "deploy", "second", "--split", "layer", code=1)
+    assert "are for GPUs" in run(llmd, "deploy", "second", "--gpus", "GPU-a", "--ubatch", "512", code=1)
+    assert "are for GPUs" in run(llmd, "deploy", "second", "--split", "layer", code=1)
     assert "split: " in run(llmd, "deploy", "second", "--split", "rows", code=1)
     assert "second is ready" in run(llmd, "deploy", "second", "--ctx", "256", "--slots", "1", "--kv", "q8_0")
     run(llmd, "undeploy", "second")
@@ -338,6 +338,7 @@ def test_progress_that_no_terminal_shows_is_lines_in_order(llmd: Llmd, model_fil
     shares = [int(line.split(":")[1].split("%")[0]) for line in lines if line.startswith("importing ")]
     assert shares == sorted(shares) and shares[-1] == 100
     assert [line for line in lines if not line.startswith("importing ")] == [
-        lines[len(shares)], "serve it: llmctl deploy third", "third: loading", "third is ready",
-        "third is out of service", "removed third",
+        lines[len(shares)], "serve it: llmctl deploy third", "third: loading",
+        "third is ready: 4 slots of 256 tokens, keys and values f16, on the CPU", "third is out of service",
+        "removed third",
     ]  # fmt: skip

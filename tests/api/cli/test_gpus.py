@@ -22,6 +22,7 @@ from llmd.daemon.config import Config
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.main import Daemon
+from llmd.daemon.serving.planner import Planner
 from llmd.quantize.shape import Layer, Shape
 
 LLMCTL = str(Path(sys.executable).parent / "llmctl")
@@ -40,6 +41,7 @@ class Admin:
         watcher = Watcher(Nvml(fake, fake.root(self.folder / "root")))
         watcher.refresh()
         self.daemon.service.watcher = self.daemon.service.doctor.watcher = watcher
+        self.daemon.service.planner = Planner(watcher)
         return watcher
 
     async def run(self, *arguments: str, code: int = 0) -> str:

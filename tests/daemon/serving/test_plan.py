@@ -36,8 +36,7 @@ def test_what_was_set_by_hand_is_what_the_worker_gets(
 @pytest.mark.parametrize(
     ("placement", "said"),
     [
-        (Placement(("GPU-a", "GPU-a")), "twice"), (Placement(split="layer"), "name them with gpus"),
-        (Placement(ubatch=512), "name them with gpus"), (Placement(("GPU-a", "GPU-b"), "none"), "layer or tensor"),
+        (Placement(("GPU-a", "GPU-a")), "twice"), (Placement(("GPU-a", "GPU-b"), "none"), "layer or tensor"),
         (Placement(("GPU-a", "GPU-b"), "tensor", "q8_0"), "f16 only"),
     ],
 )  # fmt: skip

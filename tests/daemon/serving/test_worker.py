@@ -25,6 +25,7 @@ from llmd.daemon.engine.messages import (
     Prompt,
     RawText,
     SamplingParams,
+    Settings,
     Started,
     Text,
     Tokenize,
@@ -36,6 +37,7 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving import pool as pool_module
 from llmd.daemon.serving import worker as worker_module
 from llmd.daemon.serving.plan import Wish
+from llmd.daemon.serving.planner import Planner
 from llmd.daemon.serving.pool import Deployment, Pool
 from llmd.daemon.serving.worker import Stream, Worker
 from llmd.daemon.tasks import Tasks
@@ -212,12 +214,34 @@ async def test_a_model_that_memory_does_not_hold_is_not_started(
     shape = Shape("llama", 64, 260, 32, (Layer(k=32, v=32),), file=1 << 30).to_dict()
     deployment = pool.deploy("m", "0" * 64, replace(fake(), shape=shape))
     await until(deployment, "restarting")
-    assert "weights 1.0" in deployment.reason and "0.0 GiB are free" in deployment.reason
-    assert deployment.worker is not None and deployment.worker.pid == 0
+    assert "weights 1.0 GiB" in deployment.reason and "0.0 GiB are free" in deployment.reason
+    assert deployment.worker is None
     monkeypatch.undo()
     await until(deployment, "ready")
     gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+async def test_a_model_that_is_withdrawn_while_it_is_planned_gets_no_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planner, going = Planner(), asyncio.Event()
+    plan_ = planner.settings
+
+    async def slow(model: str, wish: Wish) -> Settings:
+        await going.wait()
+        return await plan_(model, wish)
+
+    monkeypatch.setattr(planner, "settings", slow)
+    pool = Pool(Metrics(), Tasks(), planner)
+    deployment = pool.deploy("m", "0" * 64, fake())
+    await asyncio.sleep(0)
+    leaving = asyncio.create_task(pool.undeploy("m"))
+    await asyncio.sleep(0.05)
+    going.set()
+    await asyncio.wait_for(leaving, 10)
+    assert deployment.worker is None and pool.all() == []
+    await pool.close(0)
 
 
 async def test_a_late_pause_says_nothing_of_a_successor(pool: Pool, tmp_path: Path) -> None:

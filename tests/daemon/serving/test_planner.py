@@ -1,0 +1,120 @@
+"""Plans as the GPUs are now: nothing is promised twice, and nothing falls back to the CPU because of a fault."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_nvml import GIB, FakeNvml, h200
+
+from llmd.daemon import memory
+from llmd.daemon.errors import DoesNotFit, Unavailable
+from llmd.daemon.gpus.nvml import Nvml
+from llmd.daemon.gpus.watch import Watcher
+from llmd.daemon.serving.plan import Placement, Wish
+from llmd.daemon.serving.planner import Planner
+from llmd.quantize.shape import Layer, Shape
+
+ONE, TWO = h200(0).uuid, h200(1).uuid
+LAYER = Layer(k=1024, v=1024, heads=32, kv_heads=8, q=4096, ff=14336, nbytes=2 * GIB)
+# 65 GiB of weights: beside what else it needs, one of them fits on a GPU of 141 GiB, and two do not
+SHAPE = Shape("llama", 131072, 128256, 4096, (LAYER,) * 32, 128, 128, host=GIB, output=GIB, file=66 * GIB).to_dict()
+
+
+def wish(slots: int = 8, placement: Placement = Placement(), **changes: object) -> Wish:  # noqa: B008
+    made = Wish("m.gguf", slots, 4096, 512, 256, 2, placement, SHAPE, 66 * GIB)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 100 * GIB)
+
+
+def planner(tmp_path: Path, fake: FakeNvml, *, cuda: bool = True) -> Planner:
+    return Planner(Watcher(Nvml(fake, fake.root(tmp_path / "root"))), cuda=cuda)
+
+
+async def test_without_a_gpu_the_cpu_and_what_is_for_gpus_is_refused(tmp_path: Path) -> None:
+    made = planner(tmp_path, FakeNvml())
+    assert (await made.settings("m", wish())).gpus == ()
+    assert (await made.explain("m", wish()))["steps"][0]["why"] == "the NVIDIA driver runs but finds no GPU"
+    for placement in (Placement(("GPU-a",)), Placement(split="layer"), Placement(ubatch=512)):
+        with pytest.raises(DoesNotFit, match="are for GPUs: the NVIDIA driver runs but finds no GPU"):
+            await made.settings("m", wish(placement=placement))
+    with pytest.raises(Unavailable, match=r"100\.0 GiB are free"):
+        await made.settings("m", wish(256))
+
+
+async def test_an_engine_without_cuda_computes_on_the_cpu_and_says_so(tmp_path: Path) -> None:
+    made = planner(tmp_path, FakeNvml(h200(0)), cuda=False)
+    assert (await made.settings("m", wish())).gpus == ()
+    assert "llmd-cuda" in (await made.explain("m", wish()))["steps"][0]["why"]
+    with pytest.raises(DoesNotFit, match="llmd-cuda"):
+        await made.settings("m", wish(placement=Placement((ONE,))))
+
+
+async def test_what_is_chosen_is_what_the_worker_gets(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0), h200(1))
+    fake.hold(ONE, 1, 60 * GIB)
+    settings = await planner(tmp_path, fake).settings("m", wish())
+    assert (settings.gpus, settings.split, settings.kv_type) == ((ONE,), "none", "f16")
+    assert (settings.context, settings.slots, settings.ubatch, settings.batch) == (4096, 8, 2048, 2048)
+
+
+async def test_two_loads_at_once_never_count_on_the_same_memory(tmp_path: Path) -> None:
+    made = planner(tmp_path, FakeNvml(h200(0), h200(1)))
+    whole = wish(placement=Placement(split="none", kv="f16"), keep_slots=True, keep_context=True)
+    found = await asyncio.gather(made.settings("a", whole), made.settings("b", whole))
+    assert sorted(settings.gpus[0] for settings in found) == [ONE, TWO]
+    with pytest.raises(DoesNotFit, match="are missing"):
+        await made.settings("c", whole)
+    made.ended("a")
+    assert (await made.settings("c", whole)).gpus == found[0].gpus
+
+
+async def test_a_lease_counts_until_nvml_sees_the_replica(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0))
+    made = planner(tmp_path, fake)
+    await made.settings("m", wish())
+    (before,) = (await made.explain("other", wish()))["devices"]
+    fake.hold(ONE, 7, 70 * GIB)
+    made.ready("m")
+    (after,) = (await made.explain("other", wish()))["devices"]
+    assert before["free"] < 141 * GIB - 66 * GIB and after["free"] == 141 * GIB - GIB // 2 - 70 * GIB
+    made.ended("m")
+    fake.release(7)
+    (gone,) = (await made.explain("other", wish()))["devices"]
+    assert gone["free"] == 141 * GIB - GIB // 2
+
+
+async def test_what_replaces_a_replica_may_count_on_its_memory(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0))
+    made = planner(tmp_path, fake)
+    await made.settings("m", wish(16))
+    fake.hold(ONE, 7, 76 * GIB)
+    made.ready("m")
+    await made.check("m", wish(32, keep_slots=True), wish(16))
+    with pytest.raises(DoesNotFit):
+        await made.check("other", wish(32, keep_slots=True), None)
+    with pytest.raises(DoesNotFit):
+        await made.check("m", wish(256, keep_slots=True, keep_context=True), wish(16))
+
+
+async def test_a_fault_never_moves_a_model_to_the_cpu(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0))
+    watcher = Watcher(Nvml(fake, fake.root(tmp_path / "root")))
+    watcher.refresh()
+    made = Planner(watcher)
+    fake.emit(ONE, "xid", 48)
+    watcher.step()
+    with pytest.raises(DoesNotFit, match="no GPU can be used"):
+        await made.settings("m", wish())
+    fake.lose(ONE)
+    with pytest.raises(DoesNotFit, match="no GPU can be used"):
+        await made.settings("m", wish())
+
+
+async def test_a_model_of_which_nothing_is_known_is_not_guessed_at(tmp_path: Path) -> None:
+    with pytest.raises(DoesNotFit, match="import it again"):
+        await planner(tmp_path, FakeNvml(h200(0))).settings("m", wish(shape=None))
