@@ -15,6 +15,7 @@ from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import Health, Watcher
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.serving.answer import Serving
+from llmd.daemon.serving.planner import cuda_engine
 from llmd.daemon.store import Certificate, StateThread, Store
 
 # what `status` and `doctor` call soon: the CA's own things are renewed long before
@@ -128,6 +129,9 @@ class Doctor:
         if checks and not view.inventory.answered:
             fix = "wait a minute; if it stays so, restart the server"
             checks.append(check("gpu driver", False, view.inventory.reason, fix))
+        if view.inventory.gpus and not cuda_engine():
+            said = "models run on the CPU: this engine was built without CUDA"
+            checks.append(check("gpu engine", False, said, "install the package llmd-cuda"))
         return checks or [check("gpu", None, f"CPU only: {view.inventory.reason}")]
 
     # --- certificates

@@ -112,9 +112,10 @@ class Planner:
 
     def _why_not(self) -> str:
         """Why the CPU computes."""
-        if not self._cuda:
+        view = self._watcher.view if self._watcher else View()
+        if view.inventory.gpus or view.gone:
             return "this engine was built without CUDA: install the package llmd-cuda"
-        return self._watcher.view.inventory.reason if self._watcher else "this machine has no GPU"
+        return view.inventory.reason
 
     def _left(self, model: str, device: Device) -> Device:
         """With what others were promised taken off, and what the model's own replica gives back put on."""

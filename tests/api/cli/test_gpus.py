@@ -316,3 +316,12 @@ async def test_a_fault_never_moves_a_plan_to_the_cpu(admin: Admin) -> None:
     fake.emit(ONE, "xid", 48)
     watcher.step()
     assert (await admin.json("plan", "m", code=1)) == {}
+
+
+async def test_gpus_that_the_engine_cannot_use_are_told(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    admin.see(FakeNvml(h200(0)))
+    for cuda in (False, True):
+        monkeypatch.setattr("llmd.daemon.admin.doctor.cuda_engine", lambda cuda=cuda: cuda)
+        checks = await admin.checks(1)
+        assert ("gpu engine" in checks) is not cuda
+    assert checks["gpu 0"]["ok"] is True
