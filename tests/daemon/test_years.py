@@ -161,6 +161,10 @@ def serves(machine: Machine, certificate: Path) -> bool:
     return machine.ask(certificate)[0] == 200
 
 
+def ends_soon(machine: Machine, serial: str) -> bool:
+    return serial in [e["serial"] for e in machine.admin.call("GET", "/status")["certificates_ending_soon"]]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_eight_hundred_days(machine: Machine) -> None:
@@ -183,7 +187,8 @@ def test_eight_hundred_days(machine: Machine) -> None:
             machine.stop_daemon()
             machine.start_daemon()
         if end - now < 30 * DAY:  # what `llmctl status` tells an operator
-            assert serial in [e["serial"] for e in machine.admin.call("GET", "/status")["certificates_ending_soon"]]
+            # libfaketime has one buffer for all threads: one may see another time for a moment
+            assert machine.until(partial(ends_soon, machine, serial))
             old, old_serial = alice, serial
             alice, serial, end = machine.issue("alice", again=True)
             assert machine.ask(old)[0] == machine.ask(alice)[0] == 200
