@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-MIB = 1 << 20
-
 
 def available(root: Path = Path("/")) -> int:
     """Bytes, without others being paged out: what the kernel says, or less where this process's control group has a

@@ -44,9 +44,9 @@ def gpus(client: Client, watch: bool, json_: bool) -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    if not found["gpus"] and not found["gone"]:
+    if found["absent"] and not found["gpus"] and not found["gone"]:
         return click.echo(f"No GPU, so models run on the CPU: {safe(found['reason'])}.")
-    if not found["answered"]:
+    if not found["answered"] and found["gpus"]:
         click.echo(f"{safe(found['reason'])}; this is how it was at {moment(found['at'])}:")
     if found["gpus"]:
         click.echo(f"NVIDIA driver {safe(found['driver']) or 'unknown'}, CUDA {safe(found['cuda']) or 'unknown'}")

@@ -132,6 +132,10 @@ class Doctor:
         if view.inventory.gpus and not cuda_engine():
             said = "models run on the CPU: this engine was built without CUDA"
             checks.append(check("gpu engine", False, said, "install the package llmd-cuda"))
+        if not checks and cuda_engine() and not view.inventory.absent:
+            checks.append(
+                check("gpu", False, f"none can be used: {view.inventory.reason}", "docs/gpus.md has each reason")
+            )
         return checks or [check("gpu", None, f"CPU only: {view.inventory.reason}")]
 
     # --- certificates

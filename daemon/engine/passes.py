@@ -19,7 +19,8 @@ from dataclasses import replace
 
 from llmd.daemon.engine.types import Chunk
 
-# a pass takes longer than nothing by what so many tokens more would take (8B on an H100: 80; 1B: 50)
+# a pass of its own costs at least what so many tokens more do: two prompts in one pass instead of two save the time of
+# 55 to 130 tokens (8B and 1B on an H100, prompts of 17 and of 101 tokens)
 A_PASS = 48
 # slots: computing a token of each costs less than another pass
 MAX_GAP = 16

@@ -61,6 +61,11 @@ def reason(error: Exception) -> str:
     return f"the NVIDIA driver does not answer ({type(error).__name__})"
 
 
+def missing(error: Exception) -> bool:
+    """Whether NVML is not there at all, which says that no driver was ever installed."""
+    return isinstance(error, pynvml.NVMLError) and error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
+
+
 def nothing(count: int, lost: int, refused: int) -> str:
     """Why a driver that answers has no device for us."""
     if not count:

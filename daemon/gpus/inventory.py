@@ -72,6 +72,7 @@ class Inventory:
     reason: str = ""
     lost: tuple[str, ...] = ()
     answered: bool = True
+    absent: bool = False  # this machine has no GPU: no driver is installed, or it finds none
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: links become a list, each with the two UUIDs under `between`."""
@@ -83,6 +84,7 @@ class Inventory:
             "reason": self.reason,
             "lost": list(self.lost),
             "answered": self.answered,
+            "absent": self.absent,
         }
 
 

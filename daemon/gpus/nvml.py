@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pynvml
 
-from llmd.daemon.gpus.asking import SILENT, Asking, Lost, cuda_version, nothing, pci_address, reason
+from llmd.daemon.gpus.asking import SILENT, Asking, Lost, cuda_version, missing, nothing, pci_address, reason
 from llmd.daemon.gpus.events import EVENTS, EventSet
 from llmd.daemon.gpus.inventory import RECOVERY, Event, Gpu, Inventory, Process
 from llmd.daemon.gpus.links import Link, topology
@@ -64,10 +64,11 @@ class Nvml:
                 cuda=cuda_version(asking.ask("cuda", library.nvmlSystemGetCudaDriverVersion_v2)),
                 reason="" if gpus else nothing(count, len(lost), refused),
                 lost=tuple(lost),
+                absent=count == 0,
             )
         except Exception as error:
             self.close()
-            return Inventory(reason=reason(error), answered=False)
+            return Inventory(reason=reason(error), answered=False, absent=missing(error))
 
     def wait(self, seconds: float) -> Event | None:
         """The next event, or None after `seconds`; None at once where there is nothing to wait for."""

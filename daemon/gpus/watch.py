@@ -164,7 +164,7 @@ class Watcher:
         self._thread.start()
 
     def close(self) -> None:
-        """Takes up to a second: an event may be waited for. A driver that hangs is left alone."""
+        """Waits for the thread, which may wait for an event. A driver that hangs is left alone."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
@@ -174,7 +174,7 @@ class Watcher:
             self._nvml.close()
 
     def step(self) -> bool:
-        """One round of the thread: an event if there is one within a second, and everything if it is time to ask again.
+        """One round of the thread: an event if one comes within WAIT_SECONDS, and everything if it is time to ask.
 
         True when there was an event: more may be waiting.
         """
@@ -219,7 +219,9 @@ class Watcher:
     def _take(self, found: Inventory) -> None:
         with self._books:
             if not found.answered:
-                self._publish(replace(self.view.inventory, reason=found.reason, answered=False), self.view.at)
+                self._publish(
+                    replace(self.view.inventory, reason=found.reason, answered=False, absent=found.absent), self.view.at
+                )
                 return
             for name in found.lost:
                 self._mark(name, Event(name, "lost", 0))

@@ -92,10 +92,12 @@ class Planner:
         await asyncio.to_thread(self._watcher.refresh)
         view = self._watcher.view
         where = wish.placement
-        if not self._cuda or not (view.inventory.gpus or view.gone):
+        if not self._cuda or (view.inventory.absent and not view.inventory.gpus and not view.gone):
             if where.gpus or where.split or where.ubatch:
                 raise DoesNotFit(f"gpus, split and ubatch are for GPUs: {self._why_not()}")
             return None
+        if not view.inventory.gpus and not view.gone:
+            raise DoesNotFit(f"no GPU can be used: {view.inventory.reason}")
         devices = [self._left(model, device) for device in usable(view)]
         if not devices:
             raise DoesNotFit("no GPU can be used; `llmctl gpus` says why")

@@ -79,6 +79,9 @@ def test_good_kinds(tmp_path: Path, name: str) -> None:
     GOOD[name](file)
     (tmp_path / "x.gguf").write_bytes(file.bytes())
     judge(tmp_path / "x.gguf")
+    header = read_header(tmp_path / "x.gguf")
+    assert {t.name: t.shape for t in header.tensors} == {name: shape for name, (shape, _) in file.tensors.items()}
+    assert header.metadata.keys() == file.keys.keys()
 
 
 def test_own_alignment(tmp_path: Path) -> None:
@@ -88,6 +91,8 @@ def test_own_alignment(tmp_path: Path) -> None:
         file.keys["general.alignment"] = (U32, alignment)
         (tmp_path / "x.gguf").write_bytes(file.bytes())
         judge(tmp_path / "x.gguf")
+        header = read_header(tmp_path / "x.gguf")
+        assert header.alignment == alignment and header.data_offset % alignment == 0
 
 
 def test_long_arrays_are_only_counted(tmp_path: Path) -> None:

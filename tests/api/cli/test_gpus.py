@@ -136,7 +136,6 @@ async def test_json_has_everything(admin: Admin) -> None:
     ("fake", "words"),
     [
         (FakeNvml.without_driver, "no NVIDIA driver is installed"),
-        (lambda: FakeNvml.without_driver(NoPermission), "llmd may not open the GPUs (/dev/nvidia*)"),
         (FakeNvml, "the NVIDIA driver runs but finds no GPU"),
     ],
 )
@@ -145,6 +144,16 @@ async def test_without_a_gpu_one_sentence_says_why(admin: Admin, fake: Callable[
     assert await admin.run("gpus") == f"No GPU, so models run on the CPU: {words}.\n"
     check = (await admin.checks(1))["gpu"]
     assert check["ok"] is None and check["message"] == f"CPU only: {words}" and check["fix"] == ""
+
+
+async def test_gpus_that_may_not_be_opened_are_no_reason_for_the_cpu(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmd.daemon.admin.doctor.cuda_engine", lambda: True)
+    admin.see(FakeNvml.without_driver(NoPermission))
+    assert await admin.run("gpus") == "No GPU can be used: llmd may not open the GPUs (/dev/nvidia*).\n"
+    check = (await admin.checks(1))["gpu"]
+    assert check["ok"] is False and "may not open" in check["message"] and "docs/gpus.md" in check["fix"]
 
 
 async def test_what_is_wrong_is_said_and_what_to_do(admin: Admin) -> None:

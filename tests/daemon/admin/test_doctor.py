@@ -1,31 +1,15 @@
 """What `status` and `doctor` tell of what ends, and of what is wrong."""
 
-import asyncio
-import os
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from llmd.daemon.admin import doctor
 from llmd.daemon.audit.offline import verify_file
-from llmd.daemon.config import Config
 from llmd.daemon.main import Daemon
 
 DAY = 86400.0
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
-    daemon = Daemon(Config(state_dir=str(tmp_path / "state"), node="test"))
-    yield daemon
-    await daemon.pool.close(0)
-    daemon.state.close()
-    daemon.store.close()
-    await asyncio.to_thread(daemon.audit.close)
-    os.close(daemon._lock)
 
 
 async def named(daemon: Daemon) -> dict[str, tuple[bool | None, str]]:

@@ -1,30 +1,13 @@
 """What an admin asks for that this machine cannot give."""
 
-import asyncio
-import os
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from llmd.daemon import memory
-from llmd.daemon.config import Config
 from llmd.daemon.errors import Unavailable
 from llmd.daemon.main import Daemon
 from llmd.quantize.shape import Layer, Shape
 
 SHAPE = Shape("llama", 4096, 260, 32, (Layer(k=1024, v=1024),), file=1 << 30).to_dict()
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
-    made = Daemon(Config(state_dir=str(tmp_path), node="test"))
-    yield made
-    await made.pool.close(0)
-    made.state.close()
-    made.store.close()
-    await asyncio.to_thread(made.audit.close)
-    os.close(made._lock)
 
 
 async def test_a_model_that_memory_does_not_hold_changes_nothing(

@@ -314,7 +314,10 @@ def test_links_are_asked_for_once_while_the_gpus_are_the_same(tmp_path: Path) ->
 )
 def test_without_nvml_there_is_a_plain_reason(tmp_path: Path, error: Error, words: str) -> None:
     nvml, found = watch(FakeNvml.without_driver(error), tmp_path)
-    assert found == Inventory(reason=found.reason, answered=False) and words in found.reason
+    assert (
+        found == Inventory(reason=found.reason, answered=False, absent=error is LibraryNotFound)
+        and words in found.reason
+    )
     assert nvml.wait(9.0) is None
     nvml.close()
 

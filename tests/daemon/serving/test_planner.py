@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_nvml import GIB, FakeNvml, h200
+from fake_nvml import GIB, DriverNotLoaded, Error, FakeNvml, NoPermission, h200
 
 from llmd.daemon import memory
 from llmd.daemon.errors import DoesNotFit, Unavailable
@@ -113,6 +113,21 @@ async def test_a_fault_never_moves_a_model_to_the_cpu(tmp_path: Path) -> None:
     fake.lose(ONE)
     with pytest.raises(DoesNotFit, match="no GPU can be used"):
         await made.settings("m", wish())
+
+
+@pytest.mark.parametrize(("error", "reason"), [(DriverNotLoaded, "not loaded"), (NoPermission, "may not open")])
+async def test_a_driver_that_does_not_answer_yet_is_waited_for(tmp_path: Path, error: Error, reason: str) -> None:
+    fake = FakeNvml.without_driver(error)
+    fake.gpus.append(h200(0))
+    made = planner(tmp_path, fake)
+    with pytest.raises(DoesNotFit, match=reason):
+        await made.settings("m", wish())
+    fake.absent = None
+    assert (await made.settings("m", wish())).gpus == (ONE,)
+
+
+async def test_without_a_driver_there_is_no_gpu(tmp_path: Path) -> None:
+    assert (await planner(tmp_path, FakeNvml.without_driver()).settings("m", wish())).gpus == ()
 
 
 async def test_a_model_of_which_nothing_is_known_is_not_guessed_at(tmp_path: Path) -> None:
