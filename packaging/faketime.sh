@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-find_in() { find "$1" -name libfaketime.so.1 -path '*/faketime/*' 2>/dev/null | head -n 1; }
+find_in() { { find "$1" -name libfaketime.so.1 -path '*/faketime/*' 2>/dev/null || true; } | head -n 1; }
 
 found=$(find_in /usr/lib)
 if [ -z "$found" ]; then

@@ -27,7 +27,7 @@ UPKEEP = 0.05  # seconds between two looks at the clock: a test's day is short
 DAEMON = f"""
 import sys
 from llmd.daemon import main
-main.MAINTAIN_SECONDS = {UPKEEP}
+main.MAINTAIN_SECONDS = main.RETRY_SECONDS = {UPKEEP}
 main.main(sys.argv[1:])
 """
 
@@ -165,6 +165,10 @@ def ends_soon(machine: Machine, serial: str) -> bool:
     return serial in [e["serial"] for e in machine.admin.call("GET", "/status")["certificates_ending_soon"]]
 
 
+def keeps_its_own(machine: Machine) -> bool:
+    return {e["kind"] for e in machine.admin.call("GET", "/status")["certificates_ending_soon"]} <= {"client"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_eight_hundred_days(machine: Machine) -> None:
@@ -201,8 +205,7 @@ def test_eight_hundred_days(machine: Machine) -> None:
         issuers.add(alice.read_bytes().split(b"-----BEGIN CERTIFICATE-----")[2])
         assert until > now, f"day {day}"
     assert len(servers) >= 9 and len(issuers) >= 2 and refused >= 12
-    lost = [e for e in machine.admin.call("GET", "/status")["certificates_ending_soon"] if e["kind"] != "client"]
-    assert lost == []
+    assert machine.until(partial(keeps_its_own, machine))
     audit = machine.admin.call("GET", "/audit/query", kind="pki.renewed", limit=2000)["rows"]
     said = " ".join(row["body"]["what"] for row in audit)
     assert "issuer" in said and "server certificate" in said and "revocation list" in said
