@@ -41,7 +41,7 @@ def serve(state: str, slots: int, step_seconds: float) -> None:
     """The daemon, with a fake worker as the model `fake`."""
     from llmd.daemon.config import Config
     from llmd.daemon.main import Daemon
-    from llmd.daemon.serving.plan import Wish
+    from llmd.daemon.planning.plan import Wish
 
     async def main() -> None:
         daemon = Daemon(Config(state_dir=state, listen=f"127.0.0.1:{PORT}", queue=1000))

@@ -15,7 +15,7 @@ from run import machine
 
 from llmd.daemon.errors import DoesNotFit
 from llmd.daemon.gpus.links import Link
-from llmd.daemon.serving.placement import Asked, Device, Form, place
+from llmd.daemon.planning.placement import Asked, Device, Form, place
 from llmd.quantize import compute
 from llmd.quantize.shape import Layer, Shape
 

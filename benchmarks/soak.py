@@ -31,7 +31,7 @@ from run import machine
 
 from llmd.daemon.config import Config
 from llmd.daemon.main import Daemon
-from llmd.daemon.serving.plan import Wish
+from llmd.daemon.planning.plan import Wish
 
 HERE = Path(__file__).parent
 PORT = 18450

@@ -14,6 +14,7 @@ tasks.py     the tasks that live as long as the daemon
 store.py     `state.db`: clients, models, deployments
 admin/       what an admin can do
 serving/     a request from its admit row to its finish row; workers
+planning/    on which GPUs a model goes, and how it is loaded
 gpus/        the GPUs: what they are, how they do
 identity/    who asks, and the built-in CA
 audit/       the hash-chained log

@@ -47,9 +47,9 @@ from llmd.daemon.identity.principal import Identity
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.files import ModelStore
+from llmd.daemon.planning.planner import Planner, cuda_engine
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.serving.planner import Planner, cuda_engine
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.store import StateThread, Store
 from llmd.daemon.tasks import Tasks

@@ -107,8 +107,19 @@ class ModelMetrics:
         self.restarts = m._restarts.labels(name).inc
         self.up = m._up.labels(name).set
         self._running, self._waiting, self._kv = m._running.labels(name), m._waiting.labels(name), m._kv.labels(name)
+        self._states: dict[int, tuple[int, int, float]] = {}
 
-    def state(self, running: int, waiting: int, kv: float) -> None:
-        self._running.set(running)
-        self._waiting.set(waiting)
-        self._kv.set(kv)
+    def state(self, worker: int, running: int, waiting: int, kv: float) -> None:
+        """Of one of its workers, by its process. What is shown is of all: the sums, and of `kv` the fullest one's."""
+        self._states[worker] = (running, waiting, kv)
+        self._show()
+
+    def gone(self, worker: int) -> None:
+        self._states.pop(worker, None)
+        self._show()
+
+    def _show(self) -> None:
+        states = self._states.values()
+        self._running.set(sum(running for running, _, _ in states))
+        self._waiting.set(sum(waiting for _, waiting, _ in states))
+        self._kv.set(max((kv for _, _, kv in states), default=0.0))

@@ -22,7 +22,7 @@ from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unava
 
 # a migration is never edited once it has shipped: a change is a new one at the end, with the next number
 MIGRATIONS = Migrations("state")
-VERSION = 2
+VERSION = 3
 
 _FIRST = (
     "CREATE TABLE IF NOT EXISTS principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT",
@@ -52,6 +52,13 @@ def placements(db: Database) -> None:
     if "placement" not in db.table("deployments").columns_dict:
         db.execute("ALTER TABLE deployments ADD COLUMN placement TEXT NOT NULL DEFAULT '{}'")
     db.execute("PRAGMA user_version = 2")
+
+
+@MIGRATIONS()
+def replicas(db: Database) -> None:
+    if "replicas" not in db.table("deployments").columns_dict:
+        db.execute("ALTER TABLE deployments ADD COLUMN replicas INTEGER NOT NULL DEFAULT 1")
+    db.execute("PRAGMA user_version = 3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +98,15 @@ class Model:
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """A model that serves. `ctx` is tokens a slot; None in `ctx` or `slots` means the configuration's default.
-    `placement`: where it was put by hand, as `serving/plan.py` names it; empty: nowhere."""
+    `placement`: where it was put by hand, as `planning/plan.py` names it; empty: nowhere. `replicas`: how many; 0: one
+    on each GPU that holds it whole."""
 
     model: str
     ctx: int | None
     slots: int | None
     created: float
     placement: dict[str, Any]
+    replicas: int
 
 
 # columns that hold JSON
@@ -281,15 +290,20 @@ class Store:
         return self._rows(Deployment, "SELECT * FROM deployments ORDER BY model")
 
     def set_deployment(
-        self, model: str, ctx: int | None = None, slots: int | None = None, placement: dict[str, Any] | None = None
+        self,
+        model: str,
+        ctx: int | None = None,
+        slots: int | None = None,
+        placement: dict[str, Any] | None = None,
+        replicas: int = 1,
     ) -> Deployment:
         """Make or replace. Raises ModelNotFound."""
         self.model(model)
-        values = model, ctx, slots, self._clock(), json.dumps(placement or {})
-        columns = ("ctx", "slots", "placement")
+        values = model, ctx, slots, self._clock(), json.dumps(placement or {}), replicas
+        columns = ("ctx", "slots", "placement", "replicas")
         replaced = ", ".join(f"{column} = excluded.{column}" for column in columns)
         self._write(
-            "INSERT INTO deployments (model, ctx, slots, created, placement) VALUES (?, ?, ?, ?, ?) "
+            "INSERT INTO deployments (model, ctx, slots, created, placement, replicas) VALUES (?, ?, ?, ?, ?, ?) "
             f"ON CONFLICT (model) DO UPDATE SET {replaced}", *values,
         )  # fmt: skip
         return self._rows(Deployment, "SELECT * FROM deployments WHERE model = ?", model)[0]

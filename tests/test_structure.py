@@ -28,8 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api/cli/": {"llmd.api.cli", "llmd.daemon.errors", "llmd.daemon.audit.offline"},
     "daemon/admin/": {"llmd.daemon"},
     "daemon/serving/": {
-        "llmd.daemon.serving", "llmd.daemon.audit", "llmd.daemon.gpus", "llmd.daemon.identity",
-        "llmd.daemon.engine.messages", "llmd.quantize", *LEAVES,
+        "llmd.daemon.serving", "llmd.daemon.audit", "llmd.daemon.planning", "llmd.daemon.gpus", "llmd.daemon.identity",
+        "llmd.daemon.engine.messages", *LEAVES,
+    },
+    "daemon/planning/": {
+        "llmd.daemon.planning", "llmd.daemon.gpus", "llmd.daemon.engine.messages", "llmd.quantize", *LEAVES,
     },
     "daemon/gpus/": {"llmd.daemon.gpus", *LEAVES},
     "daemon/identity/": {"llmd.daemon.identity", *LEAVES},

@@ -20,8 +20,8 @@ from llmd.daemon.admin.doctor import rfc3339
 from llmd.daemon.admin.service import Service
 from llmd.daemon.errors import BadRequest, Conflict, ModelNotReady
 from llmd.daemon.identity.principal import Principal
-from llmd.daemon.serving.plan import Placement
-from llmd.daemon.serving.pool import Deployment
+from llmd.daemon.planning.plan import Placement
+from llmd.daemon.serving.deployment import Deployment
 
 PROGRESS_SECONDS = 0.1
 FOLLOW_SECONDS = 0.25
@@ -51,6 +51,10 @@ class DeployBody(Body):
     split: Literal["none", "layer", "tensor"] | None = None
     kv: Literal["f16", "q8_0", "q4_0"] | None = None
     ubatch: Annotated[int, Field(ge=64, le=16384)] | None = None
+
+
+class ReplicasBody(DeployBody):
+    replicas: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
 
 
 class UndeployBody(Body):
@@ -162,40 +166,43 @@ async def plan(body: DeployBody, service: Admin) -> dict[str, Any]:
     return await service.plan(body.model, body.ctx, body.slots, placement)
 
 
-async def deploy(body: DeployBody, service: Admin, caller: Caller) -> Response:
+async def deploy(body: ReplicasBody, service: Admin, caller: Caller) -> Response:
     """Events {"state"} until the model is ready, has failed to load or was deployed anew by somebody else. It goes on
     when the client goes away."""
     placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch)
-    deployment, before = await service.deploy(body.model, body.ctx, body.slots, caller.name, placement)
+    replicas = 0 if body.replicas == "auto" else body.replicas
+    deployment, before = await service.deploy(body.model, body.ctx, body.slots, caller.name, placement, replicas)
     return progress(_until_ready(service, deployment, caller.name, keep=before))
 
 
 async def _until_ready(
     service: Service, deployment: Deployment, actor: str, *, keep: bool
 ) -> AsyncIterator[dict[str, Any]]:
-    life, wish = deployment.life, deployment.life.wanted
+    wish = deployment.wanted
     said: dict[str, Any] = {}
     while True:
         changed, now = deployment.changed, {"state": deployment.state, "reason": deployment.reason}
-        if deployment.ready:
+        if deployment.state == "ready":
             now |= service.chosen(deployment)
         if now != said:
             said = now
             yield {"model": deployment.model, **now}
         if changed.is_set():
             continue  # it went on while the client read
-        if life.over or life.wanted is None:
+        if deployment.wanted is None:
             raise ModelNotReady(f"{deployment.model} was taken out of service")
-        if life.wanted != wish:
+        if deployment.wanted != wish:
             raise Conflict(f"{deployment.model} was deployed again with other settings; see `llmctl status`")
         if deployment.state == "ready":
             await service.served(deployment.model)
             return
-        if deployment.state == "restarting":
-            reason = deployment.reason
-            if not keep:
+        if reason := deployment.failed:
+            serves = deployment.ready
+            if not keep and not serves:
                 await service.withdraw(deployment, actor)
-            raise ModelNotReady(f"{deployment.model} could not be loaded: {reason}")
+            raise ModelNotReady(
+                f"{deployment.model} could not be loaded{', what serves goes on' if serves else ''}: {reason}"
+            )
         await changed.wait()
 
 

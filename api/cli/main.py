@@ -93,10 +93,10 @@ def status(client: Client, json_: bool) -> None:
         do = f"llmctl client issue {safe(c['client'])} --again" if c["kind"] == "client" else "llmctl doctor"
         click.echo(f"{what} ends {moment(c['not_after'])}: {do}")
     table(
-        ("model", "state", "on", "context", "slots", "running", "waiting", "kv used", "restarts", "reason"),
+        ("model", "state", "replicas", "on", "context", "slots", "running", "waiting", "kv used", "restarts", "reason"),
         [
-            (m["model"], m["state"], _where(m), m.get("context"), m.get("slots"), m.get("running"), m.get("waiting"),
-             f"{100 * m['kv_used']:.1f} %" if "kv_used" in m else "", m["restarts"], m["reason"])
+            (m["model"], m["state"], _replicas(m), _where(m), m.get("context"), m.get("slots"), m.get("running"),
+             m.get("waiting"), f"{100 * m['kv_used']:.1f} %" if "kv_used" in m else "", m["restarts"], m["reason"])
             for m in s["models"]
         ],
     )  # fmt: skip
@@ -107,6 +107,17 @@ def _where(model: dict[str, Any]) -> str:
     if "gpus" not in model:
         return ""
     return " ".join(uuid[:12] for uuid in model["gpus"]) or "CPU"
+
+
+def _replicas(model: dict[str, Any]) -> str:
+    """How many serve, of how many."""
+    serve = sum("slots" in one for one in model["replicas"])
+    return f"{serve}/{model['wanted_replicas']}"
+
+
+def _copies(model: dict[str, Any]) -> str:
+    serve = sum("slots" in one for one in model["replicas"])
+    return f", {serve} replicas" if serve > 1 else ""
 
 
 @main.command()
@@ -139,13 +150,19 @@ def doctor(client: Client, json_: bool) -> None:
 @click.option("--split", help="Over several GPUs: layer or tensor.")
 @click.option("--kv", help="Type of keys and values: f16, q8_0 or q4_0.")
 @click.option("--ubatch", type=int, metavar="N", help="The most tokens that a GPU computes in one pass.")
+@click.option(
+    "--replicas", metavar="N|auto", default="1", help="Copies on different GPUs; auto: one on each that holds it whole."
+)
 @as_json
 @click.pass_obj
-def deploy(client: Client, /, model: str, gpus: str | None, json_: bool, **given: Any) -> None:
+def deploy(client: Client, /, model: str, gpus: str | None, replicas: str, json_: bool, **given: Any) -> None:
     """Serve an imported model; waits until it is ready."""
     last: dict[str, Any] = {}
     named = [name.strip() for name in (gpus or "").split(",") if name.strip()]
-    for last in client.events("POST", "/deploy", {"model": model, "gpus": named, **given}):
+    if replicas != "auto" and not replicas.isdecimal():
+        raise click.UsageError("--replicas takes a number, or auto")
+    count = replicas if replicas == "auto" else int(replicas)
+    for last in client.events("POST", "/deploy", {"model": model, "gpus": named, "replicas": count, **given}):
         if not json_ and last["state"] != "ready":
             click.echo(f"{safe(model)}: {last['state']}", err=True)
     if json_:
@@ -153,7 +170,7 @@ def deploy(client: Client, /, model: str, gpus: str | None, json_: bool, **given
     else:
         click.echo(
             f"{safe(model)} is ready: {last['slots']} slots of {last['context']} tokens, keys and values {last['kv']}, "
-            f"on {safe(', '.join(last['gpus'])) or 'the CPU'}"
+            f"on {safe(', '.join(last['gpus'])) or 'the CPU'}{_copies(last)}"
         )
 
 

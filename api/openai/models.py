@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from llmd.api.http.routes import INFER, OPERATOR, Asks, Route
-from llmd.daemon.serving.pool import Deployment
+from llmd.daemon.serving.deployment import Deployment
 
 
 class Model(BaseModel):

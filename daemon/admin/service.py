@@ -18,10 +18,10 @@ from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.models.checking import prompt
 from llmd.daemon.models.files import ModelStore
+from llmd.daemon.planning.plan import ON_CPU, Placement, Wish
+from llmd.daemon.planning.planner import Planner
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.serving.plan import ON_CPU, Placement, Wish
-from llmd.daemon.serving.planner import Planner
-from llmd.daemon.serving.pool import Deployment
+from llmd.daemon.serving.deployment import Deployment, Replica
 from llmd.daemon.store import Model, StateThread, Store
 
 log = logging.getLogger("llmd.admin")
@@ -88,15 +88,24 @@ class Service:
         for wanted in self.store.deployments():
             model = self.store.model(wanted.model)
             wish = self.wish(model, wanted.ctx, wanted.slots, Placement.of(wanted.placement))
-            self.serving.pool.deploy(model.name, model.digest, wish)
+            self.serving.pool.deploy(model.name, model.digest, wish, wanted.replicas)
 
     async def deploy(
-        self, name: str, ctx: int | None, slots: int | None, actor: str, placement: Placement = ON_CPU
+        self,
+        name: str,
+        ctx: int | None,
+        slots: int | None,
+        actor: str,
+        placement: Placement = ON_CPU,
+        replicas: int = 1,
     ) -> tuple[Deployment, bool]:
-        """Serve a model; the worker starts in the background. Tells too whether it was deployed before. Raises
-        ModelNotFound, BadRequest, and Unavailable where memory does not hold it."""
+        """Serve a model; the workers start in the background: so many replicas, with 0 one on each GPU that holds it
+        whole. Tells too whether it was deployed before. Raises ModelNotFound, BadRequest, DoesNotFit, and Unavailable
+        where memory does not hold it."""
         placement.check()
-        replaced = next((d.life.wish for d in self.serving.pool.all() if d.model == name and d.ready), None)
+        if placement.gpus and replicas != 1:
+            raise BadRequest("gpus names where one replica lies: leave it out, or the replicas", param="gpus")
+        replaced = next((d.wanted for d in self.serving.pool.all() if d.model == name and d.ready), None)
 
         def work() -> tuple[Model, Wish, bool]:
             model = self.models.show(name)
@@ -104,18 +113,19 @@ class Service:
             before = any(d.model == name for d in self.store.deployments())
             return model, wish, before
 
-        put = {**placement.to_dict(), "gpus": ",".join(placement.gpus) or None}
+        put = {**placement.to_dict(), "gpus": ",".join(placement.gpus) or None, "replicas": replicas or "auto"}
         async with self.acts("admin.deploy", actor, model=name, ctx=ctx, slots=slots, **put) as result:
             model, wish, before = await self.state.run(work)
             result["digest"] = model.digest
-            await self.planner.check(name, wish, replaced)
-            await self.state.run(lambda: self.store.set_deployment(name, ctx, slots, placement.to_dict()))
-            return self.serving.pool.deploy(name, model.digest, wish), before
+            await self.planner.check(name, wish, replaced, replicas)
+            await self.state.run(lambda: self.store.set_deployment(name, ctx, slots, placement.to_dict(), replicas))
+            return self.serving.pool.deploy(name, model.digest, wish, replicas), before
 
     def chosen(self, deployment: Deployment) -> dict[str, Any]:
         """What a model serves with that is ready."""
         told = _deployed(deployment)
-        return {name: told[name] for name in ("context", "slots", "gpus", "split", "kv") if name in told}
+        names = ("context", "slots", "gpus", "split", "kv", "replicas")
+        return {name: told[name] for name in names if name in told}
 
     async def served(self, name: str) -> None:
         """A model that was too large to be tried at its import has been tried now."""
@@ -222,16 +232,36 @@ class Service:
 
 
 def _deployed(d: Deployment) -> dict[str, Any]:
-    worker, info = d.worker, d.worker.info if d.worker else None
+    """A model and its replicas; `slots`, `running`, `waiting` and `gpus` are of all that serve, `kv_used` is the
+    fullest one's."""
+    replicas = [_replica(one) for one in d.replicas]
     found: dict[str, Any] = {
         "model": d.model,
         "state": d.state,
         "reason": d.reason,
         "restarts": d.restarts,
         "digest": d.digest,
+        "wanted_replicas": "auto" if d.auto else d.count,
+        "replicas": replicas,
     }
-    if worker is None or info is None or not d.ready:
+    serving = [one for one in replicas if "slots" in one]
+    if not serving:
         return found
+    return {
+        **found,
+        **{name: serving[0][name] for name in ("pid", "context", "split", "kv")},
+        **{name: sum(one[name] for one in serving) for name in ("slots", "running", "waiting")},
+        "gpus": [uuid for one in serving for uuid in one["gpus"]],
+        "kv_used": max(one["kv_used"] for one in serving),
+        "token_age": min(one["token_age"] for one in serving),
+    }
+
+
+def _replica(one: Replica) -> dict[str, Any]:
+    found: dict[str, Any] = {"number": one.number, "state": one.life.state, "reason": one.leaves or one.reason}
+    if not one.serving:
+        return found
+    worker, info = one.serving
     busy, chosen = worker.busy, worker.settings
     return {
         **found, "pid": worker.pid, "context": info.context, "slots": info.slots, "running": busy.running,

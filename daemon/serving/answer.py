@@ -132,8 +132,8 @@ class Serving:
         try:
             await books.admit()
             await self._successor(model, ask)
-            worker, info = self.pool.serves(model)
-            place = self.admission.enter(model, ask.places, info.slots)
+            worker, info = self.pool.serves(model, principal.name, ask)
+            place = self.admission.enter(model, ask.places, self.pool.find(model).slots)
             books.stream = stream = worker.open(principal.name, ask.work, place.leave)
             books.answer = answer = Answer(books.request_id, model, info.context, stream, ask.work)
             try:

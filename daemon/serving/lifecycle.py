@@ -1,9 +1,9 @@
-"""A deployment's life, as a pure object: what is asked and what happens goes in, what is to be done comes out.
+"""A replica's life, as a pure object: what is asked and what happens goes in, what is to be done comes out.
 
-A deployment has one replica at a time: one process, from its start to its end. `on` answers an event with effects:
+A replica has one run at a time: one process, from its start to its end. `on` answers an event with effects:
 
-1. Asked: another wish than before. Nothing runs: start. It loads: stop it, it answers nobody. It pauses: start at once.
-   It is ready: drain it. It drains or ends already: the wish is kept until it is gone.
+1. Asked: another wish than before, or the same `anew`. Nothing runs: start. It loads: stop it, it answers nobody. It
+   pauses: start at once. It is ready: drain it. It drains or ends already: the wish is kept until it is gone.
 2. Withdrawn: the same, with nothing to start afterwards; what pauses is over, what drains gets the new time.
 3. Up: it is ready, unless it has to go in the meantime.
 4. Drained: its requests have ended, or their time: stop it.
@@ -11,16 +11,16 @@ A deployment has one replica at a time: one process, from its start to its end. 
    seconds, less after a long life, and starts again.
 6. Due: the pause is over: start.
 
-Events of a replica that is gone are not for the one that runs now, and have no effect.
+Events of a run that is over are not for the one that is now, and have no effect.
 """
 
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from llmd.daemon.serving.plan import Wish
+from llmd.daemon.planning.plan import Wish
 
 PAUSE_SECONDS = (1.0, 60.0)
-# a replica that lived this long pauses no longer than the first time
+# a run that lasted this long pauses no longer than the first time
 HEALTHY_SECONDS = 60.0
 
 # --- events
@@ -29,6 +29,7 @@ HEALTHY_SECONDS = 60.0
 @dataclass(frozen=True, slots=True)
 class Asked:
     wish: Wish
+    anew: bool = False  # leave where it is: its GPU fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +39,24 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    replica: int
+    run: int
 
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    replica: int
+    run: int
 
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    replica: int
+    run: int
     reason: str
     lived: float  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    replica: int
+    run: int
 
 
 Event: TypeAlias = Asked | Withdrawn | Up | Drained | Down | Due
@@ -67,7 +68,7 @@ Event: TypeAlias = Asked | Withdrawn | Up | Drained | Down | Due
 class Start:
     """Plan and start a process; answered by Up and Down, or by Down alone."""
 
-    replica: int
+    run: int
     wish: Wish
 
 
@@ -75,7 +76,7 @@ class Start:
 class Drain:
     """No new requests; answered by Drained, or by Down."""
 
-    replica: int
+    run: int
     grace: float
 
 
@@ -83,14 +84,14 @@ class Drain:
 class Stop:
     """End the process, which fails what it still answers; answered by Down."""
 
-    replica: int
+    run: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
     """Answered by Due."""
 
-    replica: int
+    run: int
     seconds: float
 
 
@@ -107,17 +108,17 @@ LOADING, READY, DRAINING, ENDING, PAUSING = "loading", "ready", "draining", "end
 
 
 class Lifecycle:
-    """One deployment. `redeploy_grace`: seconds that running requests have when other settings are asked for."""
+    """One replica. `redeploy_grace`: seconds that running requests have when other settings are asked for."""
 
     def __init__(self, redeploy_grace: float, pause: tuple[float, float] = PAUSE_SECONDS) -> None:
         self.wanted: Wish | None = None
-        self.wish: Wish | None = None  # of the replica
-        self.replica = 0  # its number; each start has another
+        self.wish: Wish | None = None  # of the run
+        self.run = 0  # its number; each start has another
         self.restarts = 0
         self.reason = ""  # why it is not ready
         self.over = False
-        self._phase = ENDING  # of the replica; none yet
-        self._replaces = False  # the replica that loads follows one that answered
+        self._phase = ENDING  # of the run; none yet
+        self._replaces = False  # the run that loads follows one that answered
         self._grace, self._pauses, self._pause = redeploy_grace, pause, pause[0]
 
     @property
@@ -133,12 +134,12 @@ class Lifecycle:
 
     def on(self, event: Event) -> list[Effect]:
         match event:
-            case Asked(wish):
-                return self._asked(wish)
+            case Asked(wish, anew):
+                return self._asked(wish, anew)
             case Withdrawn(grace):
                 self.wanted = None
-                return [Drain(self.replica, grace)] if self._phase == DRAINING else self._leave(grace)
-            case Up(replica) | Drained(replica) | Down(replica) | Due(replica) if replica != self.replica:
+                return [Drain(self.run, grace)] if self._phase == DRAINING else self._leave(grace)
+            case Up(run) | Drained(run) | Down(run) | Due(run) if run != self.run:
                 return []
             case Up():
                 return self._up()
@@ -149,19 +150,19 @@ class Lifecycle:
             case Due():
                 return self._start() if self._phase == PAUSING else []
 
-    def _asked(self, wish: Wish) -> list[Effect]:
-        if wish == self.wanted:
+    def _asked(self, wish: Wish, anew: bool) -> list[Effect]:
+        if wish == self.wanted and not anew:
             return []
         self.wanted, self.reason = wish, ""
-        if self.replica == 0:
+        if self.run == 0:
             return self._start()
         return self._leave(self._grace)
 
     def _leave(self, grace: float) -> list[Effect]:
-        """The replica has to go; what is wanted then follows it."""
+        """The run has to go; what is wanted then follows it."""
         if self._phase == READY:
             self._phase, self._replaces = DRAINING, True
-            return [Drain(self.replica, grace)]
+            return [Drain(self.run, grace)]
         if self._phase == LOADING:
             return self._stop()
         if self._phase == PAUSING:
@@ -170,7 +171,7 @@ class Lifecycle:
 
     def _stop(self) -> list[Effect]:
         self._phase = ENDING
-        return [Stop(self.replica)]
+        return [Stop(self.run)]
 
     def _up(self) -> list[Effect]:
         if self._phase == LOADING:
@@ -185,7 +186,7 @@ class Lifecycle:
         seconds, self._pause = self._pause, min(2 * self._pause, self._pauses[1])
         self._phase, self._replaces, self.reason = PAUSING, False, reason
         self.restarts += 1
-        return [Pause(self.replica, seconds)]
+        return [Pause(self.run, seconds)]
 
     def _follow(self) -> list[Effect]:
         if self.wanted is not None:
@@ -196,6 +197,6 @@ class Lifecycle:
 
     def _start(self) -> list[Effect]:
         assert self.wanted is not None
-        self.replica += 1
+        self.run += 1
         self._phase, self.wish = LOADING, self.wanted
-        return [Start(self.replica, self.wanted)]
+        return [Start(self.run, self.wanted)]

@@ -1,18 +1,22 @@
-"""The deployed models: it carries out what `lifecycle.py` decides, and tells it what happens. The event loop owns it
-all, so there are no locks. One deployment never touches another.
+"""The deployed models: it carries out what `rollout.py` and `lifecycle.py` decide, and tells them what happens. The
+event loop owns it all, so there are no locks. One deployment never touches another.
 """
 
 import asyncio
 import logging
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from llmd.daemon import limits
 from llmd.daemon.engine.messages import Generate, Ready, SamplingParams, Tokens
-from llmd.daemon.errors import LlmdError, ModelNotFound, ModelNotReady, ShuttingDown
+from llmd.daemon.errors import DoesNotFit, LlmdError, ModelNotFound, ModelNotReady, ShuttingDown, Unavailable
 from llmd.daemon.metrics import Metrics
+from llmd.daemon.planning.plan import Wish
+from llmd.daemon.planning.planner import Planner
+from llmd.daemon.serving.ask import Ask
+from llmd.daemon.serving.deployment import Deployment, Replica
 from llmd.daemon.serving.lifecycle import (
     PAUSE_SECONDS,
     Asked,
@@ -30,8 +34,7 @@ from llmd.daemon.serving.lifecycle import (
     Up,
     Withdrawn,
 )
-from llmd.daemon.serving.plan import Wish
-from llmd.daemon.serving.planner import Planner
+from llmd.daemon.serving.rollout import Add, Release, Replace
 from llmd.daemon.serving.worker import Worker
 from llmd.daemon.tasks import Tasks
 
@@ -42,36 +45,6 @@ PROBE_AFTER = 30.0
 PROBE_SECONDS = 10.0
 # how often a replica that drains is looked at
 DRAIN_STEP_SECONDS = 0.05
-
-
-class Deployment:
-    """One model that should serve. The pool alone changes it; `changed` is set, and replaced, whenever it has."""
-
-    def __init__(self, model: str, digest: str, life: Lifecycle) -> None:
-        self.model, self.digest, self.life = model, digest, life
-        self.since = time.time()
-        self.worker: Worker | None = None
-        self.changed = asyncio.Event()
-        self.drain_until = 0.0  # on the loop's clock
-        self.stopped = 0  # the last replica that was to end
-
-    @property
-    def state(self) -> str:
-        """loading, ready, restarting, replacing, stopping"""
-        return self.life.state
-
-    @property
-    def reason(self) -> str:
-        """Why it is not ready."""
-        return self.life.reason
-
-    @property
-    def restarts(self) -> int:
-        return self.life.restarts
-
-    @property
-    def ready(self) -> bool:
-        return self.state == "ready" and self.worker is not None and not self.worker.lost.is_set()
 
 
 class Pool:
@@ -93,24 +66,31 @@ class Pool:
 
     # --- deployments
 
-    def deploy(self, model: str, digest: str, wish: Wish) -> Deployment:
-        """Start serving a model, in the background. One that serves with other settings goes on until its requests have
-        ended; new ones wait for its successor meanwhile. One that is asked for in the same way is left alone."""
+    def deploy(self, model: str, digest: str, wish: Wish, replicas: int = 1) -> Deployment:
+        """Start serving a model, in the background, with so many replicas; 0: one on each GPU that holds it whole. One
+        that serves with other settings goes on until the new one serves, or, where there is no room for both, until
+        its requests have ended; new ones wait for its successor then. One that is asked for in the same way is left
+        alone."""
         found = self._deployed.get(model)
         if found is None:
-            # no answer takes longer: nothing is cut
-            life = Lifecycle(redeploy_grace=limits.GENERATE_SECONDS, pause=self._pause)
-            found = self._deployed[model] = Deployment(model, digest, life)
-        found.digest = digest
-        self._tell(found, Asked(wish))
+            found = self._deployed[model] = Deployment(model, digest)
+        if found.wanted != wish:
+            found.crowded = False
+        found.digest, found.wanted = digest, wish
+        found.auto = replicas == 0
+        found.count = replicas or max(1, found.count)
+        self._settle(found)
+        self._more(found)
         return found
 
     async def undeploy(self, model: str, grace: float = 0.0) -> None:
-        """Take a model out of service: no new requests, running ones have `grace` seconds. Returns when its process is
-        gone, or when it is deployed again. Raises ModelNotFound."""
+        """Take a model out of service: no new requests, running ones have `grace` seconds. Returns when its processes
+        are gone, or when it is deployed again. Raises ModelNotFound."""
         deployment = self.find(model)
-        self._tell(deployment, Withdrawn(grace))
-        while not deployment.life.over and deployment.life.wanted is None:
+        deployment.wanted = None
+        for replica in list(deployment.replicas):
+            self._tell(deployment, replica, Withdrawn(grace))
+        while not deployment.over and deployment.wanted is None:
             await deployment.changed.wait()
 
     def find(self, model: str) -> Deployment:
@@ -131,24 +111,24 @@ class Pool:
 
     # --- requests
 
-    def serves(self, model: str) -> tuple[Worker, Ready]:
-        """The worker that answers for a model, and what it has loaded. Raises, in this order:
+    def serves(self, model: str, owner: str = "", ask: Ask | None = None) -> tuple[Worker, Ready]:
+        """The worker that answers a client's request to a model, and what it has loaded. Raises, in this order:
 
         1. the daemon stops: ShuttingDown; 2. not deployed: ModelNotFound; 3. not ready: ModelNotReady.
         """
         if self.draining:
             raise ShuttingDown("this server is stopping; try again soon", retry_after=5)
         deployment = self.find(model)
-        worker = deployment.worker
-        if not deployment.ready or worker is None or worker.info is None:
+        found = deployment.choose(owner, ask)
+        if found is None:
             why = f": {deployment.reason}" if deployment.reason else ""
             raise ModelNotReady(f"{model} is {deployment.state}{why}; try again soon", retry_after=2)
-        return worker, worker.info
+        return found
 
     def replacing(self, model: str) -> bool:
-        """Whether a model is about to serve with other settings: a request may wait for that."""
+        """Whether a model serves nobody now, and is about to with other settings: a request may wait for that."""
         found = self._deployed.get(model)
-        return found is not None and found.state == "replacing" and not self.draining
+        return found is not None and found.state == "replacing" and not found.ready and not self.draining
 
     async def replaced(self, model: str) -> None:
         """Until `replacing` is over, well or not."""
@@ -163,21 +143,31 @@ class Pool:
     # --- health
 
     async def health(self, model: str) -> dict[str, Any]:
-        """Whether a model answers, through its worker: `ready`, and why not. An idle one is asked for a token."""
+        """Whether a model answers, through its workers: `ready`, and why not. Idle ones are asked for a token. The ages
+        are the oldest ones."""
         deployment = self.find(model)
-        worker = deployment.worker
-        if not deployment.ready or worker is None:
+        serving = [found[0] for one in deployment.replicas if (found := one.serving)]
+        if not serving:
             return {"model": model, "ready": False, "state": deployment.state, "reason": deployment.reason}
-        state = {"model": model, "state": "ready", "beat_age": round(worker.beat_age, 3)}
+        state = {
+            "model": model, "state": deployment.state, "beat_age": round(max(one.beat_age for one in serving), 3),
+        }  # fmt: skip
+        ages = await asyncio.gather(*(self._age(worker) for worker in serving))
+        if any(age is None for age in ages):
+            return {**state, "ready": False, "reason": "it does not answer a request for one token"}
+        return {**state, "ready": True, "token_age": round(max(age or 0.0 for age in ages), 3)}
+
+    async def _age(self, worker: Worker) -> float | None:
+        """Seconds since its last token; None: it does not give one."""
         age = worker.token_age + worker.beat_age
-        if age > PROBE_AFTER:
-            try:
-                async with asyncio.timeout(PROBE_SECONDS):
-                    await self._probe(worker)
-            except (TimeoutError, LlmdError):
-                return {**state, "ready": False, "reason": "it does not answer a request for one token"}
-            age = 0.0
-        return {**state, "ready": True, "token_age": round(age, 3)}
+        if age <= PROBE_AFTER:
+            return age
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self._probe(worker)
+        except (TimeoutError, LlmdError):
+            return None
+        return 0.0
 
     async def _probe(self, worker: Worker) -> None:
         params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
@@ -192,68 +182,134 @@ class Pool:
 
     # --- carrying out
 
-    def _tell(self, d: Deployment, event: Event) -> None:
-        """An event to the lifecycle, and what follows from it."""
-        for effect in d.life.on(event):
-            self._do(d, effect)
+    def _tell(self, d: Deployment, r: Replica, event: Event) -> None:
+        """An event to a replica's life, and what follows from it."""
+        for effect in r.life.on(event):
+            self._do(d, r, effect)
+        self._settle(d)
+
+    def _settle(self, d: Deployment) -> None:
+        """Whatever the rollout asks for now."""
+        while change := d.change():
+            match change:
+                case Add(beside):
+                    # no answer takes longer: nothing is cut
+                    added = d.add(Lifecycle(redeploy_grace=limits.GENERATE_SECONDS, pause=self._pause))
+                    added.trial = beside
+                    self._ask(d, added)
+                case Replace(number):
+                    self._ask(d, next(one for one in d.replicas if one.number == number))
+                case Release(number):
+                    released = next(one for one in d.replicas if one.number == number)
+                    self._tell(d, released, Withdrawn(limits.GENERATE_SECONDS))
         if self._deployed.get(d.model, d) is d:  # a late pause of one that is over says nothing of its successor
             self._metrics.model(d.model).up(d.ready)
         d.changed.set()
         d.changed = asyncio.Event()
 
-    def _do(self, d: Deployment, effect: Effect) -> None:
+    def _ask(self, d: Deployment, r: Replica) -> None:
+        assert d.wanted is not None
+        anew, r.leaves = bool(r.leaves), ""
+        self._tell(d, r, Asked(d.wanted, anew))
+
+    def _do(self, d: Deployment, r: Replica, effect: Effect) -> None:
         loop = asyncio.get_running_loop()
         match effect:
-            case Start(replica, wish):
-                d.worker = None
-                self._run(f"replica of {d.model}", partial(self._live, d, replica, wish))
-            case Drain(replica, grace):
-                d.drain_until = loop.time() + grace
-                self._run(f"drain {d.model}", partial(self._drain, d, replica))
-            case Stop(replica):
-                d.stopped = replica  # it may have no process yet
-                if d.worker:
-                    self.cut += d.worker.open_sequences
-                    d.worker.kill("the model was taken out of service")
-            case Pause(replica, seconds):
+            case Start(run, wish):
+                r.worker = None
+                self._run(f"replica of {d.model}", partial(self._live, d, r, run, wish))
+            case Drain(run, grace):
+                r.drain_until = loop.time() + grace
+                self._run(f"drain {d.model}", partial(self._drain, d, r, run))
+            case Stop(run):
+                r.stopped = run  # it may have no process yet
+                if r.worker:
+                    self.cut += r.worker.open_sequences
+                    r.worker.kill("the model was taken out of service")
+            case Pause(run, seconds):
                 self._metrics.model(d.model).restarts()
-                log.error("%s: %s; starting it again in %.0f s", d.model, d.life.reason, seconds)
-                loop.call_later(seconds, self._tell, d, Due(replica))
+                log.error("%s: %s; starting it again in %.0f s", d.model, r.life.reason, seconds)
+                loop.call_later(seconds, self._tell, d, r, Due(run))
             case Over():
-                self._deployed.pop(d.model, None)
+                d.remove(r)
+                d.over = d.wanted is None and not d.replicas
+                if d.over:
+                    self._deployed.pop(d.model, None)
 
-    def _run(self, name: str, work: partial[Any]) -> None:
+    def _run(self, name: str, work: Callable[[], Any]) -> None:
         task = self._tasks.start(name, work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _live(self, d: Deployment, replica: int, wish: Wish) -> None:
+    async def _live(self, d: Deployment, r: Replica, run: int, wish: Wish) -> None:
         """One process from its start to its end: Up once it is ready, Down whatever happens."""
         clock, worker = asyncio.get_running_loop().time, None
-        began, reason = clock(), "it could not be watched"
+        began, reason, lease = clock(), "it could not be watched", (d.model, r.number)
         try:
-            settings = await self._planner.settings(d.model, wish)
-            if d.stopped == replica:
+            settings = await self._planner.settings(lease, wish)
+            r.starved = False
+            if r.stopped == run:
                 raise ModelNotReady("the model was taken out of service")
-            d.worker = worker = Worker(settings, self._metrics.model(d.model))
+            r.worker = worker = Worker(settings, self._metrics.model(d.model))
             await worker.start()
-            self._planner.ready(d.model)
+            self._planner.ready(lease)
+            r.trial = False
             log.info("%s is ready (worker %d, %.1f s)", d.model, worker.pid, clock() - began)
-            self._tell(d, Up(replica))
+            self._tell(d, r, Up(run))
+            self._more(d)
             await worker.watch()
             reason = worker.reason
         except LlmdError as e:
             reason = e.message
+            self._starve(d, r, e, started=worker is not None)
         except OSError as e:
             reason = f"its process could not be started: {e.strerror}"
         finally:
             if worker:
                 await worker.stop()
-            self._planner.ended(d.model)
-            self._tell(d, Down(replica, reason, clock() - began))
+            self._planner.ended(lease)
+            self._tell(d, r, Down(run, reason, clock() - began))
+            if worker:
+                self._feed()
 
-    async def _drain(self, d: Deployment, replica: int) -> None:
-        worker, clock = d.worker, asyncio.get_running_loop().time
-        while worker and worker.open_sequences and clock() < d.drain_until:
+    def _starve(self, d: Deployment, r: Replica, error: LlmdError, *, started: bool) -> None:
+        """There is no room for a replica. One that was tried beside others, or added because there seemed to be a GPU
+        for it, is given up."""
+        r.starved = not started and isinstance(error, DoesNotFit | Unavailable)
+        if not r.starved or r.stopped:
+            return
+        if d.auto and d.count > 1 and d.ready and not r.trial:
+            d.count -= 1
+            self._tell(d, r, Withdrawn(0.0))
+        elif r.trial:
+            log.info("%s: no room beside what serves: %s", d.model, error.message)
+            d.crowded, r.trial = True, False
+            self._tell(d, r, Withdrawn(0.0))
+
+    def _feed(self) -> None:
+        """Memory was given back: who waits for some is planned again at once."""
+        for d in list(self._deployed.values()):
+            for r in d.replicas:
+                if r.starved and r.life.state == "restarting":
+                    self._tell(d, r, Due(r.life.run))
+
+    def _more(self, d: Deployment) -> None:
+        """Where as many replicas are wanted as GPUs hold the model whole: another one, if there is a GPU for it."""
+        if d.auto and d.wanted and d.state == "ready" and len(d.replicas) == d.count:
+            d.grows = True
+            self._run(f"another replica of {d.model}", partial(self._another, d, d.wanted))
+
+    async def _another(self, d: Deployment, wish: Wish) -> None:
+        try:
+            room = await self._planner.another(d.model, wish)
+        finally:
+            d.grows = False
+        if room and d.auto and d.wanted == wish and d.state == "ready" and len(d.replicas) == d.count:
+            d.count += 1
+        self._settle(d)
+
+    async def _drain(self, d: Deployment, r: Replica, run: int) -> None:
+        worker, clock = r.worker, asyncio.get_running_loop().time
+        while worker and worker.open_sequences and clock() < r.drain_until:
             await asyncio.sleep(DRAIN_STEP_SECONDS)
-        self._tell(d, Drained(replica))
+        self._tell(d, r, Drained(run))

@@ -274,7 +274,7 @@ class Worker:
         message = "the model's process was lost while it answered; try again"
         for stream in list(self._streams.values()):
             stream.feed(Failed(stream.id, WorkerLost.code, message))
-        self.metrics.state(0, 0, 0.0)
+        self.metrics.gone(self.pid)
 
     # --- requests
 
@@ -306,7 +306,7 @@ class Worker:
                 if busy:
                     self.busy = busy
                     positions = self.info.positions if self.info else 1
-                    self.metrics.state(busy.running, busy.waiting, busy.kv_used / positions)
+                    self.metrics.state(self.pid, busy.running, busy.waiting, busy.kv_used / positions)
             case Beat(step, token):
                 self.token_age = token
                 if step > STEP_SECONDS:

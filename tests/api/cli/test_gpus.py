@@ -22,7 +22,7 @@ from llmd.daemon.config import Config
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.main import Daemon
-from llmd.daemon.serving.planner import Planner
+from llmd.daemon.planning.planner import Planner
 from llmd.quantize.shape import Layer, Shape
 
 LLMCTL = str(Path(sys.executable).parent / "llmctl")

@@ -22,19 +22,29 @@ from llmd.daemon.engine.messages import (
     Generate,
     RawText,
     SamplingParams,
+    Settings,
     Text,
     Tokenize,
     Tokenized,
     Work,
 )
-from llmd.daemon.errors import BadRequest, ContextExceeded, DeadlineExceeded, ModelNotFound, ModelNotReady, QueueFull
+from llmd.daemon.errors import (
+    BadRequest,
+    ContextExceeded,
+    DeadlineExceeded,
+    DoesNotFit,
+    ModelNotFound,
+    ModelNotReady,
+    QueueFull,
+)
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
+from llmd.daemon.planning.plan import Wish
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.ask import Ask
-from llmd.daemon.serving.plan import Wish
-from llmd.daemon.serving.pool import Deployment, Pool
+from llmd.daemon.serving.deployment import Deployment
+from llmd.daemon.serving.pool import Pool
 from llmd.daemon.tasks import Tasks
 
 ALICE = Principal("alice", "infer", "1f", "127.0.0.1")
@@ -154,11 +164,47 @@ async def test_leaving_the_block_cancels_the_work(place: Place) -> None:
     assert isinstance((await place.ask(generate(1)))[-1], Finished), "its slot is free"
 
 
-async def test_a_redeploy_cuts_no_stream_and_new_requests_wait_for_it(place: Place) -> None:
+async def test_a_redeploy_starts_the_new_beside_the_old_and_cuts_no_stream(place: Place) -> None:
+    old, _ = place.pool.serves("m")
+    running = asyncio.create_task(place.ask(generate(150)))
+    await asyncio.sleep(0.1)
+    deployment = place.pool.deploy("m", "d" * 64, replace(WISH, slots=2))
+    assert deployment.state == "replacing" and place.pool.serves("m")[0] is old
+    async with asyncio.timeout(15):
+        while deployment.state != "ready":
+            await deployment.changed.wait()
+    new, info = place.pool.serves("m")
+    assert new is not old and info.slots == 2 and not running.done()
+    assert isinstance((await place.ask(generate(2)))[-1], Finished)
+    assert not running.done(), "the new one answers while the old one still does"
+    assert isinstance((await running)[-1], Finished)
+    async with asyncio.timeout(5):
+        while len(deployment.replicas) > 1:
+            await deployment.changed.wait()
+    assert not psutil.pid_exists(old.pid) and deployment.restarts == 0
+
+
+def crowd(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory holds one replica at a time."""
+    plan = place.pool._planner.settings
+
+    async def crowded(key: tuple[str, int], wish: Wish) -> Settings:
+        if len(place.pool.find("m").replicas) > 1:
+            raise DoesNotFit("there is no room")
+        return await plan(key, wish)
+
+    monkeypatch.setattr(place.pool._planner, "settings", crowded)
+
+
+async def test_without_room_beside_new_requests_wait_for_the_successor(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd(place, monkeypatch)
     old, _ = place.pool.serves("m")
     running = asyncio.create_task(place.ask(generate(60)))
     await asyncio.sleep(0.2)
     deployment = place.pool.deploy("m", "d" * 64, replace(WISH, slots=2))
+    await asyncio.sleep(0.05)
     waiting = asyncio.create_task(place.ask(generate(2)))
     await asyncio.sleep(0.1)
     assert deployment.state == "replacing" and not running.done() and not waiting.done()
@@ -173,14 +219,32 @@ async def test_a_redeploy_cuts_no_stream_and_new_requests_wait_for_it(place: Pla
     assert sorted(outcomes) == ["error", "length", "length"]
 
 
-async def test_who_waits_for_a_successor_that_cannot_load_is_told(place: Place, tmp_path: Path) -> None:
+async def test_who_waits_for_a_successor_that_cannot_load_is_told(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd(place, monkeypatch)
     (tmp_path / "model.gguf").write_bytes(b"GGUF nonsense")
     running = asyncio.create_task(place.ask(generate(30)))
     await asyncio.sleep(0.1)
     place.pool.deploy("m", "d" * 64, replace(WISH, runner="llama", path=str(tmp_path / "model.gguf")))
+    await asyncio.sleep(0.05)
     with pytest.raises(ModelNotReady, match="restarting"):
         await place.ask(generate(2))
     assert isinstance((await running)[-1], Finished)
+
+
+async def test_what_serves_goes_on_where_its_successor_cannot_load(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF nonsense")
+    old, _ = place.pool.serves("m")
+    broken = replace(WISH, runner="llama", path=str(tmp_path / "model.gguf"))
+    deployment = place.pool.deploy("m", "d" * 64, broken)
+    async with asyncio.timeout(15):
+        while not deployment.failed:
+            await deployment.changed.wait()
+    assert "cannot load" in deployment.failed and deployment.state == "replacing"
+    assert isinstance((await place.ask(generate(2)))[-1], Finished) and place.pool.serves("m")[0] is old
+    place.pool.deploy("m", "d" * 64, WISH)
+    assert deployment.state == "ready" and place.pool.serves("m")[0] is old
 
 
 async def test_a_deploy_while_an_undeploy_waits_is_kept(place: Place) -> None:

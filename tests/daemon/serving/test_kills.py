@@ -21,10 +21,10 @@ from llmd.daemon.engine.messages import Failed, Finished, Generate, RawText, Sam
 from llmd.daemon.errors import LlmdError
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
+from llmd.daemon.planning.plan import Wish
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.ask import Ask
-from llmd.daemon.serving.plan import Wish
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.tasks import Tasks
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmd.daemon.planning.plan import Wish
 from llmd.daemon.serving.lifecycle import (
     Asked,
     Down,
@@ -22,7 +23,6 @@ from llmd.daemon.serving.lifecycle import (
     Up,
     Withdrawn,
 )
-from llmd.daemon.serving.plan import Wish
 
 A = Wish("model", 1, 256, 64, 32, 1)
 B = replace(A, slots=2)
@@ -47,11 +47,11 @@ def test_it_loads_and_is_ready() -> None:
 def test_a_death_is_followed_by_longer_and_longer_pauses_until_it_lives() -> None:
     made = life(Asked(A), Up(1))
     seconds = []
-    for replica in range(1, 10):
-        (pause,) = made.on(Down(replica, "it crashed", 1.0))
+    for run in range(1, 10):
+        (pause,) = made.on(Down(run, "it crashed", 1.0))
         assert isinstance(pause, Pause) and made.state == "restarting" and made.reason == "it crashed"
         seconds.append(pause.seconds)
-        assert made.on(Due(replica)) == [Start(replica + 1, A)] and made.state == "restarting"
+        assert made.on(Due(run)) == [Start(run + 1, A)] and made.state == "restarting"
     assert seconds == [1, 2, 4, 8, 16, 32, 60, 60, 60] and made.restarts == 9
     made.on(Up(10))
     assert made.state == "ready" and made.reason == ""
@@ -112,7 +112,7 @@ def test_a_deploy_while_an_undeploy_waits_is_kept() -> None:
     assert made.on(Down(1, "", 9.0)) == [Start(2, A)]
 
 
-def test_what_a_replica_that_is_gone_still_says_has_no_effect() -> None:
+def test_what_a_run_that_is_over_still_says_has_no_effect() -> None:
     made = life(Asked(A), Up(1), Asked(B), Drained(1), Down(1, "", 9.0), Up(2))
     for late in (Up(1), Drained(1), Down(1, "x", 1.0), Due(1)):
         assert made.on(late) == [] and made.state == "ready"
@@ -136,20 +136,20 @@ class World:
     def do(self, effect: Effect) -> None:
         assert not self.life.over or effect == Over()
         match effect:
-            case Start(replica, wish):
+            case Start(run, wish):
                 assert not self.running, "one process at a time"
                 assert wish == self.last, "what was asked last"
-                self.running[replica] = wish
-                self.loading.add(replica)
-            case Drain(replica, _):
-                assert replica in self.running
-                self.owed.append(Drained(replica))
-            case Stop(replica):
-                assert replica in self.running
-                self.stopped.add(replica)
-            case Pause(replica, _):
+                self.running[run] = wish
+                self.loading.add(run)
+            case Drain(run, _):
+                assert run in self.running
+                self.owed.append(Drained(run))
+            case Stop(run):
+                assert run in self.running
+                self.stopped.add(run)
+            case Pause(run, _):
                 assert not self.running
-                self.owed.append(Due(replica))
+                self.owed.append(Due(run))
             case Over():
                 assert not self.running and self.last is None
 
@@ -159,7 +159,7 @@ class World:
         if dice < 0.25:
             self.last = rng.choice((A, B, C))
             self.tell(Asked(self.last))
-        elif dice < 0.35 and self.life.replica:
+        elif dice < 0.35 and self.life.run:
             self.last = None
             self.tell(Withdrawn(1.0))
         else:
@@ -174,11 +174,11 @@ class World:
             return False
         event = self.rng.choice(choices)
         match event:
-            case Up(replica):
-                self.loading.discard(replica)
-            case Down(replica):
-                del self.running[replica]
-                self.loading.discard(replica)
+            case Up(run):
+                self.loading.discard(run)
+            case Down(run):
+                del self.running[run]
+                self.loading.discard(run)
             case _:
                 self.owed.remove(event)
         self.tell(event)

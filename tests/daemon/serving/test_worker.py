@@ -34,11 +34,12 @@ from llmd.daemon.engine.messages import (
 )
 from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, ModelNotReady, ShuttingDown, WorkerLost
 from llmd.daemon.metrics import Metrics
+from llmd.daemon.planning.plan import Wish
+from llmd.daemon.planning.planner import Planner
 from llmd.daemon.serving import pool as pool_module
 from llmd.daemon.serving import worker as worker_module
-from llmd.daemon.serving.plan import Wish
-from llmd.daemon.serving.planner import Planner
-from llmd.daemon.serving.pool import Deployment, Pool
+from llmd.daemon.serving.deployment import Deployment
+from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.worker import Stream, Worker
 from llmd.daemon.tasks import Tasks
 from llmd.quantize.shape import Layer, Shape
@@ -228,9 +229,9 @@ async def test_a_model_that_is_withdrawn_while_it_is_planned_gets_no_process(
     planner, going = Planner(), asyncio.Event()
     plan_ = planner.settings
 
-    async def slow(model: str, wish: Wish) -> Settings:
+    async def slow(key: tuple[str, int], wish: Wish) -> Settings:
         await going.wait()
-        return await plan_(model, wish)
+        return await plan_(key, wish)
 
     monkeypatch.setattr(planner, "settings", slow)
     pool = Pool(Metrics(), Tasks(), planner)
@@ -430,7 +431,8 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.tasks import Tasks
 from llmd.quantize.shape import Layer, Shape
 from llmd.daemon.serving.pool import Pool
-from llmd.daemon.serving.plan import Wish
+from llmd.daemon.serving.deployment import Deployment
+from llmd.daemon.planning.plan import Wish
 async def main():
     pool = Pool(Metrics(), Tasks())
     d = pool.deploy("m", "", Wish("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "a"}))

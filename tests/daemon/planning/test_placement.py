@@ -10,7 +10,7 @@ import pytest
 
 from llmd.daemon.errors import BadRequest, DoesNotFit, from_wire
 from llmd.daemon.gpus.links import Link
-from llmd.daemon.serving.placement import Asked, Device, Form, Placed, place, rungs
+from llmd.daemon.planning.placement import Asked, Device, Form, Placed, place, rungs
 from llmd.quantize.memory import Calibration, Layout, Load, Measured
 from llmd.quantize.shape import Layer, Shape
 

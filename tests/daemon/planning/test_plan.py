@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llmd.daemon.errors import BadRequest, Unavailable
-from llmd.daemon.serving.plan import ON_CPU, Placement, Wish, check_memory, plan
+from llmd.daemon.planning.plan import ON_CPU, Placement, Wish, check_memory, plan
 from llmd.quantize.shape import Layer, Shape
 
 

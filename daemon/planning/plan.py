@@ -5,7 +5,7 @@ from typing import Any
 
 from llmd.daemon.engine.messages import Settings
 from llmd.daemon.errors import BadRequest, Unavailable
-from llmd.daemon.serving.placement import gib
+from llmd.daemon.planning.placement import gib
 from llmd.quantize.memory import Layout, Need, host, on_cpu
 from llmd.quantize.shape import Shape
 

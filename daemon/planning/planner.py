@@ -8,26 +8,33 @@ wish is planned anew at each start: same facts, same plan.
 import asyncio
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from llmd.daemon import memory
 from llmd.daemon.engine.messages import Settings
-from llmd.daemon.errors import DoesNotFit
+from llmd.daemon.errors import DoesNotFit, LlmdError
 from llmd.daemon.gpus.watch import View, Watcher
-from llmd.daemon.serving import plan
-from llmd.daemon.serving.placement import Asked, Device, Form, Placed, place
-from llmd.daemon.serving.plan import Placement, Wish
+from llmd.daemon.planning import plan
+from llmd.daemon.planning.placement import Asked, Device, Form, Placed, place
+from llmd.daemon.planning.plan import Placement, Wish
 
 log = logging.getLogger("llmd.planner")
 
 
+# a model's name, and the number of one of its replicas
+Key: TypeAlias = tuple[str, int]
+
+
 @dataclass(slots=True)
 class Lease:
-    """Bytes by UUID; `seen`: the replica is ready, so that NVML counts them."""
+    """Bytes by UUID; `seen`: the replica is ready, so that NVML counts them. `wish`: what was asked, `context`: what
+    was chosen for it."""
 
+    wish: Wish
+    context: int
     needs: Mapping[str, int]
     seen: bool = False
 
@@ -38,42 +45,70 @@ class Planner:
 
     def __init__(self, watcher: Watcher | None = None, *, cuda: bool = True) -> None:
         self._watcher, self._cuda, self._turn = watcher, cuda, asyncio.Lock()
-        self._leases: dict[str, Lease] = {}
+        self._leases: dict[Key, Lease] = {}
 
-    async def settings(self, model: str, wish: Wish) -> Settings:
-        """For a replica of a model that has none now; its lease lasts until `ended`. Raises DoesNotFit, Unavailable and
-        BadRequest with what is missing."""
+    async def settings(self, key: Key, wish: Wish) -> Settings:
+        """For a replica that has no process now; its lease lasts until `ended`. Copies of a model with the same
+        settings lie on different GPUs. Raises DoesNotFit, Unavailable and BadRequest with what is missing."""
         async with self._turn:
-            self._leases.pop(model, None)
-            placed = await self._placed(model, wish)
+            self._leases.pop(key, None)
+            copies = [lease for (model, _), lease in self._leases.items() if model == key[0] and lease.wish == wish]
+            taken = {uuid for lease in copies for uuid in lease.needs}
+            # a conversation may go on with another copy
+            like = replace(wish, context=copies[0].context, keep_context=True) if copies else wish
+            placed = await self._placed(key[0], like, taken)
             if placed is None:
                 plan.check_memory(wish, memory.available())
                 return plan.plan(wish)
-            needs = zip(placed.devices, placed.needs, strict=True)
-            self._leases[model] = Lease({device.uuid: need.total for device, need in needs})
+            self._leases[key] = Lease(wish, placed.layout.context, _needs(placed))
             chosen = _resolved(wish, placed)
             plan.check_memory(chosen, memory.available())
-            log.info("%s: %s", model, placed.steps[-1].why)
+            log.info("%s: %s", key[0], placed.steps[-1].why)
             return plan.plan(chosen)
 
-    def ready(self, model: str) -> None:
-        if model in self._leases:
-            self._leases[model].seen = True
+    def ready(self, key: Key) -> None:
+        if key in self._leases:
+            self._leases[key].seen = True
 
-    def ended(self, model: str) -> None:
-        self._leases.pop(model, None)
+    def ended(self, key: Key) -> None:
+        self._leases.pop(key, None)
 
-    async def check(self, model: str, wish: Wish, replaced: Wish | None) -> None:
-        """Whether it could serve in the place of what serves now (`replaced`). Raises what `settings` would."""
+    async def another(self, model: str, wish: Wish) -> bool:
+        """Whether there is one more GPU, on which none of its copies lies, that holds the model whole."""
         async with self._turn:
-            placed = await self._placed(model, wish)
+            copies = [lease for (name, _), lease in self._leases.items() if name == model and lease.wish == wish]
+            if not copies or wish.placement.gpus:
+                return False
+            taken = {uuid for lease in copies for uuid in lease.needs}
+            whole = replace(wish, context=copies[0].context, keep_context=True,
+                            placement=replace(wish.placement, split="none"))  # fmt: skip
+            try:
+                return await self._placed(model, whole, taken) is not None
+            except LlmdError:
+                return False
+
+    async def check(self, model: str, wish: Wish, replaced: Wish | None, replicas: int = 1) -> None:
+        """Whether so many replicas could serve in the place of what serves now (`replaced`). Raises what `settings`
+        would."""
+        async with self._turn:
+            taken: set[str] = set()
+            like, placed = wish, await self._placed(model, wish, taken, instead=True)
+            for number in range(2, replicas + 1):
+                if placed is None:
+                    break
+                taken |= {device.uuid for device in placed.devices}
+                like = replace(wish, context=placed.layout.context, keep_context=True)
+                try:
+                    placed = await self._placed(model, like, taken, instead=True)
+                except DoesNotFit as e:
+                    raise DoesNotFit(f"there is no place for replica {number} of {replicas}: {e.message}") from e
         back = plan.memory(replaced).total if replaced else 0
-        plan.check_memory(_resolved(wish, placed) if placed else wish, memory.available() + back)
+        plan.check_memory(_resolved(like, placed) if placed else wish, memory.available() + back)
 
     async def explain(self, model: str, wish: Wish) -> dict[str, Any]:
         """What `llmctl plan` shows. Raises what `settings` would."""
         async with self._turn:
-            placed = await self._placed(model, wish)
+            placed = await self._placed(model, wish, instead=True)
         if placed:
             return placed.to_dict()
         free, settings = memory.available(), plan.plan(wish)
@@ -85,8 +120,11 @@ class Planner:
             "steps": [{"what": "the CPU", "taken": True, "why": self._why_not()}],
         }  # fmt: skip
 
-    async def _placed(self, model: str, wish: Wish) -> Placed | None:
-        """On GPUs; None: on the CPU, but never there because of a fault."""
+    async def _placed(
+        self, model: str, wish: Wish, taken: Set[str] = frozenset(), *, instead: bool = False
+    ) -> Placed | None:
+        """On GPUs, but those in `taken`; None: on the CPU, but never there because of a fault. `instead`: what the
+        model's replicas hold now is free then."""
         if self._watcher is None or wish.runner == "fake":
             return None
         await asyncio.to_thread(self._watcher.refresh)
@@ -98,9 +136,12 @@ class Planner:
             return None
         if not view.inventory.gpus and not view.gone:
             raise DoesNotFit(f"no GPU can be used: {view.inventory.reason}")
-        devices = [self._left(model, device) for device in usable(view)]
+        devices = [self._left(device, model if instead else "") for device in usable(view)]
         if not devices:
             raise DoesNotFit("no GPU can be used; `llmctl gpus` says why")
+        devices = [device for device in devices if device.uuid not in taken]
+        if not devices:
+            raise DoesNotFit("a copy lies on every GPU that can be used; another one needs a GPU of its own")
         if wish.shape is None:
             raise DoesNotFit("what it needs is not known: an older version imported it; import it again")
         asked = Asked(
@@ -119,14 +160,21 @@ class Planner:
             return "this engine was built without CUDA: install the package llmd-cuda"
         return view.inventory.reason
 
-    def _left(self, model: str, device: Device) -> Device:
-        """With what others were promised taken off, and what the model's own replica gives back put on."""
-        promised = sum(
-            lease.needs.get(device.uuid, 0) for name, lease in self._leases.items() if name != model and not lease.seen
-        )
-        own = self._leases.get(model)
-        back = own.needs.get(device.uuid, 0) if own and own.seen else 0
-        return replace(device, free=min(device.total, device.free - promised + back))
+    def _left(self, device: Device, gone: str) -> Device:
+        """With what replicas were promised that NVML does not see yet taken off; those of the model `gone` give back
+        what they hold."""
+        free = device.free
+        for (model, _), lease in self._leases.items():
+            need = lease.needs.get(device.uuid, 0)
+            if model == gone:
+                free += need if lease.seen else 0
+            elif not lease.seen:
+                free -= need
+        return replace(device, free=min(device.total, free))
+
+
+def _needs(placed: Placed) -> dict[str, int]:
+    return {device.uuid: need.total for device, need in zip(placed.devices, placed.needs, strict=True)}
 
 
 def cuda_engine() -> bool:

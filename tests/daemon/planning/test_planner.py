@@ -11,14 +11,16 @@ from llmd.daemon import memory
 from llmd.daemon.errors import DoesNotFit, Unavailable
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
-from llmd.daemon.serving.plan import Placement, Wish
-from llmd.daemon.serving.planner import Planner
+from llmd.daemon.planning.plan import Placement, Wish
+from llmd.daemon.planning.planner import Planner
 from llmd.quantize.shape import Layer, Shape
 
 ONE, TWO = h200(0).uuid, h200(1).uuid
 LAYER = Layer(k=1024, v=1024, heads=32, kv_heads=8, q=4096, ff=14336, nbytes=2 * GIB)
 # 65 GiB of weights: beside what else it needs, one of them fits on a GPU of 141 GiB, and two do not
 SHAPE = Shape("llama", 131072, 128256, 4096, (LAYER,) * 32, 128, 128, host=GIB, output=GIB, file=66 * GIB).to_dict()
+
+SMALL = Shape("llama", 131072, 128256, 4096, (replace(LAYER, nbytes=GIB // 32),) * 32, 128, 128, file=GIB).to_dict()
 
 
 def wish(slots: int = 8, placement: Placement = Placement(), **changes: object) -> Wish:  # noqa: B008
@@ -37,27 +39,27 @@ def planner(tmp_path: Path, fake: FakeNvml, *, cuda: bool = True) -> Planner:
 
 async def test_without_a_gpu_the_cpu_and_what_is_for_gpus_is_refused(tmp_path: Path) -> None:
     made = planner(tmp_path, FakeNvml())
-    assert (await made.settings("m", wish())).gpus == ()
+    assert (await made.settings(("m", 1), wish())).gpus == ()
     assert (await made.explain("m", wish()))["steps"][0]["why"] == "the NVIDIA driver runs but finds no GPU"
     for placement in (Placement(("GPU-a",)), Placement(split="layer"), Placement(ubatch=512)):
         with pytest.raises(DoesNotFit, match="are for GPUs: the NVIDIA driver runs but finds no GPU"):
-            await made.settings("m", wish(placement=placement))
+            await made.settings(("m", 1), wish(placement=placement))
     with pytest.raises(Unavailable, match=r"100\.0 GiB are free"):
-        await made.settings("m", wish(256))
+        await made.settings(("m", 1), wish(256))
 
 
 async def test_an_engine_without_cuda_computes_on_the_cpu_and_says_so(tmp_path: Path) -> None:
     made = planner(tmp_path, FakeNvml(h200(0)), cuda=False)
-    assert (await made.settings("m", wish())).gpus == ()
+    assert (await made.settings(("m", 1), wish())).gpus == ()
     assert "llmd-cuda" in (await made.explain("m", wish()))["steps"][0]["why"]
     with pytest.raises(DoesNotFit, match="llmd-cuda"):
-        await made.settings("m", wish(placement=Placement((ONE,))))
+        await made.settings(("m", 1), wish(placement=Placement((ONE,))))
 
 
 async def test_what_is_chosen_is_what_the_worker_gets(tmp_path: Path) -> None:
     fake = FakeNvml(h200(0), h200(1))
     fake.hold(ONE, 1, 60 * GIB)
-    settings = await planner(tmp_path, fake).settings("m", wish())
+    settings = await planner(tmp_path, fake).settings(("m", 1), wish())
     assert (settings.gpus, settings.split, settings.kv_type) == ((ONE,), "none", "f16")
     assert (settings.context, settings.slots, settings.ubatch, settings.batch) == (4096, 8, 2048, 2048)
 
@@ -65,35 +67,59 @@ async def test_what_is_chosen_is_what_the_worker_gets(tmp_path: Path) -> None:
 async def test_two_loads_at_once_never_count_on_the_same_memory(tmp_path: Path) -> None:
     made = planner(tmp_path, FakeNvml(h200(0), h200(1)))
     whole = wish(placement=Placement(split="none", kv="f16"), keep_slots=True, keep_context=True)
-    found = await asyncio.gather(made.settings("a", whole), made.settings("b", whole))
+    found = await asyncio.gather(made.settings(("a", 1), whole), made.settings(("b", 1), whole))
     assert sorted(settings.gpus[0] for settings in found) == [ONE, TWO]
     with pytest.raises(DoesNotFit, match="are missing"):
-        await made.settings("c", whole)
-    made.ended("a")
-    assert (await made.settings("c", whole)).gpus == found[0].gpus
+        await made.settings(("c", 1), whole)
+    made.ended(("a", 1))
+    assert (await made.settings(("c", 1), whole)).gpus == found[0].gpus
 
 
 async def test_a_lease_counts_until_nvml_sees_the_replica(tmp_path: Path) -> None:
     fake = FakeNvml(h200(0))
     made = planner(tmp_path, fake)
-    await made.settings("m", wish())
+    await made.settings(("m", 1), wish())
     (before,) = (await made.explain("other", wish()))["devices"]
     fake.hold(ONE, 7, 70 * GIB)
-    made.ready("m")
+    made.ready(("m", 1))
     (after,) = (await made.explain("other", wish()))["devices"]
     assert before["free"] < 141 * GIB - 66 * GIB and after["free"] == 141 * GIB - GIB // 2 - 70 * GIB
-    made.ended("m")
+    made.ended(("m", 1))
     fake.release(7)
     (gone,) = (await made.explain("other", wish()))["devices"]
     assert gone["free"] == 141 * GIB - GIB // 2
 
 
+async def test_copies_lie_on_different_gpus_and_a_successor_beside_what_it_replaces(tmp_path: Path) -> None:
+    made = planner(tmp_path, FakeNvml(h200(0), h200(1)))
+    small = wish(1, keep_slots=True, shape=SMALL)
+    first, second = await made.settings(("m", 1), small), await made.settings(("m", 2), small)
+    assert {first.gpus, second.gpus} == {(ONE,), (TWO,)} and first.context == second.context
+    with pytest.raises(DoesNotFit, match="a copy lies on every GPU"):
+        await made.settings(("m", 3), small)
+    assert (await made.settings(("m", 3), replace(small, slots=2))).gpus in {(ONE,), (TWO,)}
+    await made.check("m", small, None, 2)
+    with pytest.raises(DoesNotFit, match="no place for replica 3 of 3: a copy lies on every GPU"):
+        await made.check("m", small, None, 3)
+
+
+async def test_one_more_copy_where_a_gpu_holds_it_whole(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0), h200(1), h200(2))
+    fake.hold(h200(2).uuid, 1, 100 * GIB)
+    made = planner(tmp_path, fake)
+    assert not await made.another("m", wish())
+    await made.settings(("m", 1), wish())
+    assert await made.another("m", wish())
+    await made.settings(("m", 2), wish())
+    assert not await made.another("m", wish()), "the third GPU has no room"
+
+
 async def test_what_replaces_a_replica_may_count_on_its_memory(tmp_path: Path) -> None:
     fake = FakeNvml(h200(0))
     made = planner(tmp_path, fake)
-    await made.settings("m", wish(16))
+    await made.settings(("m", 1), wish(16))
     fake.hold(ONE, 7, 76 * GIB)
-    made.ready("m")
+    made.ready(("m", 1))
     await made.check("m", wish(32, keep_slots=True), wish(16))
     with pytest.raises(DoesNotFit):
         await made.check("other", wish(32, keep_slots=True), None)
@@ -109,10 +135,10 @@ async def test_a_fault_never_moves_a_model_to_the_cpu(tmp_path: Path) -> None:
     fake.emit(ONE, "xid", 48)
     watcher.step()
     with pytest.raises(DoesNotFit, match="no GPU can be used"):
-        await made.settings("m", wish())
+        await made.settings(("m", 1), wish())
     fake.lose(ONE)
     with pytest.raises(DoesNotFit, match="no GPU can be used"):
-        await made.settings("m", wish())
+        await made.settings(("m", 1), wish())
 
 
 @pytest.mark.parametrize(("error", "reason"), [(DriverNotLoaded, "not loaded"), (NoPermission, "may not open")])
@@ -121,15 +147,15 @@ async def test_a_driver_that_does_not_answer_yet_is_waited_for(tmp_path: Path, e
     fake.gpus.append(h200(0))
     made = planner(tmp_path, fake)
     with pytest.raises(DoesNotFit, match=reason):
-        await made.settings("m", wish())
+        await made.settings(("m", 1), wish())
     fake.absent = None
-    assert (await made.settings("m", wish())).gpus == (ONE,)
+    assert (await made.settings(("m", 1), wish())).gpus == (ONE,)
 
 
 async def test_without_a_driver_there_is_no_gpu(tmp_path: Path) -> None:
-    assert (await planner(tmp_path, FakeNvml.without_driver()).settings("m", wish())).gpus == ()
+    assert (await planner(tmp_path, FakeNvml.without_driver()).settings(("m", 1), wish())).gpus == ()
 
 
 async def test_a_model_of_which_nothing_is_known_is_not_guessed_at(tmp_path: Path) -> None:
     with pytest.raises(DoesNotFit, match="import it again"):
-        await planner(tmp_path, FakeNvml(h200(0))).settings("m", wish(shape=None))
+        await planner(tmp_path, FakeNvml(h200(0))).settings(("m", 1), wish(shape=None))

@@ -1,0 +1,139 @@
+"""A model that should serve, and its replicas, as the pool keeps them."""
+
+import asyncio
+import time
+
+from llmd.daemon.engine.messages import Ready
+from llmd.daemon.planning.plan import Wish
+from llmd.daemon.serving.ask import Ask
+from llmd.daemon.serving.lifecycle import Lifecycle
+from llmd.daemon.serving.rollout import Change, Seen, change
+from llmd.daemon.serving.routing import Candidate, Router
+from llmd.daemon.serving.worker import Worker
+
+
+class Replica:
+    """One of a deployment's places: a process at a time, as its `life` says. The pool alone changes it."""
+
+    def __init__(self, number: int, life: Lifecycle) -> None:
+        self.number, self.life = number, life
+        self.worker: Worker | None = None
+        self.drain_until = 0.0  # on the loop's clock
+        self.stopped = 0  # the last run that was to end
+        self.trial = False  # beside one that it replaces: given up where there is no room for both
+        self.starved = False  # it waits for memory
+        self.leaves = ""  # why it has to leave where it is; "": it has not
+
+    @property
+    def ready(self) -> bool:
+        return self.life.state == "ready" and self.worker is not None and not self.worker.lost.is_set()
+
+    @property
+    def serving(self) -> tuple[Worker, Ready] | None:
+        worker = self.worker
+        return (worker, worker.info) if self.ready and worker and worker.info else None
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready."""
+        return "" if self.ready else self.life.reason
+
+
+class Deployment:
+    """The pool alone changes it; `changed` is set, and replaced, whenever it has. `count`: how many replicas are
+    wanted; `auto`: as many as there are GPUs that hold the model whole."""
+
+    def __init__(self, model: str, digest: str) -> None:
+        self.model, self.digest = model, digest
+        self.wanted: Wish | None = None
+        self.count, self.auto = 1, False
+        self.replicas: list[Replica] = []
+        self.since = time.time()
+        self.changed = asyncio.Event()
+        self.crowded = False  # there was no room beside what serves
+        self.grows = False  # whether there is a GPU for another replica is being found out
+        self.over = False
+        self.numbers = 0  # of the last replica that was made
+        self._router = Router()
+        self._restarts = 0  # of replicas that are gone
+
+    @property
+    def state(self) -> str:
+        """loading, ready, degraded (some replicas serve, another died), restarting, replacing, stopping"""
+        if self.wanted is None:
+            return "stopping"
+        stay = [one for one in self.replicas if one.life.wanted is not None]
+        states = {one.life.state for one in stay}
+        if "replacing" in states or any(not self._fits(one) for one in stay):
+            return "replacing"
+        if "restarting" in states:
+            return "degraded" if self.ready else "restarting"
+        return "loading" if "loading" in states or self.grows or not stay else "ready"
+
+    @property
+    def reason(self) -> str:
+        """Why it is not as it should be."""
+        reasons = [why for one in self.replicas if one.life.wanted is not None and (why := one.leaves or one.reason)]
+        return reasons[0] if reasons else ""
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts + sum(one.life.restarts for one in self.replicas)
+
+    @property
+    def ready(self) -> bool:
+        """Requests are answered."""
+        return any(one.ready for one in self.replicas)
+
+    @property
+    def worker(self) -> Worker | None:
+        """The first that serves, else the first."""
+        found = sorted(self.replicas, key=lambda one: (not one.ready, one.number))
+        return found[0].worker if found else None
+
+    @property
+    def failed(self) -> str:
+        """Why what is wanted could not be loaded; "" where it was, or still may be."""
+        reasons = [one.reason for one in self.replicas if one.life.state == "restarting" and self._fits(one)]
+        return reasons[0] if reasons else ""
+
+    @property
+    def slots(self) -> int:
+        """Sequences that all its processes answer at once, those too that only end what they have."""
+        workers = [one.worker for one in self.replicas if one.worker and not one.worker.lost.is_set()]
+        return sum(worker.info.slots for worker in workers if worker.info)
+
+    @property
+    def idle(self) -> bool:
+        """It serves, and nobody asks it anything."""
+        return self.ready and not any(one.worker.open_sequences for one in self.replicas if one.worker)
+
+    def choose(self, owner: str, ask: Ask | None) -> tuple[Worker, Ready] | None:
+        """The replica that answers a request; None: none serves."""
+        serving = {one.number: found for one in self.replicas if (found := one.serving)}
+        if not serving:
+            return None
+        candidates = [Candidate(n, worker.open_sequences, info.slots) for n, (worker, info) in serving.items()]
+        prompt = ask.prompt() if ask and len(serving) > 1 else b""
+        return serving[self._router.choose(candidates, owner, prompt)]
+
+    def change(self) -> Change | None:
+        """What is to be done next."""
+        seen = [
+            Seen(one.number, self._fits(one), one.ready, one.life.wanted is None,
+                 one.worker.open_sequences if one.worker else 0)
+            for one in self.replicas
+        ]  # fmt: skip
+        return change(self.wanted is not None, self.count, seen, self.crowded)
+
+    def add(self, life: Lifecycle) -> Replica:
+        self.numbers += 1
+        self.replicas.append(Replica(self.numbers, life))
+        return self.replicas[-1]
+
+    def remove(self, replica: Replica) -> None:
+        self.replicas.remove(replica)
+        self._restarts += replica.life.restarts
+
+    def _fits(self, one: Replica) -> bool:
+        return one.life.wanted == self.wanted and not one.leaves

@@ -1,0 +1,160 @@
+"""Several replicas of a model, real processes: who answers what, and that a death is invisible to the others."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_nvml import GIB, FakeNvml, h200
+
+from llmd.daemon import memory
+from llmd.daemon.engine.messages import Failed, Finished, Generate, RawText, SamplingParams, Settings
+from llmd.daemon.errors import DoesNotFit
+from llmd.daemon.gpus.nvml import Nvml
+from llmd.daemon.gpus.watch import Watcher
+from llmd.daemon.metrics import Metrics
+from llmd.daemon.planning.plan import Wish
+from llmd.daemon.planning.planner import Planner
+from llmd.daemon.serving.ask import Ask
+from llmd.daemon.serving.deployment import Deployment
+from llmd.daemon.serving.pool import Pool
+from llmd.daemon.serving.routing import BLOCK
+from llmd.daemon.serving.worker import Stream
+from llmd.daemon.tasks import Tasks
+from llmd.quantize.shape import Layer, Shape
+
+WISH = Wish("", 2, 4096, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.01})
+
+
+class Gpus(Planner):
+    """Real plans, for processes that compute nothing on any GPU."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__(watcher)
+        self.given: dict[tuple[str, int], tuple[str, ...]] = {}
+
+    async def settings(self, key: tuple[str, int], wish: Wish) -> Settings:
+        found = await super().settings(key, wish)
+        self.given[key] = found.gpus
+        return replace(found, runner="fake")
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[Pool]:
+    pool = Pool(Metrics(), Tasks(), pause=(0.2, 2.0))
+    yield pool
+    await pool.close(0)
+
+
+async def ready(deployment: Deployment) -> None:
+    async with asyncio.timeout(20):
+        while deployment.state != "ready":
+            await deployment.changed.wait()
+
+
+def ask(pool: Pool, text: str, tokens: int = 4, owner: str = "alice") -> Stream:
+    work = Generate((RawText(text),), SamplingParams(tokens, temperature=0.0))
+    worker, _ = pool.serves("m", owner, Ask("/there", "m", work))
+    return worker.open(owner, work)
+
+
+async def end(stream: Stream) -> Finished | Failed:
+    async with asyncio.timeout(20):
+        while True:
+            last = (await stream.next())[-1]
+            if stream.read_out:
+                assert isinstance(last, Finished | Failed)
+                return last
+
+
+async def test_requests_are_spread_and_conversations_stay(pool: Pool) -> None:
+    deployment = pool.deploy("m", "0" * 64, WISH, replicas=2)
+    await ready(deployment)
+    pids = {one.worker.pid for one in deployment.replicas if one.worker}
+    assert len(pids) == 2 and deployment.slots == 4
+    spread = [ask(pool, "hello", 200) for _ in range(4)]
+    assert sorted(one.worker.open_sequences for one in deployment.replicas if one.worker) == [2, 2]
+    for stream in spread:
+        stream.cancel()
+    talk = "x" * BLOCK
+    first = ask(pool, talk)
+    busy = [ask(pool, "hello", 200) for _ in range(1)]
+    assert isinstance(await end(first), Finished)
+    again = ask(pool, talk + " and more")
+    assert again._worker is first._worker
+    assert isinstance(await end(again), Finished)
+    for stream in busy:
+        stream.cancel()
+
+
+async def test_a_replicas_death_is_invisible_to_the_others_streams(pool: Pool) -> None:
+    deployment = pool.deploy("m", "0" * 64, WISH, replicas=2)
+    await ready(deployment)
+    streams = [ask(pool, "hello", 150) for _ in range(2)]
+    dying = next(one for one in deployment.replicas if one.worker is streams[0]._worker)
+    assert dying.worker and streams[1]._worker is not dying.worker
+    await asyncio.gather(*(s.next() for s in streams))
+    os.kill(dying.worker.pid, signal.SIGKILL)
+    failed = await end(streams[0])
+    assert isinstance(failed, Failed) and failed.code == "worker_lost"
+    assert deployment.ready
+    late = ask(pool, "hello")
+    assert late._worker is streams[1]._worker and isinstance(await end(late), Finished)
+    async with asyncio.timeout(5):
+        while deployment.state != "degraded":
+            await deployment.changed.wait()
+    assert isinstance(await end(streams[1]), Finished)
+    await ready(deployment)
+    assert deployment.restarts == 1
+
+
+async def test_more_and_fewer_replicas_touch_none_that_stays(pool: Pool) -> None:
+    deployment = pool.deploy("m", "0" * 64, WISH)
+    await ready(deployment)
+    stream = ask(pool, "hello", 100)
+    pool.deploy("m", "0" * 64, WISH, replicas=3)
+    await ready(deployment)
+    assert len(deployment.replicas) == 3
+    pool.deploy("m", "0" * 64, WISH, replicas=1)
+    async with asyncio.timeout(10):
+        while len(deployment.replicas) > 1:
+            await deployment.changed.wait()
+    assert deployment.worker is stream._worker, "the busy one stays"
+    assert isinstance(await end(stream), Finished)
+
+
+async def test_new_settings_go_round_one_after_the_other_and_something_always_serves(pool: Pool) -> None:
+    deployment = pool.deploy("m", "0" * 64, WISH, replicas=2)
+    await ready(deployment)
+    old = {one.number for one in deployment.replicas}
+    pool.deploy("m", "0" * 64, replace(WISH, slots=3), replicas=2)
+    most = 0
+    async with asyncio.timeout(20):
+        while deployment.state != "ready" or len(deployment.replicas) > 2:
+            assert deployment.ready
+            most = max(most, len(deployment.replicas))
+            await deployment.changed.wait()
+    assert not old & {one.number for one in deployment.replicas} and deployment.slots == 6 and most <= 4
+
+
+LAYER = Layer(k=1024, v=1024, heads=32, kv_heads=8, q=4096, ff=14336, nbytes=2 * GIB)
+LARGE = Shape("llama", 131072, 128256, 4096, (LAYER,) * 32, 128, 128, host=GIB, output=GIB, file=66 * GIB).to_dict()
+
+
+async def test_auto_is_one_on_each_gpu_that_holds_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 100 * GIB)
+    fake = FakeNvml(h200(0), h200(1), h200(2))
+    fake.hold(h200(2).uuid, 1, 100 * GIB)
+    watcher = Watcher(Nvml(fake, fake.root(tmp_path / "root")))
+    planner = Gpus(watcher)
+    wish = Wish("", 2, 4096, 64, 32, 1, shape=LARGE, size=66 * GIB, fake={"text": "one"})
+    with pytest.raises(DoesNotFit, match="replica 3 of 3"):
+        await planner.check("m", wish, None, 3)
+    pool = Pool(Metrics(), Tasks(), planner, pause=(0.2, 2.0))
+    deployment = pool.deploy("m", "0" * 64, wish, replicas=0)
+    await ready(deployment)
+    assert deployment.count == 2 and sorted(planner.given.values()) == sorted([(h200(0).uuid,), (h200(1).uuid,)])
+    await pool.close(0)
