@@ -21,6 +21,8 @@ LlmdError                   500 internal_error
 └── Unavailable             503 unavailable              with Retry-After
     ├── ModelNotReady       503 model_not_ready          it loads, or waits for its restart
     ├── WorkerLost          503 worker_lost              the model's process died or hung
+    │   ├── GpuOutOfMemory  503 gpu_out_of_memory        a GPU had no room for what the model computed
+    │   └── GpuLost         503 gpu_lost                 its GPU cannot be reached any more
     ├── ShuttingDown        503 shutting_down
     ├── AuditUnavailable    503 audit_unavailable
     ├── NoSpace             503 no_space
@@ -146,6 +148,14 @@ class ModelNotReady(Unavailable):
 
 class WorkerLost(Unavailable):
     code = "worker_lost"
+
+
+class GpuOutOfMemory(WorkerLost):
+    code = "gpu_out_of_memory"
+
+
+class GpuLost(WorkerLost):
+    code = "gpu_lost"
 
 
 class ShuttingDown(Unavailable):

@@ -89,7 +89,7 @@ class Daemon:
         self.tasks = Tasks()
         self.watcher = Watcher(Nvml(), self._gpus_seen, self._gpu_faults)
         self.planner = Planner(self.watcher, cuda=cuda_engine())
-        self.pool = Pool(self.metrics, self.tasks, self.planner)
+        self.pool = Pool(self.metrics, self.tasks, self.planner, audit=self.audit.event)
         self.serving = Serving(
             self.pool,
             Admission(settings.queue),
@@ -239,6 +239,9 @@ class Daemon:
 
     def _gpu_faults(self, uuid: str, todo: Action, reason: str) -> None:
         log.warning("GPU %s: %s (%s)", uuid, reason, todo)
+        if todo != Action.NOTE:
+            self.audit.event("gpu.fault", gpu=uuid, reason=reason, action=str(todo))
+            self.pool.fault(uuid, todo, reason)
 
     # --- certificates
 

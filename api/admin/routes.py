@@ -57,6 +57,10 @@ class ReplicasBody(DeployBody):
     replicas: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
 
 
+class GpuBody(Body):
+    gpu: _Name
+
+
 class UndeployBody(Body):
     model: _Name
 
@@ -98,6 +102,10 @@ async def doctor(service: Admin) -> dict[str, Any]:
 
 async def gpus(service: Admin) -> dict[str, Any]:
     return service.gpus()
+
+
+async def use_gpu(body: GpuBody, service: Admin, caller: Caller) -> dict[str, Any]:
+    return await service.use_gpu(body.gpu, caller.name)
 
 
 async def ca(service: Admin) -> dict[str, Any]:
@@ -308,6 +316,7 @@ ROUTES = (
     Route("GET", "/status", status, ADMIN),
     Route("GET", "/doctor", doctor, ADMIN),
     Route("GET", "/gpus", gpus, ADMIN),
+    Route("POST", "/gpus/use", use_gpu, ADMIN),
     Route("GET", "/ca", ca, ADMIN),
     Route("POST", "/reload", reload, ADMIN),
     Route("GET", "/models", models, ADMIN),

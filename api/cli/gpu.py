@@ -23,10 +23,14 @@ WAYS = {
 
 @click.command()
 @click.option("--watch", is_flag=True, help="Again each second; Ctrl-C ends.")
+@click.option("--use", metavar="UUID", help="Use a drained or removed GPU again, once it was reset.")
 @as_json
 @click.pass_obj
-def gpus(client: Client, watch: bool, json_: bool) -> None:
+def gpus(client: Client, watch: bool, use: str | None, json_: bool) -> None:
     """Every GPU: memory, load, health, processes and links."""
+    if use:
+        done = client.call("POST", "/gpus/use", {"gpu": use})
+        return show_json(done) if json_ else click.echo(f"GPU {safe(use)} is used again: {done['state']}")
     while True:
         found = client.call("GET", "/gpus")
         if json_:

@@ -100,6 +100,14 @@ def status(client: Client, json_: bool) -> None:
             for m in s["models"]
         ],
     )  # fmt: skip
+    _notes(s["models"])
+
+
+def _notes(models: list[dict[str, Any]]) -> None:
+    """What is worth knowing of the plans."""
+    for model in models:
+        for note in sorted({one["note"] for one in model["replicas"] if one["note"]}):
+            click.echo(f"{safe(model['model'])}: {safe(note)}")
 
 
 def _where(model: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What an admin can do to a running daemon, its models first. Every change is an act in the audit log."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from llmd.daemon.admin.doctor import Doctor, rfc3339
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import Config
 from llmd.daemon.engine.messages import Chat, ChatMessage, encode_chat
-from llmd.daemon.errors import BadRequest, Conflict
+from llmd.daemon.errors import BadRequest, Conflict, NotFound
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
@@ -60,6 +61,21 @@ class Service:
             for event in device["health"]["events"]:
                 event["at"] = rfc3339(event["at"])
         return told
+
+    async def use_gpu(self, uuid: str, actor: str) -> dict[str, Any]:
+        """Use a drained or removed GPU again: its health, as the driver tells it now. Raises NotFound, and Conflict
+        with the reasons where the driver still asks for its recovery or does not find it."""
+        known = self.watcher.view.health
+        if uuid not in known:
+            raise NotFound.among("GPU", known, param="gpu")
+        async with self.acts("admin.gpu_use", actor, gpu=uuid):
+            await asyncio.to_thread(self.watcher.clear, uuid)
+            await asyncio.to_thread(self.watcher.refresh)
+            health = self.watcher.health(uuid)
+            if not health.usable:
+                raise Conflict(f"GPU {uuid} is {health.state} again: {'; '.join(health.reasons)}")
+        self.serving.pool.feed()
+        return {"gpu": uuid, "state": health.state}
 
     # --- models
 
@@ -123,7 +139,7 @@ class Service:
 
     def chosen(self, deployment: Deployment) -> dict[str, Any]:
         """What a model serves with that is ready."""
-        told = _deployed(deployment)
+        told = _deployed(deployment, self.planner.note)
         names = ("context", "slots", "gpus", "split", "kv", "replicas")
         return {name: told[name] for name in names if name in told}
 
@@ -198,7 +214,8 @@ class Service:
         certificates = await self.state.run(self._certificates)
         return {
             "version": self.version, "node": self.authority.node, "listen": self.config.listen,
-            "uptime": round(time.time() - self.started, 1), "models": [_deployed(d) for d in self.serving.pool.all()],
+            "uptime": round(time.time() - self.started, 1), 
+            "models": [_deployed(d, self.planner.note) for d in self.serving.pool.all()],
             "audit": {"writable": self.serving.audit.writable, "seq": last[-1]["seq"] if last else 0},
             "connections": self.clients.connections.count,
             **certificates,
@@ -231,10 +248,10 @@ class Service:
             log.info("renewed: %s", ", ".join(done))
 
 
-def _deployed(d: Deployment) -> dict[str, Any]:
-    """A model and its replicas; `slots`, `running`, `waiting` and `gpus` are of all that serve, `kv_used` is the
-    fullest one's."""
-    replicas = [_replica(one) for one in d.replicas]
+def _deployed(d: Deployment, note: Callable[[tuple[str, int]], str]) -> dict[str, Any]:
+    """A model and its replicas, each with what an admin should know of its plan (`note`); `slots`, `running`, `waiting`
+    and `gpus` are of all that serve, `kv_used` is the fullest one's."""
+    replicas = [_replica(d.model, one, note) for one in d.replicas]
     found: dict[str, Any] = {
         "model": d.model,
         "state": d.state,
@@ -257,8 +274,13 @@ def _deployed(d: Deployment) -> dict[str, Any]:
     }
 
 
-def _replica(one: Replica) -> dict[str, Any]:
-    found: dict[str, Any] = {"number": one.number, "state": one.life.state, "reason": one.leaves or one.reason}
+def _replica(model: str, one: Replica, note: Callable[[tuple[str, int]], str]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "number": one.number,
+        "state": one.life.state,
+        "reason": one.leaves or one.reason,
+        "note": note((model, one.number)),
+    }
     if not one.serving:
         return found
     worker, info = one.serving

@@ -5,6 +5,8 @@ With `text` empty its pieces are `ARRIVED:EMITTED ` in nanoseconds of the monoto
 machine holds against its own.
 """
 
+import os
+import sys
 import time
 from collections import abc
 
@@ -19,7 +21,9 @@ class Misuse(Exception):
 
 class FakeRunner:
     """`step_seconds`: the time of a step, 0: as fast as it goes. `text`: the words it says, over and over. `overlaps`:
-    it computes beside its caller, as a GPU does."""
+    it computes beside its caller, as a GPU does. `last_words`: what it prints as it aborts, after so many steps as
+    `dies_after` says (0: as it loads), with more than `holds` slots.
+    """
 
     def __init__(
         self,
@@ -29,7 +33,12 @@ class FakeRunner:
         step_seconds: float = 0.0,
         text: str = "",
         overlaps: bool = False,
+        last_words: str = "",
+        dies_after: int = 0,
+        holds: int = 0,
     ) -> None:
+        self._last_words, self._left = last_words if slots > holds else "", dies_after
+        self._maybe_die()
         self.info = ModelInfo(
             vocab=1000,
             context=context,
@@ -69,8 +78,15 @@ class FakeRunner:
             if chunk.start != self._held[chunk.slot] or not chunk.tokens:
                 raise Misuse(f"slot {chunk.slot} holds {self._held[chunk.slot]} positions, not {chunk.start}")
             self._held[chunk.slot] += len(chunk.tokens)
+        self._left -= 1
+        self._maybe_die()
         self._plan = plan
         self._next = max(self._next + self.step_seconds, time.monotonic())
+
+    def _maybe_die(self) -> None:
+        if self._last_words and self._left <= 0:
+            print(self._last_words, file=sys.stderr, flush=True)
+            os.abort()
 
     def collect(self, masks: Masks = NO_MASKS) -> abc.Iterator[list[Sample]]:
         if self._plan is None:

@@ -1,6 +1,7 @@
 """A model's vocabulary in llama.cpp: text to tokens and back, and what the file says of both."""
 
 import ctypes
+import sys
 from collections import abc
 from typing import Any
 
@@ -17,7 +18,9 @@ _log_lines: list[str] = []
 
 
 def _log(level: int, text: bytes, _user: Any) -> None:
-    if level >= 4:  # GGML_LOG_LEVEL_ERROR
+    if level == 4:  # GGML_LOG_LEVEL_ERROR: the daemon reads what is said before an abort (serving/aborts.py)
+        print(text.decode(errors="replace").rstrip("\n"), file=sys.stderr, flush=True)
+    if level >= 4:
         _log_lines.append(text.decode(errors="replace").strip())
         del _log_lines[:-20]
 

@@ -12,13 +12,13 @@ The first that fits on every device is taken, tried in this order; what was aske
 Over NVLink each block is split over the devices (tensor: measured on a 70B, 1.8 times the prefill and 1.4 times the
 decode of whole blocks on each), where the model can be split and keys and values are f16; else whole blocks are given
 out (layer). Where nothing fits, 1 to 6 again with half the slots, down to 1; then with keys and values as q8_0; then
-with half the context, down to FLOOR.
+with half the context, down to FLOOR. A model that ran out of memory begins below what it ran with.
 """
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from llmd.daemon.errors import BadRequest, DoesNotFit
 from llmd.daemon.gpus.links import NVLINK_RANK, Link
@@ -31,6 +31,7 @@ FLOOR = 2048
 UBATCHES = (2048, 512)
 
 Links = Mapping[frozenset[str], Link]
+Rung: TypeAlias = tuple[int, int, str]  # context, slots and type of keys and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Asked:
     split: str | None = None
     ubatch: int | None = None
     gpus: tuple[str, ...] = ()
+    below: Rung | None = None  # what it ran out of memory with
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,9 @@ class _Search:
 
     def run(self) -> Placed | None:
         forms = sorted(self.forms, key=lambda form: (-form.size, form.name))
+        if self.asked.below:
+            context, slots, kv = self.asked.below
+            self.steps.append(Step(f"{slots} slots of {context} tokens, {kv}", False, "it ran out of memory with them"))
         for context, slots, kv in rungs(self.asked):
             fits = [form for form in forms if kv == "f16" or form.shape.quantized_kv()]
             before, self.miss = self.miss, None
@@ -252,8 +257,14 @@ def place(
     return found
 
 
-def rungs(asked: Asked) -> Iterator[tuple[int, int, str]]:
-    """Context, slots and type of keys and values, each lower than the one before."""
+def rungs(asked: Asked) -> list[Rung]:
+    """What is tried, each lower than the one before. Below what ran out of memory, but the last is tried again."""
+    all_ = list(_ladder(asked))
+    first = all_.index(asked.below) + 1 if asked.below in all_ else 0
+    return all_[min(first, len(all_) - 1) :]
+
+
+def _ladder(asked: Asked) -> Iterator[Rung]:
     context, slots, kv = asked.context, asked.slots, asked.kv or "f16"
     yield context, slots, kv
     while slots > 1 and not asked.keep_slots:

@@ -8,7 +8,7 @@ wish is planned anew at each start: same facts, same plan.
 import asyncio
 import importlib.util
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ from llmd.daemon.engine.messages import Settings
 from llmd.daemon.errors import DoesNotFit, LlmdError
 from llmd.daemon.gpus.watch import View, Watcher
 from llmd.daemon.planning import plan
-from llmd.daemon.planning.placement import Asked, Device, Form, Placed, place
+from llmd.daemon.planning.placement import Asked, Device, Form, Placed, Rung, place
 from llmd.daemon.planning.plan import Placement, Wish
 
 log = logging.getLogger("llmd.planner")
@@ -30,11 +30,11 @@ Key: TypeAlias = tuple[str, int]
 
 @dataclass(slots=True)
 class Lease:
-    """Bytes by UUID; `seen`: the replica is ready, so that NVML counts them. `wish`: what was asked, `context`: what
-    was chosen for it."""
+    """Bytes by UUID; `seen`: the replica is ready, so that NVML counts them. `wish`: what was asked, `placed`: what was
+    chosen for it."""
 
     wish: Wish
-    context: int
+    placed: Placed
     needs: Mapping[str, int]
     seen: bool = False
 
@@ -46,6 +46,7 @@ class Planner:
     def __init__(self, watcher: Watcher | None = None, *, cuda: bool = True) -> None:
         self._watcher, self._cuda, self._turn = watcher, cuda, asyncio.Lock()
         self._leases: dict[Key, Lease] = {}
+        self._below: dict[str, tuple[Wish, Rung]] = {}  # what a model ran out of memory with
 
     async def settings(self, key: Key, wish: Wish) -> Settings:
         """For a replica that has no process now; its lease lasts until `ended`. Copies of a model with the same
@@ -55,12 +56,12 @@ class Planner:
             copies = [lease for (model, _), lease in self._leases.items() if model == key[0] and lease.wish == wish]
             taken = {uuid for lease in copies for uuid in lease.needs}
             # a conversation may go on with another copy
-            like = replace(wish, context=copies[0].context, keep_context=True) if copies else wish
-            placed = await self._placed(key[0], like, taken)
+            like = replace(wish, context=copies[0].placed.layout.context, keep_context=True) if copies else wish
+            placed = await self._placed(key[0], like, taken, origin=wish)
             if placed is None:
                 plan.check_memory(wish, memory.available())
                 return plan.plan(wish)
-            self._leases[key] = Lease(wish, placed.layout.context, _needs(placed))
+            self._leases[key] = Lease(wish, placed, _needs(placed))
             chosen = _resolved(wish, placed)
             plan.check_memory(chosen, memory.available())
             log.info("%s: %s", key[0], placed.steps[-1].why)
@@ -73,6 +74,35 @@ class Planner:
     def ended(self, key: Key) -> None:
         self._leases.pop(key, None)
 
+    def smaller(self, key: Key) -> str:
+        """A replica ran out of memory: the next plan of what was asked is one step smaller. Says with what it ran."""
+        lease = self._leases.get(key)
+        if lease is None:
+            return ""
+        layout = lease.placed.layout
+        self._below[key[0]] = lease.wish, (layout.context, layout.slots, layout.kv_type)
+        return f"{layout.slots} slots of {layout.context} tokens, {layout.kv_type}"
+
+    def note(self, key: Key) -> str:
+        """What an admin should know of a replica's plan."""
+        lease = self._leases.get(key)
+        below = self._ran_out(key[0], lease.wish) if lease else None
+        if below is None:
+            return ""
+        context, slots, kv = below
+        return f"smaller than asked: it ran out of memory with {slots} slots of {context} tokens, {kv}"
+
+    def forget(self, model: str) -> None:
+        """It is not deployed any more."""
+        self._below.pop(model, None)
+
+    async def lost(self, gpus: Sequence[str]) -> bool:
+        """Whether one of these GPUs cannot be reached now."""
+        if self._watcher is None:
+            return False
+        await asyncio.to_thread(self._watcher.refresh)
+        return any(self._watcher.health(uuid).state == "removed" for uuid in gpus)
+
     async def another(self, model: str, wish: Wish) -> bool:
         """Whether there is one more GPU, on which none of its copies lies, that holds the model whole."""
         async with self._turn:
@@ -80,8 +110,8 @@ class Planner:
             if not copies or wish.placement.gpus:
                 return False
             taken = {uuid for lease in copies for uuid in lease.needs}
-            whole = replace(wish, context=copies[0].context, keep_context=True,
-                            placement=replace(wish.placement, split="none"))  # fmt: skip
+            context = copies[0].placed.layout.context
+            whole = replace(wish, context=context, keep_context=True, placement=replace(wish.placement, split="none"))
             try:
                 return await self._placed(model, whole, taken) is not None
             except LlmdError:
@@ -121,10 +151,16 @@ class Planner:
         }  # fmt: skip
 
     async def _placed(
-        self, model: str, wish: Wish, taken: Set[str] = frozenset(), *, instead: bool = False
+        self,
+        model: str,
+        wish: Wish,
+        taken: Set[str] = frozenset(),
+        *,
+        origin: Wish | None = None,
+        instead: bool = False,
     ) -> Placed | None:
-        """On GPUs, but those in `taken`; None: on the CPU, but never there because of a fault. `instead`: what the
-        model's replicas hold now is free then."""
+        """On GPUs, but those in `taken`; None: on the CPU, but never there because of a fault. `origin`:
+        what was asked, if the wish was made of it. `instead`: what the model's replicas hold now is free then."""
         if self._watcher is None or wish.runner == "fake":
             return None
         await asyncio.to_thread(self._watcher.refresh)
@@ -146,12 +182,16 @@ class Planner:
             raise DoesNotFit("what it needs is not known: an older version imported it; import it again")
         asked = Asked(
             wish.context, wish.slots, wish.keep_context, wish.keep_slots, where.kv, where.split, where.ubatch,
-            where.gpus,
+            where.gpus, self._ran_out(model, origin or wish),
         )  # fmt: skip
         cuda = view.inventory.cuda.partition(".")[0]
         forms, version = [Form.of(model, wish.shape, wish.size)], int(cuda) if cuda.isdigit() else None
         # many GPUs have very many subsets: streams go on meanwhile
         return await asyncio.to_thread(place, forms, devices, view.inventory.links, asked, cuda=version)
+
+    def _ran_out(self, model: str, asked: Wish) -> Rung | None:
+        wish, rung = self._below.get(model, (None, None))
+        return rung if wish == asked else None
 
     def _why_not(self) -> str:
         """Why the CPU computes."""

@@ -24,7 +24,7 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.pool import Pool
-from llmd.daemon.serving.worker import Stream
+from llmd.daemon.serving.stream import Stream
 from llmd.daemon.tasks import Tasks
 
 

@@ -11,7 +11,18 @@ from typing import Any
 
 from llmd.daemon import limits
 from llmd.daemon.engine.messages import Generate, Ready, SamplingParams, Tokens
-from llmd.daemon.errors import DoesNotFit, LlmdError, ModelNotFound, ModelNotReady, ShuttingDown, Unavailable
+from llmd.daemon.errors import (
+    DoesNotFit,
+    GpuLost,
+    GpuOutOfMemory,
+    LlmdError,
+    ModelNotFound,
+    ModelNotReady,
+    ShuttingDown,
+    Unavailable,
+    WorkerLost,
+)
+from llmd.daemon.gpus.faults import Action
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
@@ -48,7 +59,8 @@ DRAIN_STEP_SECONDS = 0.05
 
 
 class Pool:
-    """Made once, by `main`. `pause`: seconds before a replica that died starts again, the first time and at most."""
+    """Made once, by `main`. `pause`: seconds before a replica that died starts again, the first time and at most.
+    `audit(kind, **fields)` writes a row to the audit log."""
 
     def __init__(
         self,
@@ -56,8 +68,9 @@ class Pool:
         tasks: Tasks,
         planner: Planner | None = None,
         pause: tuple[float, float] = PAUSE_SECONDS,
+        audit: Callable[..., None] = lambda kind, **fields: None,
     ) -> None:
-        self._metrics, self._tasks, self._pause = metrics, tasks, pause
+        self._metrics, self._tasks, self._pause, self._audit = metrics, tasks, pause, audit
         self._planner = planner or Planner()
         self._deployed: dict[str, Deployment] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -139,6 +152,36 @@ class Pool:
         """The SHA-256 of a deployed model's file, "" for any other name."""
         found = self._deployed.get(model)
         return found.digest if found else ""
+
+    # --- faults
+
+    def fault(self, gpu: str, action: Action, reason: str) -> None:
+        """What a GPU's fault asks for, of the replicas on it: end them, they are started again elsewhere or there; or
+        move them, with what they still answer."""
+        for d in list(self._deployed.values()):
+            for r in list(d.replicas):
+                worker = r.worker
+                if worker is None or gpu not in worker.settings.gpus or worker.lost.is_set():
+                    continue
+                if action == Action.REMOVE:
+                    worker.kill(f"GPU {gpu}: {reason}", GpuLost)
+                elif action == Action.RESTART:
+                    worker.kill(f"GPU {gpu}: {reason}")
+                elif action == Action.DRAIN and r.life.wanted is not None:
+                    r.leaves, d.crowded = f"GPU {gpu}: {reason}", False
+                    self._settle(d)
+
+    def _lost(self, d: Deployment, r: Replica, worker: Worker, reason: str) -> None:
+        """A process has ended that was to go on: the audit log has it, and after an out-of-memory the next plan is
+        smaller."""
+        if r.stopped == r.life.run or (worker.info is None and worker.cause is WorkerLost):
+            return
+        more = {}
+        if worker.cause is GpuOutOfMemory and (ran := self._planner.smaller((d.model, r.number))):
+            more["ran_with"] = ran
+            log.warning("%s: out of memory with %s; the next plan is smaller", d.model, ran)
+        gpus = ",".join(worker.settings.gpus)
+        self._audit("worker.lost", model=d.model, code=worker.cause.code, reason=reason, gpus=gpus, **more)
 
     # --- health
 
@@ -235,6 +278,7 @@ class Pool:
                 d.over = d.wanted is None and not d.replicas
                 if d.over:
                     self._deployed.pop(d.model, None)
+                    self._planner.forget(d.model)
 
     def _run(self, name: str, work: Callable[[], Any]) -> None:
         task = self._tasks.start(name, work)
@@ -250,7 +294,7 @@ class Pool:
             r.starved = False
             if r.stopped == run:
                 raise ModelNotReady("the model was taken out of service")
-            r.worker = worker = Worker(settings, self._metrics.model(d.model))
+            r.worker = worker = Worker(settings, self._metrics.model(d.model), self._planner.lost)
             await worker.start()
             self._planner.ready(lease)
             r.trial = False
@@ -266,11 +310,12 @@ class Pool:
             reason = f"its process could not be started: {e.strerror}"
         finally:
             if worker:
+                self._lost(d, r, worker, reason)
                 await worker.stop()
             self._planner.ended(lease)
             self._tell(d, r, Down(run, reason, clock() - began))
             if worker:
-                self._feed()
+                self.feed()
 
     def _starve(self, d: Deployment, r: Replica, error: LlmdError, *, started: bool) -> None:
         """There is no room for a replica. One that was tried beside others, or added because there seemed to be a GPU
@@ -286,8 +331,8 @@ class Pool:
             d.crowded, r.trial = True, False
             self._tell(d, r, Withdrawn(0.0))
 
-    def _feed(self) -> None:
-        """Memory was given back: who waits for some is planned again at once."""
+    def feed(self) -> None:
+        """There may be more memory than before: who waits for some is planned again at once."""
         for d in list(self._deployed.values()):
             for r in d.replicas:
                 if r.starved and r.life.state == "restarting":

@@ -1,26 +1,29 @@
 """One worker process as the daemon sees it: started, watched, spoken to, and answered for when it dies.
 
-Every stream ends exactly once: by its last event (`engine/messages.py` says which that is), or by `cancel`.
+Every stream (`stream.py`) ends exactly once: by its last event (`engine/messages.py` says which that is), or by
+`cancel`.
+
+A process on GPUs that ends by itself is looked into before its streams are told: its last lines (`aborts.py`) and
+what NVML says then decide whether a GPU was full, or is lost.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable
 
-from llmd.daemon import children, limits
+from llmd.daemon import children
 from llmd.daemon.engine import messages
 from llmd.daemon.engine.messages import (
     Beat,
     Busy,
-    Cancel,
-    Detokenized,
     Event,
     Failed,
     Fatal,
-    Finished,
     FromWorker,
     Generate,
     Load,
@@ -29,13 +32,20 @@ from llmd.daemon.engine.messages import (
     Settings,
     Started,
     Step,
-    Text,
-    Tokenized,
     ToWorker,
     Work,
 )
-from llmd.daemon.errors import ClientTooSlow, LlmdError, ModelNotReady, WorkerLost, from_wire
+from llmd.daemon.errors import (
+    GpuLost,
+    GpuOutOfMemory,
+    LlmdError,
+    ModelNotReady,
+    WorkerLost,
+    from_wire,
+)
 from llmd.daemon.metrics import ModelMetrics
+from llmd.daemon.serving import aborts
+from llmd.daemon.serving.stream import Stream
 
 log = logging.getLogger("llmd.worker")
 
@@ -47,107 +57,21 @@ STEP_SECONDS = 180.0
 LOAD_SECONDS = 900.0
 # a process that has lost its socket ends by itself within this time, or is killed
 END_SECONDS = 1.0
+# its streams wait so long for its last lines, and for what NVML says
+CAUSE_SECONDS = 1.0
+MAX_LINE = 2000  # characters of a line that are kept and logged
+WHY = {
+    WorkerLost: "the model's process was lost while it answered; try again",
+    GpuOutOfMemory: "the model's GPU had no memory left; it is started again with less; try again",
+    GpuLost: "the model's GPU was lost; try again",
+}
+
+Gone = Callable[[tuple[str, ...]], Awaitable[bool]]
 
 
-class Stream:
-    """One request's events. One consumer calls `next`; the worker's side calls `feed`."""
-
-    __slots__ = (
-        "_events",
-        "_loop",
-        "_on_end",
-        "_waiter",
-        "_worker",
-        "began",
-        "ended",
-        "first",
-        "id",
-        "last",
-        "left",
-        "owed",
-        "tokens",
-    )
-
-    def __init__(self, worker: "Worker", id_: int, choices: int, on_end: Callable[[], None]) -> None:
-        self._worker, self.id, self._on_end, self._loop = worker, id_, on_end, worker.loop
-        loop = self._loop
-        self._events: list[Event] = []
-        self._waiter: asyncio.Future[None] | None = None
-        self.left = choices  # choices that have not finished
-        self.ended = False
-        self.owed = 0  # bytes that wait for the client
-        self.tokens = [0] * choices
-        self.began = loop.time()
-        self.first: float | None = None  # when the first token came
-        self.last = [0.0] * choices
-
-    @property
-    def read_out(self) -> bool:
-        """It has ended and no event waits: `next` would wait for ever."""
-        return self.ended and not self._events
-
-    async def next(self) -> list[Event]:
-        """All events that have come since the last call, at least one. Not to be called once `read_out`."""
-        if not self._events:
-            self._waiter = self._loop.create_future()
-            await self._waiter
-        events, self._events, self.owed = self._events, [], 0
-        return events
-
-    def feed(self, event: Event) -> None:
-        if self.ended:
-            return
-        match event:
-            case Text():
-                self._count(event)
-                self.owed += event.weight()
-            case Finished():
-                self._count(event)
-                self.left -= 1
-            case Failed() | Tokenized() | Detokenized():
-                self.left = 0
-        if self.owed > limits.MAX_STREAM_BACKLOG and self.left:
-            self.fail(ClientTooSlow("the client does not read its stream"))
-            return
-        if not self.left:
-            self._end()
-        self._append(event)
-
-    def cancel(self) -> None:
-        """Stop the work. No event follows. May be called at any time, also after the end."""
-        if not self.ended:
-            self._end()
-            self._worker.send(Cancel(self.id))
-
-    def fail(self, error: LlmdError) -> None:
-        """Stop the work; a Failed is the last event. May be called at any time, also after the end."""
-        if not self.ended:
-            self.cancel()
-            self._append(Failed(self.id, error.code, error.message, error.param))
-
-    def _end(self) -> None:
-        self.ended = True
-        self._worker.forget(self)
-        self._on_end()
-
-    def _append(self, event: Event) -> None:
-        self._events.append(event)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _count(self, event: Text | Finished) -> None:
-        metrics, now, choice = self._worker.metrics, self._loop.time(), event.choice
-        if choice < 0:
-            raise ValueError("there is no such choice")
-        fresh = event.tokens - self.tokens[choice]
-        if self.first is None:
-            self.first = now
-            metrics.ttft(now - self.began)
-            metrics.cached(event.cached)
-        elif self.last[choice] and fresh > 0:
-            metrics.gap((now - self.last[choice]) / fresh)
-        metrics.output(fresh)
-        self.tokens[choice], self.last[choice] = event.tokens, now
+async def nobody(_: tuple[str, ...]) -> bool:
+    """No GPU is ever lost."""
+    return False
 
 
 class _Link(asyncio.Protocol):
@@ -169,16 +93,20 @@ class _Link(asyncio.Protocol):
 
 
 class Worker:
-    """`await start()`, then `open` streams until `lost` is set. A worker is used once; the pool makes a new one."""
+    """`await start()`, then `open` streams until `lost` is set. A worker is used once; the pool makes a new one.
 
-    def __init__(self, settings: Settings, metrics: ModelMetrics) -> None:
+    `gone` tells whether one of these GPUs is lost now. `cause`: what kind of end it had, once `answered` is set.
+    """
+
+    def __init__(self, settings: Settings, metrics: ModelMetrics, gone: Gone = nobody) -> None:
         self.settings, self.metrics = settings, metrics
+        self.cause: type[WorkerLost] = WorkerLost
         self.info: Ready | None = None
         self.busy = Busy()  # of the last step
         self.pid = 0
         self.token_age = 0.0  # seconds between the last token and the last beat
         self.reason = "it stopped"
-        self.lost = asyncio.Event()
+        self.lost, self.answered = asyncio.Event(), asyncio.Event()
         self.loop = self._loop = asyncio.get_running_loop()
         self._streams: dict[int, Stream] = {}
         self._ids = itertools.count(1)
@@ -186,6 +114,11 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._transport: asyncio.Transport | None = None
         self._heard = self._loop.time()
+        self._gone = gone
+        self._error: LlmdError | None = None  # what it said as it gave up
+        self._lines: deque[str] = deque(maxlen=aborts.KEPT_LINES)
+        self._listening: asyncio.Task[None] | None = None
+        self._finding: asyncio.Task[None] | None = None
 
     @property
     def open_sequences(self) -> int:
@@ -205,9 +138,14 @@ class Worker:
         seen = {"CUDA_VISIBLE_DEVICES": ",".join(self.settings.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         with theirs:
             self._process = await children.start(
-                PROGRAM, str(theirs.fileno()), descriptors=[theirs.fileno()], variables=seen
+                PROGRAM,
+                str(theirs.fileno()),
+                descriptors=[theirs.fileno()],
+                variables=seen,
+                stderr=asyncio.subprocess.PIPE,
             )
         self.pid = self._process.pid
+        self._listening = asyncio.create_task(self._listen(), name=f"lines of worker {self.pid}")
         self._transport, _ = await self._loop.create_connection(lambda: _Link(self), sock=ours)
         self.send(Load(self.settings))
         try:
@@ -220,6 +158,7 @@ class Worker:
             if not self._ready.done() or self._ready.cancelled() or self._ready.exception():
                 self.kill(self.reason)
                 await self._process.wait()
+                await self.answered.wait()
 
     async def watch(self) -> None:
         """Until the process is gone; kills it when it hangs. Then `reason` says what happened."""
@@ -230,10 +169,29 @@ class Worker:
             except TimeoutError:
                 if self.beat_age > SILENT_SECONDS:
                     self.kill("it stopped answering")
+        await self.answered.wait()
         if self._process:
             code = await self._exit()
             if self.reason == "it stopped":
                 self.reason = _ended(code)
+
+    async def _listen(self) -> None:
+        """What it prints, to the log; its last lines are kept."""
+        assert self._process is not None and self._process.stderr is not None
+        rest = b""
+        while data := await self._process.stderr.read(1 << 14):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._line(line)
+            rest = rest[-MAX_LINE:]
+        if rest:
+            self._line(rest)
+
+    def _line(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()[:MAX_LINE]
+        if text:
+            self._lines.append(text)
+            log.warning("worker %d: %s", self.pid, text)
 
     async def _exit(self) -> int:
         """The exit code of a process that is lost; its socket may be all that it lost."""
@@ -253,27 +211,60 @@ class Worker:
         self.kill(self.reason)
         if self._process:
             await self._process.wait()
+        for task in (self._listening, self._finding):
+            if task:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(task, END_SECONDS)
 
-    def kill(self, reason: str) -> None:
-        self.reason = reason
+    def kill(self, reason: str, cause: type[WorkerLost] = WorkerLost) -> None:
+        if not self.lost.is_set():
+            self.reason, self.cause = reason, cause
         if self._process and self._process.returncode is None:
             try:
                 self._process.kill()
             except ProcessLookupError:
                 pass
-        self.gone()
+        self._answer()
 
     def gone(self) -> None:
-        """The process is dead or given up: answer for it, once."""
+        """Its socket is closed: the process is dead, or good for nothing. Find out why, and answer for it."""
         if self.lost.is_set():
             return
+        if not self.settings.gpus:
+            return self._answer()
         self.lost.set()
+        self._finding = asyncio.create_task(self._find_cause(), name=f"the cause of worker {self.pid}'s end")
+
+    async def _find_cause(self) -> None:
+        try:
+            async with asyncio.timeout(CAUSE_SECONDS):
+                if self._listening:
+                    await asyncio.shield(self._listening)
+                abort = aborts.read(self._lines)
+                if abort:
+                    self.reason = abort.text
+                if abort and abort.memory:
+                    self.cause = GpuOutOfMemory
+                elif await self._gone(self.settings.gpus):
+                    self.cause, self.reason = GpuLost, "a GPU that it computed on is lost"
+        except TimeoutError:
+            pass  # a driver that hangs
+        finally:
+            self._answer()
+
+    def _answer(self) -> None:
+        """The process is dead or given up: answer for it, once."""
+        self.lost.set()
+        if self.answered.is_set():
+            return
+        self.answered.set()
         if not self._ready.done():
-            self._ready.set_exception(WorkerLost("the model's process died while it loaded"))
+            error = self._error if self._error and self.cause is WorkerLost else None
+            why = "" if self.reason == "it stopped" else f": {self.reason}"
+            self._ready.set_exception(error or self.cause(f"the model's process died while it loaded{why}"))
             self._ready.exception()  # `start` may never have been called: then nobody waits for it
-        message = "the model's process was lost while it answered; try again"
         for stream in list(self._streams.values()):
-            stream.feed(Failed(stream.id, WorkerLost.code, message))
+            stream.feed(Failed(stream.id, self.cause.code, WHY[self.cause]))
         self.metrics.gone(self.pid)
 
     # --- requests
@@ -313,6 +304,7 @@ class Worker:
                     self.kill("a step did not end")
             case Ready():
                 self.info = message
+                self._lines.clear()  # what was said before was survived
                 self._ready.set_result(None)
             case Fatal(code, text):
                 self._fatal(from_wire(code, text))
@@ -326,9 +318,12 @@ class Worker:
         stream.feed(event)
 
     def _fatal(self, error: LlmdError) -> None:
+        """It says that it ends. On GPUs its last lines may know more."""
         log.error("worker %d: %s", self.pid, error.message)
-        self.reason = error.message
-        if not self._ready.done():
+        self.reason, self._error = error.message, error
+        if self.settings.gpus:
+            self._loop.call_later(END_SECONDS, self.gone)
+        elif not self._ready.done():
             self._ready.set_exception(error)
 
 

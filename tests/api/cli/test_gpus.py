@@ -185,6 +185,23 @@ async def test_what_is_wrong_is_said_and_what_to_do(admin: Admin) -> None:
     assert "power limit" in checks["gpu 3"]["message"] and checks["gpu 3"]["fix"] == ""
 
 
+async def test_a_gpu_that_was_reset_is_used_again_and_one_that_was_not_is_not(admin: Admin) -> None:
+    fake = FakeNvml(h200(0), h200(1))
+    watcher = admin.see(fake)
+    fake.emit(ONE, "xid", 48)
+    fake.lose(TWO)
+    watcher.step()
+    watcher.refresh()
+    assert await admin.run("gpus", "--use", ONE) == f"GPU {ONE} is used again: ok\n"
+    assert watcher.health(ONE).usable
+    await admin.run("gpus", "--use", TWO, code=1)
+    assert watcher.health(TWO).state == "removed"
+    await admin.run("gpus", "--use", "GPU-nobody", code=1)
+    rows = await admin.daemon.audit.tail(100)
+    said = [(r["body"]["gpu"], r["body"]["result"]) for r in rows if r["kind"] == "admin.gpu_use"]
+    assert said == [(ONE, "begun"), (ONE, "done"), (TWO, "begun"), (TWO, "failed")]
+
+
 async def test_when_every_gpu_is_lost_nothing_speaks_of_the_cpu(admin: Admin) -> None:
     fake = FakeNvml(h200(0))
     watcher = admin.see(fake)

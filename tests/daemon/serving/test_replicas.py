@@ -9,37 +9,23 @@ from pathlib import Path
 
 import pytest
 from fake_nvml import GIB, FakeNvml, h200
+from placing import PLACED, Placing
 
 from llmd.daemon import memory
-from llmd.daemon.engine.messages import Failed, Finished, Generate, RawText, SamplingParams, Settings
+from llmd.daemon.engine.messages import Failed, Finished, Generate, RawText, SamplingParams
 from llmd.daemon.errors import DoesNotFit
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
-from llmd.daemon.planning.planner import Planner
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.routing import BLOCK
-from llmd.daemon.serving.worker import Stream
+from llmd.daemon.serving.stream import Stream
 from llmd.daemon.tasks import Tasks
-from llmd.quantize.shape import Layer, Shape
 
 WISH = Wish("", 2, 4096, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.01})
-
-
-class Gpus(Planner):
-    """Real plans, for processes that compute nothing on any GPU."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        super().__init__(watcher)
-        self.given: dict[tuple[str, int], tuple[str, ...]] = {}
-
-    async def settings(self, key: tuple[str, int], wish: Wish) -> Settings:
-        found = await super().settings(key, wish)
-        self.given[key] = found.gpus
-        return replace(found, runner="fake")
 
 
 @pytest.fixture
@@ -140,17 +126,13 @@ async def test_new_settings_go_round_one_after_the_other_and_something_always_se
     assert not old & {one.number for one in deployment.replicas} and deployment.slots == 6 and most <= 4
 
 
-LAYER = Layer(k=1024, v=1024, heads=32, kv_heads=8, q=4096, ff=14336, nbytes=2 * GIB)
-LARGE = Shape("llama", 131072, 128256, 4096, (LAYER,) * 32, 128, 128, host=GIB, output=GIB, file=66 * GIB).to_dict()
-
-
 async def test_auto_is_one_on_each_gpu_that_holds_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: 100 * GIB)
     fake = FakeNvml(h200(0), h200(1), h200(2))
     fake.hold(h200(2).uuid, 1, 100 * GIB)
     watcher = Watcher(Nvml(fake, fake.root(tmp_path / "root")))
-    planner = Gpus(watcher)
-    wish = Wish("", 2, 4096, 64, 32, 1, shape=LARGE, size=66 * GIB, fake={"text": "one"})
+    planner = Placing(watcher)
+    wish = replace(PLACED, slots=2)
     with pytest.raises(DoesNotFit, match="replica 3 of 3"):
         await planner.check("m", wish, None, 3)
     pool = Pool(Metrics(), Tasks(), planner, pause=(0.2, 2.0))

@@ -40,7 +40,8 @@ from llmd.daemon.serving import pool as pool_module
 from llmd.daemon.serving import worker as worker_module
 from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.serving.pool import Pool
-from llmd.daemon.serving.worker import Stream, Worker
+from llmd.daemon.serving.stream import Stream
+from llmd.daemon.serving.worker import Worker
 from llmd.daemon.tasks import Tasks
 from llmd.quantize.shape import Layer, Shape
 
@@ -348,7 +349,7 @@ worker.main()
 
 @pytest.mark.parametrize("prompt", [RawText("fault secret-words"), Tokens((1, 2, 999))], ids=["prompts", "engine"])
 async def test_a_thread_that_fails_ends_the_worker(
-    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], prompt: Prompt
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, prompt: Prompt
 ) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -356,7 +357,7 @@ async def test_a_thread_that_fails_ends_the_worker(
     deployment = await deploy(pool, wish=fake(step_seconds=0.01))
     reason = await broken(pool, deployment, lambda _: void(ask(pool, "m", say(prompt=prompt))))
     assert "exit 70" in reason
-    said = capfd.readouterr().err
+    said = caplog.text
     assert ("MemoryError" in said or "ZeroDivisionError" in said) and "secret-words" not in said
 
 

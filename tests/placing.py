@@ -1,0 +1,30 @@
+"""Plans on scripted GPUs for processes that compute on none: a deployment's life without hardware."""
+
+from dataclasses import replace
+
+from fake_nvml import GIB
+
+from llmd.daemon.engine.messages import Settings
+from llmd.daemon.gpus.watch import Watcher
+from llmd.daemon.planning.plan import Wish
+from llmd.daemon.planning.planner import Planner
+from llmd.quantize.shape import Layer, Shape
+
+LAYER = Layer(k=1024, v=1024, heads=32, kv_heads=8, q=4096, ff=14336, nbytes=2 * GIB)
+# 65 GiB of weights: one of them fits on a GPU of 141 GiB beside what else it needs, and two do not
+SHAPE = Shape("llama", 131072, 128256, 4096, (LAYER,) * 32, 128, 128, host=GIB, output=GIB, file=66 * GIB)
+PLACED = Wish("", 4, 4096, 64, 32, 1, shape=SHAPE.to_dict(), size=66 * GIB,
+              fake={"text": "one two", "step_seconds": 0.01})  # fmt: skip
+
+
+class Placing(Planner):
+    """`given`: the GPUs of each replica, as they were planned last."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__(watcher)
+        self.given: dict[tuple[str, int], tuple[str, ...]] = {}
+
+    async def settings(self, key: tuple[str, int], wish: Wish) -> Settings:
+        found = await super().settings(key, wish)
+        self.given[key] = found.gpus
+        return replace(found, runner="fake")
