@@ -324,7 +324,7 @@ def calibrated(rows: list[dict[str, Any]], facts: dict[str, Any], assumed: Calib
                 facts.get("cuda"),
                 devices,
                 split,
-                f"{told}, {len(seen)} from {min(seen)}",
+                conditions=f"{told}, {len(seen)} from {min(seen)}",
             )
         )
         for (devices, split), seen in found.items()

@@ -47,7 +47,7 @@ from llmd.daemon.identity.principal import Identity
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.planning.planner import Planner, cuda_engine
+from llmd.daemon.planning.measurements import planner
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.pool import Pool
@@ -88,7 +88,7 @@ class Daemon:
         self.metrics = Metrics()
         self.tasks = Tasks()
         self.watcher = Watcher(Nvml(), self._gpus_seen, self._gpu_faults)
-        self.planner = Planner(self.watcher, cuda=cuda_engine())
+        self.planner = planner(self.watcher, self.store, self.state, self.tasks)
         self.pool = Pool(self.metrics, self.tasks, self.planner, audit=self.audit.event)
         self.serving = Serving(
             self.pool,

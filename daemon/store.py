@@ -22,7 +22,7 @@ from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unava
 
 # a migration is never edited once it has shipped: a change is a new one at the end, with the next number
 MIGRATIONS = Migrations("state")
-VERSION = 3
+VERSION = 4
 
 _FIRST = (
     "CREATE TABLE IF NOT EXISTS principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT",
@@ -59,6 +59,15 @@ def replicas(db: Database) -> None:
     if "replicas" not in db.table("deployments").columns_dict:
         db.execute("ALTER TABLE deployments ADD COLUMN replicas INTEGER NOT NULL DEFAULT 1")
     db.execute("PRAGMA user_version = 3")
+
+
+@MIGRATIONS()
+def calibration(db: Database) -> None:
+    db.execute(
+        """CREATE TABLE IF NOT EXISTS calibration (
+            conditions TEXT PRIMARY KEY, build TEXT NOT NULL, measured REAL NOT NULL, overhead TEXT NOT NULL) STRICT"""
+    )
+    db.execute("PRAGMA user_version = 4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +321,24 @@ class Store:
         """Raises ModelNotFound when it is not deployed."""
         if not self._write("DELETE FROM deployments WHERE model = ?", model):
             raise ModelNotFound.among("deployed model", (d.model for d in self.deployments()), param="model")
+
+    # --- what was measured
+
+    def measurements(self, build: str) -> list[dict[str, Any]]:
+        """What was kept of an engine's build, the oldest first."""
+        query = "SELECT overhead FROM calibration WHERE build = ? ORDER BY measured"
+        with _explained():
+            return [_unpacked(row[0]) for row in self._db.execute(query, (build,))]
+
+    def keep_measurement(self, conditions: str, build: str, measured: dict[str, Any], most: int) -> None:
+        """It replaces one of the same conditions; only the last `most` stay, and none of another build."""
+        self._write(
+            "INSERT INTO calibration (conditions, build, measured, overhead) VALUES (?1, ?2, ?3, ?4) ON CONFLICT "
+            "(conditions) DO UPDATE SET build = ?2, measured = ?3, overhead = ?4",
+            conditions, build, self._clock(), json.dumps(measured),
+        )  # fmt: skip
+        last = "SELECT conditions FROM calibration WHERE build = ?1 ORDER BY measured DESC LIMIT ?2"
+        self._write(f"DELETE FROM calibration WHERE conditions NOT IN ({last})", build, most)
 
     # --- rows
 

@@ -24,6 +24,7 @@ BEYOND = 2 * 64
 PAGE: Final = 2 * MIB  # what CUDA hands out memory in
 PROCESS: Final = 66 * MIB  # the interpreter and the libraries of a worker without GPUs, measured
 TOKEN: Final = 130  # a token's text in llama.cpp's vocabulary and its tables, measured
+KEPT_MEASUREMENTS = 200
 CELLS = 256  # llama.cpp rounds a sequence's context up to a multiple of this
 
 
@@ -89,38 +90,60 @@ class Measured:
     cuda: int | None = None
     devices: int = 1
     split: Split = "none"
+    model: str = ""  # digest of its file
+    layout: str = ""  # how it was loaded
+    build: str = ""  # of the engine
     conditions: str = ""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What one measurement replaces another of."""
+        return self.compute, self.cuda, self.devices, self.split, self.model, self.layout
 
 
 # until there is a measurement of the machine's own; `benchmarks/fit.py` makes these. In tensor mode the devices'
 # exchange of results takes 0.8 GiB on each, whatever the model
 _H100: Final = "NVIDIA H100 80GB, driver 580, 2026-11-26: 1B, 8B, 70B"
 DEFAULT: Final = (
-    Measured(1450 * MIB, (9, 0), 13, 2, "tensor", _H100),
-    Measured(598 * MIB, (9, 0), 13, 2, "layer", _H100),
-    Measured(598 * MIB, (9, 0), 13, 1, "none", _H100),
+    Measured(1450 * MIB, (9, 0), 13, 2, "tensor", conditions=_H100),
+    Measured(598 * MIB, (9, 0), 13, 2, "layer", conditions=_H100),
+    Measured(598 * MIB, (9, 0), 13, 1, "none", conditions=_H100),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Measured overheads; the later of two that fit equally counts."""
+    """Measured overheads. Of those under equally near conditions the largest counts."""
 
     measured: tuple[Measured, ...] = DEFAULT
 
     def overhead(
-        self, compute: tuple[int, int] | None = None, cuda: int | None = None, devices: int = 1, split: Split = "none"
+        self,
+        compute: tuple[int, int] | None = None,
+        cuda: int | None = None,
+        devices: int = 1,
+        split: Split = "none",
+        model: str = "",
+        layout: str = "",
     ) -> int:
         """The overhead on one device, measured under the nearest conditions."""
 
-        def nearness(item: tuple[int, Measured]) -> tuple[bool, bool, bool, bool, int]:
-            at, one = item
-            return (one.compute == compute, one.split == split, one.devices == devices, one.cuda == cuda, at)
+        def nearness(one: Measured) -> tuple[bool, bool, bool, bool, bool, bool, bool, int]:
+            own = one.model == model
+            return (
+                one.compute == compute, one.split == split, one.devices == devices, one.cuda == cuda, bool(one.model),
+                own, own and one.layout == layout, one.overhead,
+            )  # fmt: skip
 
-        return max(enumerate(self.measured), key=nearness)[1].overhead
+        return max(self.measured, key=nearness).overhead
 
     def add(self, measured: Measured) -> "Calibration":
-        return Calibration((*self.measured, measured))
+        """With one more measurement; it replaces one of the same conditions, and of a machine's own ones the oldest go
+        when there are too many."""
+        others = [one for one in self.measured if one.key != measured.key]
+        own = [one for one in others if one.model]
+        gone = set(own[: max(0, len(own) - KEPT_MEASUREMENTS + 1)])
+        return Calibration((*(one for one in others if one not in gone), measured))
 
     def to_list(self) -> list[dict[str, Any]]:
         return [dataclasses.asdict(one) for one in self.measured]

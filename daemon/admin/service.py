@@ -91,7 +91,7 @@ class Service:
         shape = model.info.get("shape")  # of one that an older version imported it is not known
         return Wish(
             path, slots or c.slots, context, c.batch, c.chunk, c.threads, placement, shape, model.size,
-            keep_context=ctx is not None, keep_slots=slots is not None,
+            digest=model.digest, keep_context=ctx is not None, keep_slots=slots is not None,
         )  # fmt: skip
 
     async def plan(self, name: str, ctx: int | None, slots: int | None, placement: Placement) -> dict[str, Any]:

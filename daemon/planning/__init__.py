@@ -1,6 +1,7 @@
 """On which GPUs a model goes and how it is loaded, from what was asked to a worker's settings.
 
-placement.py  pure: the first choice that fits
-plan.py       pure: what was asked, and a worker's settings
-planner.py    the same as the GPUs are now, and what they have been promised
+placement.py     pure: the first choice that fits
+plan.py          pure: what was asked, and a worker's settings
+planner.py       the same as the GPUs are now, and what they have been promised
+measurements.py  what they were measured to hold, kept
 """

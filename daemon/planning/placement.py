@@ -61,11 +61,12 @@ class Form:
     name: str
     shape: Shape
     size: int
+    digest: str = ""
 
     @classmethod
-    def of(cls, name: str, shape: dict[str, Any], size: int) -> "Form":
+    def of(cls, name: str, shape: dict[str, Any], size: int, digest: str = "") -> "Form":
         """With the shape as it is stored beside the model."""
-        return cls(name, Shape.from_dict(shape), size)
+        return cls(name, Shape.from_dict(shape), size, digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,10 @@ class _Search:
         return ["tensor", "layer"] if can and self._rank(group) > NVLINK_RANK else ["layer"]
 
     def _need(self, form: Form, layout: Layout, group: tuple[Device, ...]) -> tuple[Need, ...]:
-        overheads = tuple(self.calibration.overhead(d.compute, self.cuda, len(group), layout.split) for d in group)
+        known = conditions(layout)
+        overheads = tuple(
+            self.calibration.overhead(d.compute, self.cuda, len(group), layout.split, form.digest, known) for d in group
+        )
         key = (form.name, layout, overheads)
         if key not in self._needs:
             self._needs[key] = self._load(form).need(layout, overheads)
@@ -310,6 +314,11 @@ def _nearest(search: _Search) -> Iterator[str]:
     one = replace(like, uuid="one more", free=like.total, mig=False)
     if again(replace(asked, gpus=()), [*devices, one]):
         yield f"one more {like.name} with nothing else on it"
+
+
+def conditions(layout: Layout) -> str:
+    """How it is loaded, as measurements name it."""
+    return f"{layout.slots} x {layout.context}, {layout.kv_type}, {layout.ubatch}"
 
 
 def gib(size: int) -> str:

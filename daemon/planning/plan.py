@@ -56,6 +56,7 @@ class Wish:
     placement: Placement = ON_CPU
     shape: dict[str, Any] | None = None
     size: int = 0  # bytes of the file
+    digest: str = ""  # SHA-256 of the file
     keep_context: bool = False  # it was asked for: no plan may change it
     keep_slots: bool = False
     runner: str = "llama"

@@ -1,14 +1,15 @@
 """From a wish to a worker's settings, as the GPUs are now: one ledger of what they have been promised.
 
 A lease is a replica's bytes on its GPUs. Until the replica is ready they are taken off what NVML says is free; from
-then on NVML itself says so. Plans are made one after the other, so that two loads never count on the same memory. A
+then on NVML itself says so, and the lease is what it measures. The difference is kept with its conditions, so that the
+next plan is right. Plans are made one after the other, so that two loads never count on the same memory. A
 wish is planned anew at each start: same facts, same plan.
 """
 
 import asyncio
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,10 +19,13 @@ from llmd.daemon.engine.messages import Settings
 from llmd.daemon.errors import DoesNotFit, LlmdError
 from llmd.daemon.gpus.watch import View, Watcher
 from llmd.daemon.planning import plan
-from llmd.daemon.planning.placement import Asked, Device, Form, Placed, Rung, place
+from llmd.daemon.planning.placement import Asked, Device, Form, Placed, Rung, conditions, gib, place
 from llmd.daemon.planning.plan import Placement, Wish
+from llmd.quantize.memory import Calibration, Layout, Measured
 
 log = logging.getLogger("llmd.planner")
+
+MOST_OVERHEAD = 4 << 30
 
 
 # a model's name, and the number of one of its replicas
@@ -41,10 +45,20 @@ class Lease:
 
 class Planner:
     """Made once, by `main`; without a watcher for machines that have no GPU. The event loop owns it. `cuda`: the engine
-    can compute on them."""
+    can compute on them. `calibration`: what was measured before, by the engine's build `build`; `keep` is called with
+    what is measured anew."""
 
-    def __init__(self, watcher: Watcher | None = None, *, cuda: bool = True) -> None:
+    def __init__(
+        self,
+        watcher: Watcher | None = None,
+        *,
+        cuda: bool = True,
+        calibration: Calibration | None = None,
+        build: str = "",
+        keep: Callable[[Measured], None] = lambda measured: None,
+    ) -> None:
         self._watcher, self._cuda, self._turn = watcher, cuda, asyncio.Lock()
+        self._calibration, self._build, self._keep = calibration or Calibration(), build, keep
         self._leases: dict[Key, Lease] = {}
         self._below: dict[str, tuple[Wish, Rung]] = {}  # what a model ran out of memory with
 
@@ -70,6 +84,48 @@ class Planner:
     def ready(self, key: Key) -> None:
         if key in self._leases:
             self._leases[key].seen = True
+
+    async def measure(self, key: Key, pid: int) -> None:
+        """The replica's process is ready, and has computed its largest passes: correct its lease to what NVML says that
+        it holds, and keep the difference. Where the driver does not tell, the plan's figures stay."""
+        lease = self._leases.get(key)
+        if lease is None or self._watcher is None:
+            return
+        inventory = await asyncio.to_thread(self._watcher.refresh)
+        held = {gpu.uuid: process.used for gpu in inventory.gpus for process in gpu.processes if process.pid == pid}
+        used = [held.get(device.uuid) for device in lease.placed.devices]
+        if self._leases.get(key) is not lease or not inventory.answered or any(one is None for one in used):
+            return
+        found = [one or 0 for one in used]
+        lease.needs = {device.uuid: one for device, one in zip(lease.placed.devices, found, strict=True)}
+        self._learn(lease, found)
+
+    def _learn(self, lease: Lease, used: Sequence[int]) -> None:
+        """Keep the overhead of the device with the largest difference; one that cannot be is somebody's mistake."""
+        placed, layout = lease.placed, lease.placed.layout
+        more = [one - need.total for one, need in zip(used, placed.needs, strict=True)]
+        at = max(range(len(more)), key=more.__getitem__)
+        device, count = placed.devices[at], len(placed.devices)
+        planned = self._overhead(device, count, layout, lease.wish.digest)
+        overhead = planned + more[at]
+        log.info("a replica takes %s more on %s than planned", gib(more[at]), device.name)
+        if not 0 < overhead <= MOST_OVERHEAD or not lease.wish.digest:
+            log.warning("an overhead of %s is not kept", gib(overhead))
+            return
+        measured = Measured(
+            overhead, device.compute, self._cuda_version(), count, layout.split, lease.wish.digest, conditions(layout),
+            self._build, device.name,
+        )  # fmt: skip
+        self._calibration = self._calibration.add(measured)
+        self._keep(measured)
+
+    def _overhead(self, device: Device, count: int, layout: Layout, digest: str) -> int:
+        known = self._calibration
+        return known.overhead(device.compute, self._cuda_version(), count, layout.split, digest, conditions(layout))
+
+    def _cuda_version(self) -> int | None:
+        cuda = self._watcher.view.inventory.cuda.partition(".")[0] if self._watcher else ""
+        return int(cuda) if cuda.isdigit() else None
 
     def ended(self, key: Key) -> None:
         self._leases.pop(key, None)
@@ -184,10 +240,11 @@ class Planner:
             wish.context, wish.slots, wish.keep_context, wish.keep_slots, where.kv, where.split, where.ubatch,
             where.gpus, self._ran_out(model, origin or wish),
         )  # fmt: skip
-        cuda = view.inventory.cuda.partition(".")[0]
-        forms, version = [Form.of(model, wish.shape, wish.size)], int(cuda) if cuda.isdigit() else None
+        forms = [Form.of(model, wish.shape, wish.size, wish.digest)]
         # many GPUs have very many subsets: streams go on meanwhile
-        return await asyncio.to_thread(place, forms, devices, view.inventory.links, asked, cuda=version)
+        return await asyncio.to_thread(
+            place, forms, devices, view.inventory.links, asked, self._calibration, self._cuda_version()
+        )
 
     def _ran_out(self, model: str, asked: Wish) -> Rung | None:
         wish, rung = self._below.get(model, (None, None))

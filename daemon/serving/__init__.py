@@ -10,5 +10,6 @@ deployment.py  a model that should serve, and its replicas
 pool.py        the deployed models: carries out what rollout and lifecycle decide
 aborts.py      pure: what llama.cpp prints as it gives up
 stream.py      one request's events on their way
+trials.py      what a worker is asked by nobody but us
 worker.py      one worker process seen from the daemon: frames, heartbeats, streams
 """

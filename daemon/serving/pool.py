@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from llmd.daemon import limits
-from llmd.daemon.engine.messages import Generate, Ready, SamplingParams, Tokens
+from llmd.daemon.engine.messages import Ready
 from llmd.daemon.errors import (
     DoesNotFit,
     GpuLost,
@@ -26,6 +26,7 @@ from llmd.daemon.gpus.faults import Action
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
+from llmd.daemon.serving import trials
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.deployment import Deployment, Replica
 from llmd.daemon.serving.lifecycle import (
@@ -51,9 +52,7 @@ from llmd.daemon.tasks import Tasks
 
 log = logging.getLogger("llmd.pool")
 
-# an idle model is asked for one token when its last is older
-PROBE_AFTER = 30.0
-PROBE_SECONDS = 10.0
+FILL_PAUSE_SECONDS = 5.0
 # how often a replica that drains is looked at
 DRAIN_STEP_SECONDS = 0.05
 
@@ -195,33 +194,10 @@ class Pool:
         state = {
             "model": model, "state": deployment.state, "beat_age": round(max(one.beat_age for one in serving), 3),
         }  # fmt: skip
-        ages = await asyncio.gather(*(self._age(worker) for worker in serving))
+        ages = await asyncio.gather(*(trials.token_age(worker) for worker in serving))
         if any(age is None for age in ages):
             return {**state, "ready": False, "reason": "it does not answer a request for one token"}
         return {**state, "ready": True, "token_age": round(max(age or 0.0 for age in ages), 3)}
-
-    async def _age(self, worker: Worker) -> float | None:
-        """Seconds since its last token; None: it does not give one."""
-        age = worker.token_age + worker.beat_age
-        if age <= PROBE_AFTER:
-            return age
-        try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                await self._probe(worker)
-        except (TimeoutError, LlmdError):
-            return None
-        return 0.0
-
-    async def _probe(self, worker: Worker) -> None:
-        params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-        stream = worker.open("", Generate((Tokens((1, 1)),), params))
-        try:
-            while not stream.read_out:
-                await stream.next()
-        finally:
-            stream.cancel()
-        if stream.first is None:
-            raise ModelNotReady("no token came")
 
     # --- carrying out
 
@@ -301,6 +277,7 @@ class Pool:
             log.info("%s is ready (worker %d, %.1f s)", d.model, worker.pid, clock() - began)
             self._tell(d, r, Up(run))
             self._more(d)
+            self._run(f"measure {d.model}", partial(self._measure, d, r, worker))
             await worker.watch()
             reason = worker.reason
         except LlmdError as e:
@@ -316,6 +293,18 @@ class Pool:
             self._tell(d, r, Down(run, reason, clock() - began))
             if worker:
                 self.feed()
+
+    async def _measure(self, d: Deployment, r: Replica, worker: Worker) -> None:
+        """Correct its lease to what NVML says. Quantized keys and values are unpacked as they are read: so once more
+        with a full slot, when nobody asks for anything."""
+        if not worker.settings.gpus:
+            return
+        lease = (d.model, r.number)
+        await self._planner.measure(lease, worker.pid)
+        while worker.settings.kv_type != "f16" and r.ready and r.worker is worker:
+            if not worker.open_sequences and await trials.fill(worker, lambda: r.ready):
+                return await self._planner.measure(lease, worker.pid)
+            await asyncio.sleep(FILL_PAUSE_SECONDS)
 
     def _starve(self, d: Deployment, r: Replica, error: LlmdError, *, started: bool) -> None:
         """There is no room for a replica. One that was tried beside others, or added because there seemed to be a GPU

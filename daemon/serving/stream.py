@@ -31,6 +31,7 @@ class Stream:
         "_waiter",
         "_worker",
         "began",
+        "counted",
         "ended",
         "first",
         "id",
@@ -40,8 +41,11 @@ class Stream:
         "tokens",
     )
 
-    def __init__(self, worker: Source, id_: int, choices: int, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, worker: Source, id_: int, choices: int, on_end: Callable[[], None], *, counted: bool = True
+    ) -> None:
         self._worker, self.id, self._on_end, self._loop = worker, id_, on_end, worker.loop
+        self.counted = counted  # in the metrics
         loop = self._loop
         self._events: list[Event] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -112,11 +116,14 @@ class Stream:
         if choice < 0:
             raise ValueError("there is no such choice")
         fresh = event.tokens - self.tokens[choice]
-        if self.first is None:
+        if not self.counted:
+            self.first = self.first or now
+        elif self.first is None:
             self.first = now
             metrics.ttft(now - self.began)
             metrics.cached(event.cached)
         elif self.last[choice] and fresh > 0:
             metrics.gap((now - self.last[choice]) / fresh)
-        metrics.output(fresh)
+        if self.counted:
+            metrics.output(fresh)
         self.tokens[choice], self.last[choice] = event.tokens, now

@@ -269,10 +269,13 @@ class Worker:
 
     # --- requests
 
-    def open(self, owner: str, work: Work, on_end: Callable[[], None] = lambda: None) -> Stream:
-        """Send a request; `messages` says what events answer it. `on_end` is called once, when its work has ended."""
+    def open(
+        self, owner: str, work: Work, on_end: Callable[[], None] = lambda: None, *, counted: bool = True
+    ) -> Stream:
+        """Send a request; `messages` says what events answer it. `on_end` is called once, when its work has ended.
+        `counted`: it stands in the metrics."""
         sequences = work.sequences if isinstance(work, Generate) else 1
-        stream = Stream(self, next(self._ids), sequences, on_end)
+        stream = Stream(self, next(self._ids), sequences, on_end, counted=counted)
         self._streams[stream.id] = stream
         self.send(Open(stream.id, owner, work))
         return stream
@@ -313,7 +316,7 @@ class Worker:
         stream = self._streams.get(event.id)
         if stream is None:
             return  # cancelled
-        if isinstance(event, Started):
+        if isinstance(event, Started) and stream.counted:
             self.metrics.prompt(event.prompt_tokens)
         stream.feed(event)
 

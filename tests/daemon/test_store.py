@@ -78,6 +78,17 @@ def test_models_and_their_names(store: Store) -> None:
             call("c")
 
 
+def test_measurements_are_of_one_build_and_bounded(store: Store) -> None:
+    for n in range(5):
+        store.keep_measurement(f"conditions {n}", "1", {"overhead": n}, 3)
+    assert [m["overhead"] for m in store.measurements("1")] == [2, 3, 4]
+    store.keep_measurement("conditions 3", "1", {"overhead": 30}, 3)
+    assert sorted(m["overhead"] for m in store.measurements("1")) == [2, 4, 30]
+    assert store.measurements("2") == []
+    store.keep_measurement("conditions 3", "2", {"overhead": 7}, 3)
+    assert store.measurements("1") == [] and store.measurements("2") == [{"overhead": 7}]
+
+
 def test_deployments(store: Store) -> None:
     with pytest.raises(ModelNotFound):
         store.set_deployment("a")

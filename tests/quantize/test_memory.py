@@ -17,7 +17,7 @@ from small_models import files, write
 from llmd.quantize import compute
 from llmd.quantize.check import check_model
 from llmd.quantize.header import read_header
-from llmd.quantize.memory import MIB, Calibration, Layout, Load, Measured, host, need, places
+from llmd.quantize.memory import KEPT_MEASUREMENTS, MIB, Calibration, Layout, Load, Measured, host, need, places
 from llmd.quantize.shape import Layer, Shape, shape_of
 
 TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
@@ -174,7 +174,7 @@ def test_more_of_anything_never_needs_less(context: int, slots: int, ubatch: int
 # --- calibration
 
 
-def test_the_nearest_conditions_count_then_the_latest() -> None:
+def test_the_nearest_conditions_count_then_the_largest() -> None:
     calibration = (
         Calibration()
         .add(Measured(500, (9, 0), 13, 1))
@@ -187,6 +187,16 @@ def test_the_nearest_conditions_count_then_the_latest() -> None:
     assert calibration.overhead((9, 0), 12, 1) == 510
     assert calibration.overhead((8, 0), 12, 1) == 400
     assert Calibration.from_list(calibration.to_list()) == calibration
+    own = calibration.add(Measured(450, (9, 0), 13, 1, model="a", layout="8 x 4096"))
+    own = own.add(Measured(470, (9, 0), 13, 1, model="a", layout="1 x 4096"))
+    own = own.add(Measured(430, (9, 0), 13, 1, model="b", layout="8 x 4096"))
+    assert own.overhead((9, 0), 13, 1, model="a", layout="8 x 4096") == 450
+    assert own.overhead((9, 0), 13, 1, model="a", layout="2 x 4096") == 470
+    assert own.overhead((9, 0), 13, 1, model="c", layout="8 x 4096") == 470, "of other models the largest"
+    for n in range(KEPT_MEASUREMENTS + 5):
+        own = own.add(Measured(n, (9, 0), 13, 1, model=str(n)))
+    assert len([one for one in own.measured if one.model]) == KEPT_MEASUREMENTS
+    assert own.overhead((8, 0), 12, 1) == 400, "what came with the engine stays"
 
 
 @pytest.mark.parametrize("data", [[], [{}], [{"overhead": "1"}], [{"overhead": 1, "x": 2}], ["x"], {"a": 1}])

@@ -1,7 +1,7 @@
 """Plans as the GPUs are now: nothing is promised twice, and nothing falls back to the CPU because of a fault."""
 
 import asyncio
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.planning.plan import Placement, Wish
 from llmd.daemon.planning.planner import Planner
+from llmd.quantize.memory import MIB, Calibration, Measured
 from llmd.quantize.shape import Layer, Shape
 
 ONE, TWO = h200(0).uuid, h200(1).uuid
@@ -112,6 +113,50 @@ async def test_one_more_copy_where_a_gpu_holds_it_whole(tmp_path: Path) -> None:
     assert await made.another("m", wish())
     await made.settings(("m", 2), wish())
     assert not await made.another("m", wish()), "the third GPU has no room"
+
+
+async def test_a_lease_is_what_nvml_measures_and_the_next_plan_knows_it(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0), h200(1))
+    kept: list[Measured] = []
+    watcher = Watcher(Nvml(fake, fake.root(tmp_path / "root")))
+    made = Planner(watcher, build="7", keep=kept.append)
+    asked = wish(digest="d" * 64)
+    (planned,) = (await made.explain("m", asked))["devices"]
+    await made.settings(("m", 1), asked)
+    held = planned["need"]["total"] + 300 * MIB
+    fake.hold(ONE, 4711, held)
+    fake.hold(ONE, 1, GIB)
+    made.ready(("m", 1))
+    await made.measure(("m", 1), 4711)
+    (again,) = (await made.explain("m", asked))["devices"]
+    assert again["free"] == 141 * GIB - GIB // 2 - GIB, "what it holds is what it gives back"
+    assert again["need"]["total"] == held
+    (measured,) = kept
+    assert measured.model == "d" * 64 and measured.layout == "8 x 4096, f16, 2048" and measured.build == "7"
+    known = Calibration().add(Measured(**{f.name: getattr(measured, f.name) for f in fields(measured)}))
+    (after,) = (await Planner(watcher, calibration=known).explain("m", asked))["devices"]
+    assert after["need"]["total"] == held
+    (another,) = (await made.explain("n", wish(digest="e" * 64)))["devices"]
+    assert another["need"]["total"] == held, "and what is likely of another model"
+
+
+async def test_what_the_driver_does_not_tell_or_nobody_can_hold_is_not_learned(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0))
+    kept: list[Measured] = []
+    made = Planner(Watcher(Nvml(fake, fake.root(tmp_path / "root"))), keep=kept.append)
+    asked = wish(digest="d" * 64)
+    await made.settings(("m", 1), asked)
+    (planned,) = (await made.explain("m", asked))["devices"]
+    await made.measure(("m", 1), 4711)
+    fake.hold(ONE, 4711, None)
+    await made.measure(("m", 1), 4711)
+    fake.release(4711)
+    fake.hold(ONE, 4711, 120 * GIB)
+    await made.measure(("m", 1), 4711)
+    await made.measure(("m", 2), 4711)
+    fake.release(4711)
+    made.ended(("m", 1))
+    assert kept == [] and (await made.explain("n", asked))["devices"][0]["need"] == planned["need"]
 
 
 async def test_what_replaces_a_replica_may_count_on_its_memory(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Placement, Wish
+from llmd.daemon.serving import pool as pool_module
 from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.stream import Stream
@@ -82,6 +83,29 @@ async def failed(stream: Stream) -> str:
     last = await end(stream)
     assert isinstance(last, Failed)
     return last.code
+
+
+async def test_quantized_keys_are_measured_again_with_a_full_slot_when_nobody_asks(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "FILL_PAUSE_SECONDS", 0.05)
+    measured: list[tuple[int, int]] = []
+
+    async def measure(key: tuple[str, int], pid: int) -> None:
+        worker = box.pool.serves("m")[0]
+        measured.append((pid, worker.busy.kv_used))
+
+    monkeypatch.setattr(box.planner, "measure", measure)
+    deployment = await box.deploy(replace(PLACED, placement=Placement(kv="q8_0"), fake={"text": "one two"}))
+    stream = box.ask(3)
+    assert isinstance(await end(stream), Finished)
+    async with asyncio.timeout(10):
+        while len(measured) < 2:
+            await asyncio.sleep(0.01)
+    worker = deployment.worker
+    assert worker is not None and [pid for pid, _ in measured] == [worker.pid] * 2
+    assert measured[0][1] == 0 and measured[1][1] >= 4095
+    assert b'llmd_prompt_tokens_total{model="m"} 7.0' in box.pool._metrics.text(), "nobody asked for that prompt"
 
 
 async def test_a_full_gpu_is_told_audited_and_followed_by_a_smaller_plan(box: Box) -> None:

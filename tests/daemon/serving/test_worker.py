@@ -36,7 +36,7 @@ from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, Model
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
-from llmd.daemon.serving import pool as pool_module
+from llmd.daemon.serving import trials
 from llmd.daemon.serving import worker as worker_module
 from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.serving.pool import Pool
@@ -189,10 +189,10 @@ async def test_a_model_that_cannot_load_says_why_and_backs_off(pool: Pool, tmp_p
 async def test_health_asks_an_idle_model_for_a_token(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     deployment = await deploy(pool)
     assert (await pool.health("m"))["ready"]
-    monkeypatch.setattr(pool_module, "PROBE_AFTER", 0.0)
+    monkeypatch.setattr(trials, "PROBE_AFTER", 0.0)
     assert (await pool.health("m"))["ready"]
     assert deployment.worker is not None and deployment.worker.open_sequences == 0
-    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(trials, "PROBE_SECONDS", 0.2)
     os.kill(deployment.worker.pid, signal.SIGSTOP)
     assert not (await pool.health("m"))["ready"]
 
