@@ -11,6 +11,7 @@ logs.py      lines to standard error that block nobody
 memory.py    what a new process can have
 metrics.py   Prometheus metrics
 tasks.py     the tasks that live as long as the daemon
+schema.py    the tables of `state.db`
 store.py     `state.db`: clients, models, deployments
 admin/       what an admin can do
 serving/     a request from its admit row to its finish row; workers

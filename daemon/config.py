@@ -32,6 +32,7 @@ class Config:
     queue: int = 64  # requests that may wait for a slot, a model
     batch: int = 512  # tokens a step while nothing generates
     chunk: int = 256  # prompt tokens a step while something generates
+    evict: bool = False  # deploying takes idle models out of service where another one needs their room
     threads: int = 0  # for arithmetic and sampling; default: all cores
     drain_seconds: int = 30  # how long running requests may finish at stop
     audit_on_failure: str = "refuse"  # or "serve": answer requests although they cannot be logged

@@ -31,6 +31,7 @@ from llmd.api.openai import chat, models
 from llmd.daemon import banner, config, files, limits, logs
 from llmd.daemon.admin.clients import Clients, reconcile, revocations
 from llmd.daemon.admin.doctor import Doctor, config_names
+from llmd.daemon.admin.evictions import Evictions
 from llmd.daemon.admin.service import Service
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.audit.log import AuditLog
@@ -135,6 +136,7 @@ class Daemon:
             doctor=Doctor(c, self.serving, store, state, authority, self.watcher),
             watcher=self.watcher,
             planner=self.planner,
+            evictions=Evictions(self.pool, self.planner, store, state, self.acts),
             started=time.time(),
             version=version("llmd-appliance"),
         )

@@ -16,58 +16,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlite_utils import Database, Migrations
+from sqlite_utils import Database
 
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
-
-# a migration is never edited once it has shipped: a change is a new one at the end, with the next number
-MIGRATIONS = Migrations("state")
-VERSION = 4
-
-_FIRST = (
-    "CREATE TABLE IF NOT EXISTS principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT",
-    """CREATE TABLE IF NOT EXISTS certificates (
-        serial TEXT PRIMARY KEY, principal TEXT NOT NULL REFERENCES principals (name),
-        not_before REAL NOT NULL, not_after REAL NOT NULL, revoked_at REAL, issued REAL NOT NULL) STRICT""",
-    "CREATE INDEX IF NOT EXISTS certificates_principal ON certificates (principal)",
-    """CREATE TABLE IF NOT EXISTS models (
-        name TEXT PRIMARY KEY, digest TEXT NOT NULL, size INTEGER NOT NULL, source TEXT NOT NULL,
-        imported REAL NOT NULL, info TEXT NOT NULL) STRICT""",
-    """CREATE TABLE IF NOT EXISTS deployments (
-        model TEXT PRIMARY KEY REFERENCES models (name) ON UPDATE CASCADE,
-        ctx INTEGER, slots INTEGER, created REAL NOT NULL) STRICT""",
-)
-
-
-@MIGRATIONS()
-def tables(db: Database) -> None:
-    """Files that were made before migrations had names have these tables already."""
-    for statement in _FIRST:
-        db.execute(statement)
-    db.execute("PRAGMA user_version = 1")
-
-
-@MIGRATIONS()
-def placements(db: Database) -> None:
-    if "placement" not in db.table("deployments").columns_dict:
-        db.execute("ALTER TABLE deployments ADD COLUMN placement TEXT NOT NULL DEFAULT '{}'")
-    db.execute("PRAGMA user_version = 2")
-
-
-@MIGRATIONS()
-def replicas(db: Database) -> None:
-    if "replicas" not in db.table("deployments").columns_dict:
-        db.execute("ALTER TABLE deployments ADD COLUMN replicas INTEGER NOT NULL DEFAULT 1")
-    db.execute("PRAGMA user_version = 3")
-
-
-@MIGRATIONS()
-def calibration(db: Database) -> None:
-    db.execute(
-        """CREATE TABLE IF NOT EXISTS calibration (
-            conditions TEXT PRIMARY KEY, build TEXT NOT NULL, measured REAL NOT NULL, overhead TEXT NOT NULL) STRICT"""
-    )
-    db.execute("PRAGMA user_version = 4")
+from llmd.daemon.schema import MIGRATIONS, VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +60,8 @@ class Model:
 class Deployment:
     """A model that serves. `ctx` is tokens a slot; None in `ctx` or `slots` means the configuration's default.
     `placement`: where it was put by hand, as `planning/plan.py` names it; empty: nowhere. `replicas`: how many; 0: one
-    on each GPU that holds it whole."""
+    on each GPU that holds it whole. `evicted`: for which model it made room (`for`), and when (`at`); empty: it
+    serves."""
 
     model: str
     ctx: int | None
@@ -116,10 +69,11 @@ class Deployment:
     created: float
     placement: dict[str, Any]
     replicas: int
+    evicted: dict[str, Any]
 
 
 # columns that hold JSON
-_JSON = {"info", "placement"}
+_JSON = {"info", "placement", "evicted"}
 T = TypeVar("T")
 Row = TypeVar("Row", Principal, Certificate, Model, Deployment)
 
@@ -313,9 +267,19 @@ class Store:
         replaced = ", ".join(f"{column} = excluded.{column}" for column in columns)
         self._write(
             "INSERT INTO deployments (model, ctx, slots, created, placement, replicas) VALUES (?, ?, ?, ?, ?, ?) "
-            f"ON CONFLICT (model) DO UPDATE SET {replaced}", *values,
+            f"ON CONFLICT (model) DO UPDATE SET {replaced}, evicted = '{{}}'", *values,
         )  # fmt: skip
         return self._rows(Deployment, "SELECT * FROM deployments WHERE model = ?", model)[0]
+
+    def set_evicted(self, model: str, other: str) -> float:
+        """It made room for another one. Tells when."""
+        now = self._clock()
+        self._write("UPDATE deployments SET evicted = ? WHERE model = ?", json.dumps({"for": other, "at": now}), model)
+        return now
+
+    def clear_evicted(self, model: str) -> None:
+        """It serves on."""
+        self._write("UPDATE deployments SET evicted = '{}' WHERE model = ?", model)
 
     def remove_deployment(self, model: str) -> None:
         """Raises ModelNotFound when it is not deployed."""

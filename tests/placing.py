@@ -27,4 +27,4 @@ class Placing(Planner):
     async def settings(self, key: tuple[str, int], wish: Wish) -> Settings:
         found = await super().settings(key, wish)
         self.given[key] = found.gpus
-        return replace(found, runner="fake")
+        return replace(found, runner="fake", fake=found.fake or {"text": "one two", "step_seconds": 0.01})

@@ -55,6 +55,7 @@ class DeployBody(Body):
 
 class ReplicasBody(DeployBody):
     replicas: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
+    evict: bool | None = None
 
 
 class GpuBody(Body):
@@ -179,7 +180,9 @@ async def deploy(body: ReplicasBody, service: Admin, caller: Caller) -> Response
     when the client goes away."""
     placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch)
     replicas = 0 if body.replicas == "auto" else body.replicas
-    deployment, before = await service.deploy(body.model, body.ctx, body.slots, caller.name, placement, replicas)
+    deployment, before = await service.deploy(
+        body.model, body.ctx, body.slots, caller.name, placement, replicas=replicas, evict=body.evict
+    )
     return progress(_until_ready(service, deployment, caller.name, keep=before))
 
 

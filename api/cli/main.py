@@ -101,6 +101,8 @@ def status(client: Client, json_: bool) -> None:
         ],
     )  # fmt: skip
     _notes(s["models"])
+    for one in s["evicted"]:
+        click.echo(f"{safe(one['model'])} {safe(one['reason'])}: llmctl deploy {safe(one['model'])} brings it back")
 
 
 def _notes(models: list[dict[str, Any]]) -> None:
@@ -161,6 +163,7 @@ def doctor(client: Client, json_: bool) -> None:
 @click.option(
     "--replicas", metavar="N|auto", default="1", help="Copies on different GPUs; auto: one on each that holds it whole."
 )
+@click.option("--evict/--no-evict", default=None, help="Where there is no room: take idle models out of service.")
 @as_json
 @click.pass_obj
 def deploy(client: Client, /, model: str, gpus: str | None, replicas: str, json_: bool, **given: Any) -> None:

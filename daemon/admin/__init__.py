@@ -1,6 +1,7 @@
 """What an admin can do to a running daemon.
 
-service.py  its models, and the parts that the admin's commands use
-clients.py  who may connect: issue, revoke, roles
-doctor.py   what is wrong on this machine, and what ends when
+service.py    its models, and the parts that the admin's commands use
+evictions.py  which idle models go where another one needs their room
+clients.py    who may connect: issue, revoke, roles
+doctor.py     what is wrong on this machine, and what ends when
 """

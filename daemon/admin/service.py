@@ -10,10 +10,11 @@ from typing import Any
 
 from llmd.daemon.admin.clients import Clients
 from llmd.daemon.admin.doctor import Doctor, rfc3339
+from llmd.daemon.admin.evictions import Evictions, made_room
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import Config
 from llmd.daemon.engine.messages import Chat, ChatMessage, encode_chat
-from llmd.daemon.errors import BadRequest, Conflict, NotFound
+from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, NotFound, Unavailable
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
@@ -46,6 +47,7 @@ class Service:
     doctor: Doctor
     watcher: Watcher
     planner: Planner
+    evictions: Evictions
     started: float
     version: str
 
@@ -103,6 +105,9 @@ class Service:
         """Start every model that should serve."""
         for wanted in self.store.deployments():
             model = self.store.model(wanted.model)
+            if wanted.evicted:
+                self.serving.pool.evicted[model.name] = made_room(wanted.evicted["for"], wanted.evicted["at"])
+                continue
             wish = self.wish(model, wanted.ctx, wanted.slots, Placement.of(wanted.placement))
             self.serving.pool.deploy(model.name, model.digest, wish, wanted.replicas)
 
@@ -113,15 +118,18 @@ class Service:
         slots: int | None,
         actor: str,
         placement: Placement = ON_CPU,
+        *,
         replicas: int = 1,
+        evict: bool | None = None,
     ) -> tuple[Deployment, bool]:
         """Serve a model; the workers start in the background: so many replicas, with 0 one on each GPU that holds it
-        whole. Tells too whether it was deployed before. Raises ModelNotFound, BadRequest, DoesNotFit, and Unavailable
-        where memory does not hold it."""
+        whole. `evict`: take idle models out of service where it finds no room; None: as the configuration says. Tells
+        too whether it was deployed before. Raises ModelNotFound, BadRequest, DoesNotFit, and Unavailable where memory
+        does not hold it."""
         placement.check()
         if placement.gpus and replicas != 1:
             raise BadRequest("gpus names where one replica lies: leave it out, or the replicas", param="gpus")
-        replaced = next((d.wanted for d in self.serving.pool.all() if d.model == name and d.ready), None)
+        replaced = {d.model: d.wanted for d in self.serving.pool.all() if d.model == name and d.ready and d.wanted}
 
         def work() -> tuple[Model, Wish, bool]:
             model = self.models.show(name)
@@ -133,7 +141,17 @@ class Service:
         async with self.acts("admin.deploy", actor, model=name, ctx=ctx, slots=slots, **put) as result:
             model, wish, before = await self.state.run(work)
             result["digest"] = model.digest
-            await self.planner.check(name, wish, replaced, replicas)
+            try:
+                await self.planner.check(name, wish, replaced, replicas)
+            except (DoesNotFit, Unavailable) as e:
+                gone = await self.evictions.needed(name, wish, replaced, replicas)
+                if gone and not (self.config.evict if evict is None else evict):
+                    raise type(e)(f"{e.message}. It fits without what is idle now (--evict): {', '.join(gone)}") from e
+                if not gone:
+                    raise
+                for other in gone:
+                    await self.evictions.evict(other, name, actor)
+                result["evicted"] = ",".join(gone)
             await self.state.run(lambda: self.store.set_deployment(name, ctx, slots, placement.to_dict(), replicas))
             return self.serving.pool.deploy(name, model.digest, wish, replicas), before
 
@@ -155,10 +173,13 @@ class Service:
 
     async def undeploy(self, name: str, actor: str) -> None:
         """Running requests may finish first. Raises ModelNotFound."""
-        self.serving.pool.find(name)
+        pool = self.serving.pool
+        if name not in pool.evicted:
+            pool.find(name)
         async with self.acts("admin.undeploy", actor, takes_away=True, model=name):
             await self.state.run(lambda: self.store.remove_deployment(name))
-            await self.serving.pool.undeploy(name, float(self.config.drain_seconds))
+            if pool.evicted.pop(name, None) is None:
+                await pool.undeploy(name, float(self.config.drain_seconds))
 
     async def withdraw(self, deployment: Deployment, actor: str) -> None:
         """Take a new deployment back that could not be loaded."""
@@ -177,7 +198,7 @@ class Service:
 
     async def rename_model(self, name: str, new: str, actor: str) -> dict[str, Any]:
         """Raises ModelNotFound, BadRequest, and Conflict while it is deployed or where the new name is taken."""
-        if any(d.model == name for d in self.serving.pool.all()):
+        if self._wanted(name):
             raise Conflict(f"{name} is deployed; run `llmctl undeploy {name}` first")
         async with self.acts("admin.model_rename", actor, model=name, name=new) as result:
             model = await self.models.rename(name, new)
@@ -186,10 +207,14 @@ class Service:
 
     async def remove_model(self, name: str, actor: str) -> None:
         """Raises ModelNotFound, Conflict while it is deployed."""
-        if any(d.model == name for d in self.serving.pool.all()):
+        if self._wanted(name):
             raise Conflict(f"{name} is deployed; run `llmctl undeploy {name}` first")
         async with self.acts("admin.model_remove", actor, takes_away=True, model=name) as result:
             result["digest"] = (await self.models.remove(name)).digest
+
+    def _wanted(self, name: str) -> bool:
+        """It serves, or would if it had not made room for another one."""
+        return name in self.serving.pool.evicted or any(d.model == name for d in self.serving.pool.all())
 
     async def template(self, name: str, turns: tuple[ChatMessage, ...]) -> str:
         """A conversation as the model's chat template lays it out. Raises ModelNotFound, BadRequest, ModelInvalid."""
@@ -203,7 +228,7 @@ class Service:
         return [self._shown(model) for model in await self.state.run(self.models.list)]
 
     def _shown(self, model: Model) -> dict[str, Any]:
-        deployed = any(d.model == model.name for d in self.serving.pool.all())
+        deployed = self._wanted(model.name)
         info = {name: value for name, value in model.info.items() if name != "shape"}
         return {**asdict(model), "info": info, "imported": rfc3339(model.imported), "deployed": deployed}
 
@@ -215,7 +240,9 @@ class Service:
         return {
             "version": self.version, "node": self.authority.node, "listen": self.config.listen,
             "uptime": round(time.time() - self.started, 1), 
+
             "models": [_deployed(d, self.planner.note) for d in self.serving.pool.all()],
+            "evicted": [{"model": name, "reason": why} for name, why in sorted(self.serving.pool.evicted.items())],
             "audit": {"writable": self.serving.audit.writable, "seq": last[-1]["seq"] if last else 0},
             "connections": self.clients.connections.count,
             **certificates,

@@ -9,6 +9,7 @@ wish is planned anew at each start: same facts, same plan.
 import asyncio
 import importlib.util
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from llmd.quantize.memory import Calibration, Layout, Measured
 log = logging.getLogger("llmd.planner")
 
 MOST_OVERHEAD = 4 << 30
+GIVE_BACK_SECONDS = 3.0
+LOOK_SECONDS = 0.1
 
 
 # a model's name, and the number of one of its replicas
@@ -60,11 +63,22 @@ class Planner:
         self._watcher, self._cuda, self._turn = watcher, cuda, asyncio.Lock()
         self._calibration, self._build, self._keep = calibration or Calibration(), build, keep
         self._leases: dict[Key, Lease] = {}
+        self._gave_back = float("-inf")  # when a replica last ended that had memory
         self._below: dict[str, tuple[Wish, Rung]] = {}  # what a model ran out of memory with
 
     async def settings(self, key: Key, wish: Wish) -> Settings:
         """For a replica that has no process now; its lease lasts until `ended`. Copies of a model with the same
         settings lie on different GPUs. Raises DoesNotFit, Unavailable and BadRequest with what is missing."""
+        while True:
+            try:
+                return await self._settings(key, wish)
+            except DoesNotFit:
+                # a driver takes a moment to give back what a process had
+                if time.monotonic() > self._gave_back + GIVE_BACK_SECONDS:
+                    raise
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _settings(self, key: Key, wish: Wish) -> Settings:
         async with self._turn:
             self._leases.pop(key, None)
             copies = [lease for (model, _), lease in self._leases.items() if model == key[0] and lease.wish == wish]
@@ -128,7 +142,8 @@ class Planner:
         return int(cuda) if cuda.isdigit() else None
 
     def ended(self, key: Key) -> None:
-        self._leases.pop(key, None)
+        if (lease := self._leases.pop(key, None)) and lease.seen:
+            self._gave_back = time.monotonic()
 
     def smaller(self, key: Key) -> str:
         """A replica ran out of memory: the next plan of what was asked is one step smaller. Says with what it ran."""
@@ -173,28 +188,29 @@ class Planner:
             except LlmdError:
                 return False
 
-    async def check(self, model: str, wish: Wish, replaced: Wish | None, replicas: int = 1) -> None:
-        """Whether so many replicas could serve in the place of what serves now (`replaced`). Raises what `settings`
-        would."""
+    async def check(self, model: str, wish: Wish, gone: Mapping[str, Wish], replicas: int = 1) -> None:
+        """Whether so many replicas could serve in the place of what the model has now, and with the models `gone` out
+        of service, which serve as these wishes say. Raises what `settings` would."""
+        without = {model, *gone}
         async with self._turn:
             taken: set[str] = set()
-            like, placed = wish, await self._placed(model, wish, taken, instead=True)
+            like, placed = wish, await self._placed(model, wish, taken, without=without)
             for number in range(2, replicas + 1):
                 if placed is None:
                     break
                 taken |= {device.uuid for device in placed.devices}
                 like = replace(wish, context=placed.layout.context, keep_context=True)
                 try:
-                    placed = await self._placed(model, like, taken, instead=True)
+                    placed = await self._placed(model, like, taken, without=without)
                 except DoesNotFit as e:
                     raise DoesNotFit(f"there is no place for replica {number} of {replicas}: {e.message}") from e
-        back = plan.memory(replaced).total if replaced else 0
+        back = sum(plan.memory(one).total for one in gone.values())
         plan.check_memory(_resolved(like, placed) if placed else wish, memory.available() + back)
 
     async def explain(self, model: str, wish: Wish) -> dict[str, Any]:
         """What `llmctl plan` shows. Raises what `settings` would."""
         async with self._turn:
-            placed = await self._placed(model, wish, instead=True)
+            placed = await self._placed(model, wish, without={model})
         if placed:
             return placed.to_dict()
         free, settings = memory.available(), plan.plan(wish)
@@ -213,10 +229,10 @@ class Planner:
         taken: Set[str] = frozenset(),
         *,
         origin: Wish | None = None,
-        instead: bool = False,
+        without: Set[str] = frozenset(),
     ) -> Placed | None:
         """On GPUs, but those in `taken`; None: on the CPU, but never there because of a fault. `origin`:
-        what was asked, if the wish was made of it. `instead`: what the model's replicas hold now is free then."""
+        what was asked, if the wish was made of it. `without`: what these models' replicas hold now is free then."""
         if self._watcher is None or wish.runner == "fake":
             return None
         await asyncio.to_thread(self._watcher.refresh)
@@ -228,7 +244,7 @@ class Planner:
             return None
         if not view.inventory.gpus and not view.gone:
             raise DoesNotFit(f"no GPU can be used: {view.inventory.reason}")
-        devices = [self._left(device, model if instead else "") for device in usable(view)]
+        devices = [self._left(device, without) for device in usable(view)]
         if not devices:
             raise DoesNotFit("no GPU can be used; `llmctl gpus` says why")
         devices = [device for device in devices if device.uuid not in taken]
@@ -257,13 +273,13 @@ class Planner:
             return "this engine was built without CUDA: install the package llmd-cuda"
         return view.inventory.reason
 
-    def _left(self, device: Device, gone: str) -> Device:
-        """With what replicas were promised that NVML does not see yet taken off; those of the model `gone` give back
-        what they hold."""
+    def _left(self, device: Device, without: Set[str]) -> Device:
+        """With what replicas were promised that NVML does not see yet taken off; those of the models `without` give
+        back what they hold."""
         free = device.free
         for (model, _), lease in self._leases.items():
             need = lease.needs.get(device.uuid, 0)
-            if model == gone:
+            if model in without:
                 free += need if lease.seen else 0
             elif not lease.seen:
                 free -= need

@@ -12,6 +12,7 @@ from typing import Any
 from llmd.daemon import limits
 from llmd.daemon.engine.messages import Ready
 from llmd.daemon.errors import (
+    Conflict,
     DoesNotFit,
     GpuLost,
     GpuOutOfMemory,
@@ -73,6 +74,7 @@ class Pool:
         self._planner = planner or Planner()
         self._deployed: dict[str, Deployment] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self.evicted: dict[str, str] = {}  # models that made room for others, and what is to be said of it
         self.draining = False
         self.cut = 0  # running answers that were ended with their model
 
@@ -88,6 +90,7 @@ class Pool:
             found = self._deployed[model] = Deployment(model, digest)
         if found.wanted != wish:
             found.crowded = False
+        self.evicted.pop(model, None)
         found.digest, found.wanted = digest, wish
         found.auto = replicas == 0
         found.count = replicas or max(1, found.count)
@@ -105,8 +108,19 @@ class Pool:
         while not deployment.over and deployment.wanted is None:
             await deployment.changed.wait()
 
+    async def evict(self, model: str, why: str) -> None:
+        """Take an idle model out of service for another one. Raises ModelNotFound, and Conflict where somebody asks it
+        something."""
+        if not self.find(model).idle:
+            raise Conflict(f"{model} is not idle any more; try again")
+        self.evicted[model] = why
+        await self.undeploy(model)
+
     def find(self, model: str) -> Deployment:
+        """Raises ModelNotFound, and ModelNotReady for one that made room for another one."""
         found = self._deployed.get(model)
+        if found is None and model in self.evicted:
+            raise ModelNotReady(f"{model} {self.evicted[model]}; an administrator can deploy it again")
         if found is None:
             raise ModelNotFound.among("deployed model", self._deployed, param="model")
         return found

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
-from llmd.daemon.store import VERSION, StateThread, Store
+from llmd.daemon.schema import VERSION
+from llmd.daemon.store import StateThread, Store
 
 INFO = {"architecture": "llama", "parameters": 7}
 

@@ -99,9 +99,9 @@ async def test_copies_lie_on_different_gpus_and_a_successor_beside_what_it_repla
     with pytest.raises(DoesNotFit, match="a copy lies on every GPU"):
         await made.settings(("m", 3), small)
     assert (await made.settings(("m", 3), replace(small, slots=2))).gpus in {(ONE,), (TWO,)}
-    await made.check("m", small, None, 2)
+    await made.check("m", small, {}, 2)
     with pytest.raises(DoesNotFit, match="no place for replica 3 of 3: a copy lies on every GPU"):
-        await made.check("m", small, None, 3)
+        await made.check("m", small, {}, 3)
 
 
 async def test_one_more_copy_where_a_gpu_holds_it_whole(tmp_path: Path) -> None:
@@ -165,11 +165,11 @@ async def test_what_replaces_a_replica_may_count_on_its_memory(tmp_path: Path) -
     await made.settings(("m", 1), wish(16))
     fake.hold(ONE, 7, 76 * GIB)
     made.ready(("m", 1))
-    await made.check("m", wish(32, keep_slots=True), wish(16))
+    await made.check("m", wish(32, keep_slots=True), {"m": wish(16)})
     with pytest.raises(DoesNotFit):
-        await made.check("other", wish(32, keep_slots=True), None)
+        await made.check("other", wish(32, keep_slots=True), {})
     with pytest.raises(DoesNotFit):
-        await made.check("m", wish(256, keep_slots=True, keep_context=True), wish(16))
+        await made.check("m", wish(256, keep_slots=True, keep_context=True), {"m": wish(16)})
 
 
 async def test_a_fault_never_moves_a_model_to_the_cpu(tmp_path: Path) -> None:

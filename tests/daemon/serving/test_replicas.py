@@ -134,7 +134,7 @@ async def test_auto_is_one_on_each_gpu_that_holds_it_whole(tmp_path: Path, monke
     planner = Placing(watcher)
     wish = replace(PLACED, slots=2)
     with pytest.raises(DoesNotFit, match="replica 3 of 3"):
-        await planner.check("m", wish, None, 3)
+        await planner.check("m", wish, {}, 3)
     pool = Pool(Metrics(), Tasks(), planner, pause=(0.2, 2.0))
     deployment = pool.deploy("m", "0" * 64, wish, replicas=0)
     await ready(deployment)
