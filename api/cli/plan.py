@@ -37,6 +37,8 @@ def plan(client: Client, /, model: str, gpus: str | None, explain: bool, json_: 
         f"{safe(found['form'])}: {found['slots']} slots of {found['context']} tokens, keys and values "
         f"{found['kv']}{split}"
     )
+    for line in found["buys"] if explain else ():
+        click.echo(f"with {safe(line)}")
     table(HEADS, [_row(device) for device in found["devices"]])
     click.echo(f"deploy it so: {_command(model, found)}")
 

@@ -96,13 +96,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """What was chosen; `needs` has each device's bytes, in the order of `devices`."""
+    """What was chosen; `needs` has each device's bytes, in the order of `devices`. `buys`: what more memory would
+    change."""
 
     form: str
     devices: tuple[Device, ...]
     layout: Layout
     needs: tuple[Need, ...]
     steps: tuple[Step, ...] = ()
+    buys: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -113,6 +115,7 @@ class Placed:
             "ubatch": la.ubatch, "gpus": [d.uuid for d in self.devices],
             "devices": [{"uuid": d.uuid, "name": d.name, "free": d.free, "need": n.to_dict()} for d, n in pairs],
             "steps": [{"what": s.what, "taken": s.taken, "why": s.why} for s in self.steps],
+            "buys": list(self.buys),
         }  # fmt: skip
 
 
@@ -261,6 +264,38 @@ def place(
     return found
 
 
+def explained(
+    forms: Sequence[Form], devices: Sequence[Device], links: Links, asked: Asked,
+    calibration: Calibration | None = None, cuda: int | None = None,
+) -> Placed:  # fmt: skip
+    """As `place`, and what one GiB more on each GPU, and one GPU more, would change."""
+    found = place(forms, devices, links, asked, calibration, cuda)
+    like = _one_more(devices)
+    roomier = [replace(d, free=d.free + GIB, total=max(d.total, d.free + GIB)) for d in devices]
+    buys = []
+    for what, more in (("one GiB more on each GPU", roomier), (f"one more {like.name}", [*devices, like])):
+        other = place(forms, more, links, asked, calibration, cuda)
+        if _asked_of(other) != _asked_of(found):
+            buys.append(f"{what}: {other.form} with {_told(other.layout)} on {_count(other)}")
+    return replace(found, buys=tuple(buys))
+
+
+def _asked_of(placed: Placed) -> tuple[Any, ...]:
+    """What a user sees of a plan."""
+    la = placed.layout
+    return placed.form, la.context, la.slots, la.kv_type, la.split, len(placed.devices)
+
+
+def _count(placed: Placed) -> str:
+    return "one GPU" if len(placed.devices) == 1 else f"{len(placed.devices)} GPUs"
+
+
+def _one_more(devices: Sequence[Device]) -> Device:
+    """A GPU as the largest one, with nothing on it."""
+    like = max(devices, key=lambda d: d.total)
+    return replace(like, uuid="one more", free=like.total, mig=False)
+
+
 def rungs(asked: Asked) -> list[Rung]:
     """What is tried, each lower than the one before. Below what ran out of memory, but the last is tried again."""
     all_ = list(_ladder(asked))
@@ -310,10 +345,9 @@ def _nearest(search: _Search) -> Iterator[str]:
         yield "--kv q8_0"
     if asked.gpus and (found := again(replace(asked, gpus=()))):
         yield f"--gpus {','.join(d.uuid for d in found.devices)}"
-    like = max(devices, key=lambda d: d.total)
-    one = replace(like, uuid="one more", free=like.total, mig=False)
+    one = _one_more(devices)
     if again(replace(asked, gpus=()), [*devices, one]):
-        yield f"one more {like.name} with nothing else on it"
+        yield f"one more {one.name} with nothing else on it"
 
 
 def conditions(layout: Layout) -> str:

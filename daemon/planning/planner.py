@@ -18,9 +18,10 @@ from typing import Any, TypeAlias
 from llmd.daemon import memory
 from llmd.daemon.engine.messages import Settings
 from llmd.daemon.errors import DoesNotFit, LlmdError
+from llmd.daemon.gpus.inventory import Inventory
 from llmd.daemon.gpus.watch import View, Watcher
 from llmd.daemon.planning import plan
-from llmd.daemon.planning.placement import Asked, Device, Form, Placed, Rung, conditions, gib, place
+from llmd.daemon.planning.placement import Asked, Device, Form, Placed, Rung, conditions, explained, gib, place
 from llmd.daemon.planning.plan import Placement, Wish
 from llmd.quantize.memory import Calibration, Layout, Measured
 
@@ -37,13 +38,14 @@ Key: TypeAlias = tuple[str, int]
 
 @dataclass(slots=True)
 class Lease:
-    """Bytes by UUID; `seen`: the replica is ready, so that NVML counts them. `wish`: what was asked, `placed`: what was
-    chosen for it."""
+    """Bytes by UUID. `seen`: the replica is ready, so that NVML counts them all; of a process that loads it counts what
+    that has already. `wish`: what was asked, `placed`: what was chosen for it; `pid` gives its process, 0 before."""
 
     wish: Wish
     placed: Placed
     needs: Mapping[str, int]
     seen: bool = False
+    pid: Callable[[], int] = lambda: 0
 
 
 class Planner:
@@ -95,19 +97,23 @@ class Planner:
             log.info("%s: %s", key[0], placed.steps[-1].why)
             return plan.plan(chosen)
 
+    def started(self, key: Key, pid: Callable[[], int]) -> None:
+        """Its process is being started; `pid` tells which it is."""
+        if key in self._leases:
+            self._leases[key].pid = pid
+
     def ready(self, key: Key) -> None:
         if key in self._leases:
             self._leases[key].seen = True
 
-    async def measure(self, key: Key, pid: int) -> None:
+    async def measure(self, key: Key) -> None:
         """The replica's process is ready, and has computed its largest passes: correct its lease to what NVML says that
         it holds, and keep the difference. Where the driver does not tell, the plan's figures stay."""
         lease = self._leases.get(key)
         if lease is None or self._watcher is None:
             return
         inventory = await asyncio.to_thread(self._watcher.refresh)
-        held = {gpu.uuid: process.used for gpu in inventory.gpus for process in gpu.processes if process.pid == pid}
-        used = [held.get(device.uuid) for device in lease.placed.devices]
+        used = [_held(inventory, lease.pid(), device.uuid) for device in lease.placed.devices]
         if self._leases.get(key) is not lease or not inventory.answered or any(one is None for one in used):
             return
         found = [one or 0 for one in used]
@@ -210,7 +216,7 @@ class Planner:
     async def explain(self, model: str, wish: Wish) -> dict[str, Any]:
         """What `llmctl plan` shows. Raises what `settings` would."""
         async with self._turn:
-            placed = await self._placed(model, wish, without={model})
+            placed = await self._placed(model, wish, without={model}, by=explained)
         if placed:
             return placed.to_dict()
         free, settings = memory.available(), plan.plan(wish)
@@ -219,7 +225,7 @@ class Planner:
         return {
             "form": model, "split": "none", "kv": settings.kv_type, "context": wish.context, "slots": wish.slots,
             "ubatch": 0, "gpus": [], "devices": [{"uuid": "", "name": "this machine", "free": free, "need": need}],
-            "steps": [{"what": "the CPU", "taken": True, "why": self._why_not()}],
+            "steps": [{"what": "the CPU", "taken": True, "why": self._why_not()}], "buys": [],
         }  # fmt: skip
 
     async def _placed(
@@ -230,6 +236,7 @@ class Planner:
         *,
         origin: Wish | None = None,
         without: Set[str] = frozenset(),
+        by: Callable[..., Placed] = place,
     ) -> Placed | None:
         """On GPUs, but those in `taken`; None: on the CPU, but never there because of a fault. `origin`:
         what was asked, if the wish was made of it. `without`: what these models' replicas hold now is free then."""
@@ -259,7 +266,7 @@ class Planner:
         forms = [Form.of(model, wish.shape, wish.size, wish.digest)]
         # many GPUs have very many subsets: streams go on meanwhile
         return await asyncio.to_thread(
-            place, forms, devices, view.inventory.links, asked, self._calibration, self._cuda_version()
+            by, forms, devices, view.inventory.links, asked, self._calibration, self._cuda_version()
         )
 
     def _ran_out(self, model: str, asked: Wish) -> Rung | None:
@@ -276,14 +283,20 @@ class Planner:
     def _left(self, device: Device, without: Set[str]) -> Device:
         """With what replicas were promised that NVML does not see yet taken off; those of the models `without` give
         back what they hold."""
-        free = device.free
+        free, inventory = device.free, self._watcher.inventory if self._watcher else Inventory()
         for (model, _), lease in self._leases.items():
             need = lease.needs.get(device.uuid, 0)
             if model in without:
                 free += need if lease.seen else 0
             elif not lease.seen:
-                free -= need
+                free -= max(0, need - (_held(inventory, lease.pid(), device.uuid) or 0))
         return replace(device, free=min(device.total, free))
+
+
+def _held(inventory: Inventory, pid: int, uuid: str) -> int | None:
+    """What a process holds on a GPU; None: the driver does not tell."""
+    found = [p.used for gpu in inventory.gpus if gpu.uuid == uuid for p in gpu.processes if p.pid == pid]
+    return found[0] if found else None
 
 
 def _needs(placed: Placed) -> dict[str, int]:

@@ -285,6 +285,7 @@ class Pool:
             if r.stopped == run:
                 raise ModelNotReady("the model was taken out of service")
             r.worker = worker = Worker(settings, self._metrics.model(d.model), self._planner.lost)
+            self._planner.started(lease, lambda: worker.pid if worker else 0)
             await worker.start()
             self._planner.ready(lease)
             r.trial = False
@@ -314,10 +315,10 @@ class Pool:
         if not worker.settings.gpus:
             return
         lease = (d.model, r.number)
-        await self._planner.measure(lease, worker.pid)
+        await self._planner.measure(lease)
         while worker.settings.kv_type != "f16" and r.ready and r.worker is worker:
             if not worker.open_sequences and await trials.fill(worker, lambda: r.ready):
-                return await self._planner.measure(lease, worker.pid)
+                return await self._planner.measure(lease)
             await asyncio.sleep(FILL_PAUSE_SECONDS)
 
     def _starve(self, d: Deployment, r: Replica, error: LlmdError, *, started: bool) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from llmd.daemon.errors import BadRequest, DoesNotFit, from_wire
 from llmd.daemon.gpus.links import Link
-from llmd.daemon.planning.placement import Asked, Device, Form, Placed, place, rungs
+from llmd.daemon.planning.placement import Asked, Device, Form, Placed, explained, place, rungs
 from llmd.quantize.memory import Calibration, Layout, Load, Measured
 from llmd.quantize.shape import Layer, Shape
 
@@ -196,3 +196,16 @@ def test_the_choice_is_that_of_brute_force(seed: int) -> None:
         assert expected is not None
         assert (placed.form, tuple(where(placed)), placed.layout) == (expected[8], expected[6], expected[7])
         assert all(n.total <= d.room for d, n in zip(placed.devices, placed.needs, strict=True))
+
+
+def test_what_more_memory_would_change() -> None:
+    tight = gpus(8)
+    told = explained([form("8b")], tight, {}, Asked(4096, 8), CALIBRATION)
+    assert told.layout.slots < 8 and told == replace(put(form("8b"), tight), buys=told.buys)
+    one_gib, one_gpu = told.buys
+    assert one_gib.startswith("one GiB more on each GPU: 8b-4.9 with ") and "on one GPU" in one_gib
+    assert one_gpu.startswith("one more gpu 0: 8b-4.9 with 8 slots of 4096 tokens, f16")
+    assert explained([form("8b")], gpus(60), {}, Asked(4096, 8), CALIBRATION).buys == ()
+    two = gpus(40, 40)
+    (fewer,) = explained([form("70b")], two, linked(two, (0, 1)), Asked(2048, 1, True, True), CALIBRATION).buys
+    assert fewer == "one more gpu 0: 70b-4.9 with 1 slots of 2048 tokens, f16 on one GPU"

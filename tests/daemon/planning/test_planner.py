@@ -123,11 +123,12 @@ async def test_a_lease_is_what_nvml_measures_and_the_next_plan_knows_it(tmp_path
     asked = wish(digest="d" * 64)
     (planned,) = (await made.explain("m", asked))["devices"]
     await made.settings(("m", 1), asked)
+    made.started(("m", 1), lambda: 4711)
     held = planned["need"]["total"] + 300 * MIB
     fake.hold(ONE, 4711, held)
     fake.hold(ONE, 1, GIB)
     made.ready(("m", 1))
-    await made.measure(("m", 1), 4711)
+    await made.measure(("m", 1))
     (again,) = (await made.explain("m", asked))["devices"]
     assert again["free"] == 141 * GIB - GIB // 2 - GIB, "what it holds is what it gives back"
     assert again["need"]["total"] == held
@@ -146,17 +147,29 @@ async def test_what_the_driver_does_not_tell_or_nobody_can_hold_is_not_learned(t
     made = Planner(Watcher(Nvml(fake, fake.root(tmp_path / "root"))), keep=kept.append)
     asked = wish(digest="d" * 64)
     await made.settings(("m", 1), asked)
+    made.started(("m", 1), lambda: 4711)
     (planned,) = (await made.explain("m", asked))["devices"]
-    await made.measure(("m", 1), 4711)
+    await made.measure(("m", 1))
     fake.hold(ONE, 4711, None)
-    await made.measure(("m", 1), 4711)
+    await made.measure(("m", 1))
     fake.release(4711)
     fake.hold(ONE, 4711, 120 * GIB)
-    await made.measure(("m", 1), 4711)
-    await made.measure(("m", 2), 4711)
+    await made.measure(("m", 1))
+    await made.measure(("m", 2))
     fake.release(4711)
     made.ended(("m", 1))
     assert kept == [] and (await made.explain("n", asked))["devices"][0]["need"] == planned["need"]
+
+
+async def test_what_a_process_that_loads_has_already_is_not_counted_twice(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0))
+    made = planner(tmp_path, fake)
+    await made.settings(("m", 1), wish())
+    made.started(("m", 1), lambda: 7)
+    (before,) = (await made.explain("n", wish(1, shape=SMALL)))["devices"]
+    fake.hold(ONE, 7, 30 * GIB)
+    (during,) = (await made.explain("n", wish(1, shape=SMALL)))["devices"]
+    assert during["free"] == before["free"]
 
 
 async def test_what_replaces_a_replica_may_count_on_its_memory(tmp_path: Path) -> None:

@@ -91,9 +91,9 @@ async def test_quantized_keys_are_measured_again_with_a_full_slot_when_nobody_as
     monkeypatch.setattr(pool_module, "FILL_PAUSE_SECONDS", 0.05)
     measured: list[tuple[int, int]] = []
 
-    async def measure(key: tuple[str, int], pid: int) -> None:
+    async def measure(key: tuple[str, int]) -> None:
         worker = box.pool.serves("m")[0]
-        measured.append((pid, worker.busy.kv_used))
+        measured.append((box.planner._leases[key].pid(), worker.busy.kv_used))
 
     monkeypatch.setattr(box.planner, "measure", measure)
     deployment = await box.deploy(replace(PLACED, placement=Placement(kv="q8_0"), fake={"text": "one two"}))
