@@ -4,7 +4,7 @@ from sqlite_utils import Database, Migrations
 
 # a migration is never edited once it has shipped: a change is a new one at the end, with the next number
 MIGRATIONS = Migrations("state")
-VERSION = 5
+VERSION = 6
 
 _FIRST = (
     "CREATE TABLE IF NOT EXISTS principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT",
@@ -57,3 +57,18 @@ def evictions(db: Database) -> None:
     if "evicted" not in db.table("deployments").columns_dict:
         db.execute("ALTER TABLE deployments ADD COLUMN evicted TEXT NOT NULL DEFAULT '{}'")
     db.execute("PRAGMA user_version = 5")
+
+
+@MIGRATIONS()
+def forms(db: Database) -> None:
+    """A model imported before has one form: its file."""
+    db.execute(
+        """CREATE TABLE IF NOT EXISTS forms (
+            model TEXT NOT NULL REFERENCES models (name) ON UPDATE CASCADE ON DELETE CASCADE, type TEXT NOT NULL,
+            digest TEXT NOT NULL, size INTEGER NOT NULL, info TEXT NOT NULL, PRIMARY KEY (model, type)) STRICT"""
+    )
+    db.execute(
+        """INSERT OR IGNORE INTO forms (model, type, digest, size, info)
+            SELECT name, COALESCE(json_extract(info, '$.file_type'), 'GGUF'), digest, size, info FROM models"""
+    )
+    db.execute("PRAGMA user_version = 6")

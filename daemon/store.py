@@ -57,6 +57,21 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """A file of a model: as it was imported, or quantized otherwise. `type` is what its weights are, as Q4_K_M."""
+
+    model: str
+    type: str
+    digest: str
+    size: int
+    info: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.type}"
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """A model that serves. `ctx` is tokens a slot; None in `ctx` or `slots` means the configuration's default.
     `placement`: where it was put by hand, as `planning/plan.py` names it; empty: nowhere. `replicas`: how many; 0: one
@@ -75,7 +90,7 @@ class Deployment:
 # columns that hold JSON
 _JSON = {"info", "placement", "evicted"}
 T = TypeVar("T")
-Row = TypeVar("Row", Principal, Certificate, Model, Deployment)
+Row = TypeVar("Row", Principal, Certificate, Model, Form, Deployment)
 
 
 class StateThread:
@@ -212,10 +227,21 @@ class Store:
     # --- models
 
     def add_model(self, name: str, digest: str, size: int, source: str, info: dict[str, Any]) -> Model:
-        """Raises Conflict when the name is taken."""
+        """With its first form. Raises Conflict when the name is taken."""
         made = Model(name, digest, size, source, self._clock(), info)
-        self._insert("models", made, f"there is a model {name} already")
+        with _explained(), self._db.atomic():
+            self._insert("models", made, f"there is a model {name} already")
+            self.add_form(Form(name, str(info.get("file_type") or "GGUF"), digest, size, info))
         return made
+
+    def add_form(self, form: Form) -> None:
+        """Raises Conflict when the model has one of this type."""
+        self._insert("forms", form, f"there is a form {form.name} already")
+
+    def forms(self, model: str) -> list[Form]:
+        """The largest first. Raises ModelNotFound."""
+        self.model(model)
+        return self._rows(Form, "SELECT * FROM forms WHERE model = ? ORDER BY size DESC, type", model)
 
     def model(self, name: str) -> Model:
         """Raises ModelNotFound."""
@@ -238,7 +264,8 @@ class Store:
     def set_info(self, name: str, info: dict[str, Any]) -> None:
         """Of every name of the file. Raises ModelNotFound."""
         digest = self.model(name).digest
-        self._write("UPDATE models SET info = ? WHERE digest = ?", json.dumps(info), digest)
+        for table in ("models", "forms"):
+            self._write(f"UPDATE {table} SET info = ? WHERE digest = ?", json.dumps(info), digest)
 
     def remove_model(self, name: str) -> Model:
         """Raises ModelNotFound, Conflict while it is deployed."""

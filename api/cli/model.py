@@ -101,11 +101,12 @@ def show(client: Client, name: str, json_: bool) -> None:
     found = client.call("GET", f"/models/{_part(name)}")
     if json_:
         return show_json(found)
-    found_info = found.pop("info")
+    found_info, forms = found.pop("info"), found.pop("forms")
     info = {k: v for k, v in found_info.items() if k != "size"}
     info["title"] = info.pop("name", None)
     info["conversations"] = ", ".join(kind for kind, reason in info.get("conversations", {}).items() if not reason)
     shown = {**found, "imported": moment(found["imported"]), "size": size(found["size"]), **info}
+    shown["forms"] = ", ".join(f"{form['name']} ({size(form['size'])})" for form in forms)
     facts({key.replace("_", " "): value for key, value in shown.items()})
     for line in _limits(found_info):
         click.echo(line)

@@ -20,7 +20,7 @@ from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.models.checking import prompt
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.planning.plan import ON_CPU, Placement, Wish
+from llmd.daemon.planning.plan import ON_CPU, File, Placement, Wish
 from llmd.daemon.planning.planner import Planner
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.deployment import Deployment, Replica
@@ -89,17 +89,22 @@ class Service:
         if ctx is not None and trained and not MIN_CONTEXT <= ctx <= trained:
             raise BadRequest(f"ctx takes {MIN_CONTEXT} to {trained} for this model", param="ctx")
         context = ctx or min(c.context or trained, trained or c.context)
-        path = str(self.models.path(model.name))
-        shape = model.info.get("shape")  # of one that an older version imported it is not known
+        forms = [File(f.name, str(self.models.file(f.digest)), f.size, f.digest, f.info.get("shape"))
+                 for f in self.models.forms(model.name)]  # fmt: skip
+        own, *others = sorted(forms, key=lambda one: one.digest != model.digest)
         return Wish(
-            path, slots or c.slots, context, c.batch, c.chunk, c.threads, placement, shape, model.size,
-            digest=model.digest, keep_context=ctx is not None, keep_slots=slots is not None,
+            own.path, slots or c.slots, context, c.batch, c.chunk, c.threads, placement, own.shape, own.size,
+            digest=own.digest, form=own.name, others=tuple(others), keep_context=ctx is not None,
+            keep_slots=slots is not None,
         )  # fmt: skip
 
     async def plan(self, name: str, ctx: int | None, slots: int | None, placement: Placement) -> dict[str, Any]:
         """Where a model would go as things are now. Raises ModelNotFound, BadRequest, DoesNotFit, Unavailable."""
-        model = await self.state.run(lambda: self.models.show(name))
-        return {"model": name, **await self.planner.explain(name, self.wish(model, ctx, slots, placement))}
+
+        def work() -> Wish:
+            return self.wish(self.models.show(name), ctx, slots, placement)
+
+        return {"model": name, **await self.planner.explain(name, await self.state.run(work))}
 
     def restore(self) -> None:
         """Start every model that should serve."""
@@ -222,7 +227,8 @@ class Service:
         return await prompt(path, encode_chat(Chat(turns)))
 
     async def show(self, name: str) -> dict[str, Any]:
-        return self._shown(await self.state.run(lambda: self.models.show(name)))
+        model, forms = await self.state.run(lambda: (self.models.show(name), self.models.forms(name)))
+        return {**self._shown(model), "forms": [{"name": f.name, "size": f.size, "digest": f.digest} for f in forms]}
 
     async def imported(self) -> list[dict[str, Any]]:
         return [self._shown(model) for model in await self.state.run(self.models.list)]

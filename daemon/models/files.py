@@ -18,7 +18,7 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, NotFoun
 from llmd.daemon.files import sync_folder
 from llmd.daemon.models.checking import check, trial
 from llmd.daemon.models.names import checked, name_of
-from llmd.daemon.store import Model, StateThread, Store
+from llmd.daemon.store import Form, Model, StateThread, Store
 from llmd.quantize.header import refuse_foreign
 
 log = logging.getLogger("llmd.models")
@@ -81,8 +81,15 @@ class ModelStore:
         return self._store.model(name)
 
     def path(self, name: str) -> Path:
-        """The file to load. Raises ModelNotFound."""
+        """The file as it was imported. Raises ModelNotFound."""
         return self._path(self._store.model(name).digest)
+
+    def forms(self, name: str) -> Sequence[Form]:
+        """What may be loaded for a model. Raises ModelNotFound."""
+        return self._store.forms(name)
+
+    def file(self, digest: str) -> Path:
+        return self._path(digest)
 
     async def verify(self, name: str) -> bool:
         """Whether the file still has its digest. Reads all of it. Raises ModelNotFound."""

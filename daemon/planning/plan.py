@@ -42,10 +42,22 @@ ON_CPU = Placement()
 
 
 @dataclass(frozen=True, slots=True)
+class File:
+    """A form of a model: its name `MODEL@TYPE`, its file, that one's bytes and SHA-256, and what its memory depends on
+    (`quantize/shape.py`; None: not known)."""
+
+    name: str
+    path: str
+    size: int
+    digest: str
+    shape: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Wish:
     """What was asked: a model's file, and how it should serve. `context` is tokens a slot, `placement` where it is put
     by hand, `shape` what its memory depends on (`quantize/shape.py`; None: not known); `runner` is `llama`, or `fake`
-    with the fake's own arguments."""
+    with the fake's own arguments. `others`: what may be loaded instead of `form`, the file that these values are of."""
 
     path: str
     slots: int
@@ -59,8 +71,19 @@ class Wish:
     digest: str = ""  # SHA-256 of the file
     keep_context: bool = False  # it was asked for: no plan may change it
     keep_slots: bool = False
+    form: str = ""
+    others: tuple[File, ...] = ()
     runner: str = "llama"
     fake: dict[str, Any] | None = None
+
+
+def forms(wish: Wish) -> list[Wish]:
+    """The same with each form of the model, as the only one."""
+    own = File(wish.form, wish.path, wish.size, wish.digest, wish.shape)
+    return [
+        replace(wish, form=f.name, path=f.path, size=f.size, digest=f.digest, shape=f.shape, others=())
+        for f in (own, *wish.others)
+    ]
 
 
 def plan(wish: Wish) -> Settings:

@@ -11,13 +11,14 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from llmd.daemon import memory
 from llmd.daemon.engine.messages import Settings
-from llmd.daemon.errors import DoesNotFit, LlmdError
+from llmd.daemon.errors import DoesNotFit, LlmdError, Unavailable
 from llmd.daemon.gpus.inventory import Inventory
 from llmd.daemon.gpus.watch import View, Watcher
 from llmd.daemon.planning import plan
@@ -39,10 +40,12 @@ Key: TypeAlias = tuple[str, int]
 @dataclass(slots=True)
 class Lease:
     """Bytes by UUID. `seen`: the replica is ready, so that NVML counts them all; of a process that loads it counts what
-    that has already. `wish`: what was asked, `placed`: what was chosen for it; `pid` gives its process, 0 before."""
+    that has already. `wish`: what was asked, `placed`: what was chosen for it, of the file `digest`; `pid` gives its
+    process, 0 before."""
 
     wish: Wish
     placed: Placed
+    digest: str
     needs: Mapping[str, int]
     seen: bool = False
     pid: Callable[[], int] = lambda: 0
@@ -89,10 +92,9 @@ class Planner:
             like = replace(wish, context=copies[0].placed.layout.context, keep_context=True) if copies else wish
             placed = await self._placed(key[0], like, taken, origin=wish)
             if placed is None:
-                plan.check_memory(wish, memory.available())
-                return plan.plan(wish)
-            self._leases[key] = Lease(wish, placed, _needs(placed))
+                return plan.plan(_on_cpu(wish, memory.available()))
             chosen = _resolved(wish, placed)
+            self._leases[key] = Lease(wish, placed, chosen.digest, _needs(placed))
             plan.check_memory(chosen, memory.available())
             log.info("%s: %s", key[0], placed.steps[-1].why)
             return plan.plan(chosen)
@@ -126,14 +128,14 @@ class Planner:
         more = [one - need.total for one, need in zip(used, placed.needs, strict=True)]
         at = max(range(len(more)), key=more.__getitem__)
         device, count = placed.devices[at], len(placed.devices)
-        planned = self._overhead(device, count, layout, lease.wish.digest)
+        planned = self._overhead(device, count, layout, lease.digest)
         overhead = planned + more[at]
         log.info("a replica takes %s more on %s than planned", gib(more[at]), device.name)
-        if not 0 < overhead <= MOST_OVERHEAD or not lease.wish.digest:
+        if not 0 < overhead <= MOST_OVERHEAD or not lease.digest:
             log.warning("an overhead of %s is not kept", gib(overhead))
             return
         measured = Measured(
-            overhead, device.compute, self._cuda_version(), count, layout.split, lease.wish.digest, conditions(layout),
+            overhead, device.compute, self._cuda_version(), count, layout.split, lease.digest, conditions(layout),
             self._build, device.name,
         )  # fmt: skip
         self._calibration = self._calibration.add(measured)
@@ -211,7 +213,8 @@ class Planner:
                 except DoesNotFit as e:
                     raise DoesNotFit(f"there is no place for replica {number} of {replicas}: {e.message}") from e
         back = sum(plan.memory(one).total for one in gone.values())
-        plan.check_memory(_resolved(like, placed) if placed else wish, memory.available() + back)
+        free = memory.available() + back
+        plan.check_memory(_resolved(like, placed), free) if placed else _on_cpu(wish, free)
 
     async def explain(self, model: str, wish: Wish) -> dict[str, Any]:
         """What `llmctl plan` shows. Raises what `settings` would."""
@@ -219,11 +222,12 @@ class Planner:
             placed = await self._placed(model, wish, without={model}, by=explained)
         if placed:
             return placed.to_dict()
-        free, settings = memory.available(), plan.plan(wish)
-        plan.check_memory(wish, free)
-        need = plan.memory(wish).to_dict()
+        free = memory.available()
+        wish = _on_cpu(wish, free)
+        settings, need = plan.plan(wish), plan.memory(wish).to_dict()
         return {
-            "form": model, "split": "none", "kv": settings.kv_type, "context": wish.context, "slots": wish.slots,
+            "form": wish.form or model, "split": "none", "kv": settings.kv_type, "context": wish.context,
+            "slots": wish.slots,
             "ubatch": 0, "gpus": [], "devices": [{"uuid": "", "name": "this machine", "free": free, "need": need}],
             "steps": [{"what": "the CPU", "taken": True, "why": self._why_not()}], "buys": [],
         }  # fmt: skip
@@ -257,13 +261,14 @@ class Planner:
         devices = [device for device in devices if device.uuid not in taken]
         if not devices:
             raise DoesNotFit("a copy lies on every GPU that can be used; another one needs a GPU of its own")
-        if wish.shape is None:
+        known = [one for one in plan.forms(wish) if one.shape is not None]
+        if not known:
             raise DoesNotFit("what it needs is not known: an older version imported it; import it again")
         asked = Asked(
             wish.context, wish.slots, wish.keep_context, wish.keep_slots, where.kv, where.split, where.ubatch,
             where.gpus, self._ran_out(model, origin or wish),
         )  # fmt: skip
-        forms = [Form.of(model, wish.shape, wish.size, wish.digest)]
+        forms = [Form.of(one.form or model, one.shape, one.size, one.digest) for one in known if one.shape]
         # many GPUs have very many subsets: streams go on meanwhile
         return await asyncio.to_thread(
             by, forms, devices, view.inventory.links, asked, self._calibration, self._cuda_version()
@@ -319,6 +324,17 @@ def usable(view: View) -> list[Device]:
     ]
 
 
+def _on_cpu(wish: Wish, free: int) -> Wish:
+    """With the largest form that so many bytes of this machine's memory hold. Raises Unavailable for the smallest."""
+    *larger, smallest = sorted(plan.forms(wish), key=lambda one: -one.size)
+    for one in larger:
+        with suppress(Unavailable):
+            plan.check_memory(one, free)
+            return one
+    plan.check_memory(smallest, free)
+    return smallest
+
+
 def _resolved(wish: Wish, placed: Placed) -> Wish:
     """The wish with every choice made."""
     layout = placed.layout
@@ -328,4 +344,5 @@ def _resolved(wish: Wish, placed: Placed) -> Wish:
         layout.kv_type,
         layout.ubatch,
     )
-    return replace(wish, context=layout.context, slots=layout.slots, placement=where)
+    (form, *_) = [one for one in plan.forms(wish) if one.form == placed.form] or plan.forms(wish)
+    return replace(form, context=layout.context, slots=layout.slots, placement=where)

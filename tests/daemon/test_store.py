@@ -9,7 +9,7 @@ import pytest
 
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
 from llmd.daemon.schema import VERSION
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.store import Form, StateThread, Store
 
 INFO = {"architecture": "llama", "parameters": 7}
 
@@ -77,6 +77,22 @@ def test_models_and_their_names(store: Store) -> None:
     for call in (store.model, store.remove_model, lambda name: store.rename_model(name, "x")):
         with pytest.raises(ModelNotFound):
             call("c")
+
+
+def test_a_model_has_forms_which_go_with_it(store: Store) -> None:
+    store.add_model("a", "1" * 64, 100, "a.gguf", {"file_type": "BF16"})
+    (own,) = store.forms("a")
+    assert (own.name, own.digest, own.size) == ("a@BF16", "1" * 64, 100)
+    store.add_form(Form("a", "Q4_K_M", "4" * 64, 30, {"shape": {}}))
+    with pytest.raises(Conflict, match="a form a@Q4_K_M"):
+        store.add_form(Form("a", "Q4_K_M", "5" * 64, 31, {}))
+    store.set_info("a", {"file_type": "BF16", "tried": True})
+    assert store.forms("a")[0].info["tried"] is True and store.forms("a")[1].info == {"shape": {}}
+    store.rename_model("a", "b")
+    assert [form.name for form in store.forms("b")] == ["b@BF16", "b@Q4_K_M"]
+    store.remove_model("b")
+    store.add_model("b", "1" * 64, 100, "a.gguf", {})
+    assert [form.name for form in store.forms("b")] == ["b@GGUF"]
 
 
 def test_measurements_are_of_one_build_and_bounded(store: Store) -> None:
@@ -160,16 +176,20 @@ def test_a_file_from_before_migrations_had_names_is_taken_over(tmp_path: Path) -
     file = tmp_path / "state.db"
     first = Store(file)
     first.add_principal("ann", "infer")
+    first.add_model("a", "1" * 64, 100, "a.gguf", {"file_type": "Q8_0"})
     first.close()
     db = sqlite3.connect(file)
     with db:
         db.execute("DROP TABLE _sqlite_migrations")
-        db.execute("ALTER TABLE deployments DROP COLUMN placement")
+        db.execute("DROP TABLE forms")
+        for column in ("placement", "replicas", "evicted"):
+            db.execute(f"ALTER TABLE deployments DROP COLUMN {column}")
         db.execute("PRAGMA user_version = 1")
     db.close()
     for _ in range(2):
         again = Store(file)
         assert [p.name for p in again.principals()] == ["ann"] and again.deployments() == []
+        assert [form.name for form in again.forms("a")] == ["a@Q8_0"]
         again.close()
 
 

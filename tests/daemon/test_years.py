@@ -1,5 +1,9 @@
 """Eight hundred days: the daemon and a client in processes of their own under Debian's libfaketime, real handshakes all
-along, and nothing done by hand but what an operator does: a client's new certificate, a revocation."""
+along, and nothing done by hand but what an operator does: a client's new certificate, a revocation.
+
+With libfaketime a thread reads the real time once in a while (4 threads: 11 readings of 190,000, more on a busy
+machine), so what is wrong for a moment is asked again.
+"""
 
 import json
 import os
@@ -124,9 +128,13 @@ class Machine:
         status, code, until = json.loads(self.client.stdout.readline())
         return status, code, until
 
-    def issue(self, name: str, *, again: bool) -> tuple[Path, str, float]:
+    def issue(self, name: str, day: int) -> tuple[Path, str, float]:
         """The file of a new certificate, its serial number and its end."""
+        soon = self.start + (day + 80) * DAY
+        again = any(client["name"] == name for client in self.admin.call("GET", "/clients")["clients"])
         made = self.admin.call("POST", "/clients", {"name": name, "days": 90, "again": again})
+        while _seconds(made["not_after"]) < soon:  # it was made in a moment of the real time
+            made = self.admin.call("POST", "/clients", {"name": name, "days": 90, "again": True})
         file = self.folder / f"{made['serial']}.pem"
         file.write_text(made["key_pem"] + made["certificate_pem"])
         return file, made["serial"], _seconds(made["not_after"])
@@ -161,6 +169,16 @@ def serves(machine: Machine, certificate: Path) -> bool:
     return machine.ask(certificate)[0] == 200
 
 
+def is_revoked(machine: Machine, certificate: Path) -> bool:
+    return machine.ask(certificate)[:2] == (403, "certificate_revoked")
+
+
+def answers(machine: Machine, certificate: Path) -> float:
+    """The end of the server's certificate, where it serves."""
+    status, _, until = machine.ask(certificate)
+    return until if status == 200 else 0.0
+
+
 def ends_soon(machine: Machine, serial: str) -> bool:
     return serial in [e["serial"] for e in machine.admin.call("GET", "/status")["certificates_ending_soon"]]
 
@@ -172,7 +190,7 @@ def keeps_its_own(machine: Machine) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_eight_hundred_days(machine: Machine) -> None:
-    alice, serial, end = machine.issue("alice", again=False)
+    alice, serial, end = machine.issue("alice", 0)
     servers, issuers, refused = set(), set(), 0
     for day in range(0, 800, STEP):
         now = machine.start + day * DAY
@@ -184,23 +202,21 @@ def test_eight_hundred_days(machine: Machine) -> None:
             if day == 600:
                 machine.stop_daemon()
                 machine.start_daemon()
-                assert machine.ask(alice)[0] == 0
+                assert machine.until(partial(refuses, machine, alice))
             machine.set_clock("server", day)
             assert machine.until(partial(serves, machine, alice), 10.0)
         if day in (364, 732):
             machine.stop_daemon()
             machine.start_daemon()
         if end - now < 30 * DAY:  # what `llmctl status` tells an operator
-            # with libfaketime a thread reads the real time once in a while (4 threads: 11 readings of 190,000)
             assert machine.until(partial(ends_soon, machine, serial))
             old, old_serial = alice, serial
-            alice, serial, end = machine.issue("alice", again=True)
-            assert machine.ask(old)[0] == machine.ask(alice)[0] == 200
+            alice, serial, end = machine.issue("alice", day)
+            assert machine.until(partial(serves, machine, old)) and machine.until(partial(serves, machine, alice))
             gone = machine.admin.call("DELETE", "/clients/alice", serial=old_serial)
-            assert gone["revoked"] == [old_serial] and machine.ask(old)[:2] == (403, "certificate_revoked")
+            assert gone["revoked"] == [old_serial] and machine.until(partial(is_revoked, machine, old))
             refused += 1
-        status, code, until = machine.ask(alice)
-        assert (status, code) == (200, ""), f"day {day}: {code}"
+        until = machine.until(partial(answers, machine, alice))
         servers.add(until)
         issuers.add(alice.read_bytes().split(b"-----BEGIN CERTIFICATE-----")[2])
         assert until > now, f"day {day}"

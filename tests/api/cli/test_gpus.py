@@ -255,8 +255,8 @@ async def test_a_plan_names_the_gpu_the_bytes_and_the_command(admin: Admin) -> N
     (device,) = told["devices"]
     assert device["need"]["kv"] == 16 * 8192 * 32 * 2048 * 2 and device["free"] == 120 * GIB + GIB // 2
     text = await admin.run("plan", "m", "--ctx", "8192", "--slots", "16", "--explain")
-    assert row(text, "m: ") == "m: 16 slots of 8192 tokens, keys and values f16"
-    assert row(text, "taken").startswith("taken  16 slots of 8192 tokens, f16: m fits on NVIDIA H200")
+    assert row(text, "m@GGUF: ") == "m@GGUF: 16 slots of 8192 tokens, keys and values f16"
+    assert row(text, "taken").startswith("taken  16 slots of 8192 tokens, f16: m@GGUF fits on NVIDIA H200")
     assert row(text, ONE).split()[1:5] == ["NVIDIA", "H200", *row(text, ONE).split()[3:5]]
     command = row(text, "deploy it so: ").removeprefix("deploy it so: ")
     assert command == f"llmctl deploy m --ctx 8192 --slots 16 --gpus {ONE} --ubatch 2048"

@@ -11,7 +11,7 @@ from llmd.daemon import memory
 from llmd.daemon.errors import DoesNotFit, Unavailable
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
-from llmd.daemon.planning.plan import Placement, Wish
+from llmd.daemon.planning.plan import File, Placement, Wish
 from llmd.daemon.planning.planner import Planner
 from llmd.quantize.memory import MIB, Calibration, Measured
 from llmd.quantize.shape import Layer, Shape
@@ -170,6 +170,29 @@ async def test_what_a_process_that_loads_has_already_is_not_counted_twice(tmp_pa
     fake.hold(ONE, 7, 30 * GIB)
     (during,) = (await made.explain("n", wish(1, shape=SMALL)))["devices"]
     assert during["free"] == before["free"]
+
+
+async def test_the_largest_form_that_fits_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, kept = FakeNvml(h200(0)), list[Measured]()
+    made = Planner(Watcher(Nvml(fake, fake.root(tmp_path / "root"))), keep=kept.append)
+    small = File("m@Q4_K_M", "small.gguf", 2 * GIB, "4" * 64, SMALL)
+    several = wish(form="m@BF16", digest="b" * 64, others=(small,))
+    assert (await made.settings(("m", 1), several)).path == "m.gguf"
+    made.ended(("m", 1))
+    fake.hold(ONE, 1, 100 * GIB)
+    assert (await made.explain("m", several))["form"] == "m@Q4_K_M"
+    assert (await made.settings(("m", 1), several)).path == "small.gguf"
+    made.started(("m", 1), lambda: 7)
+    fake.hold(ONE, 7, 8 * GIB)
+    await made.measure(("m", 1))
+    assert [one.model for one in kept] == ["4" * 64]
+    cpu = Planner()
+    assert (await cpu.explain("m", several))["form"] == "m@BF16"
+    monkeypatch.setattr(memory, "available", lambda: 20 * GIB)
+    assert (await cpu.settings(("m", 1), several)).path == "small.gguf"
+    monkeypatch.setattr(memory, "available", lambda: 0)
+    with pytest.raises(Unavailable, match=r"weights 1\.0 GiB"):
+        await cpu.check("m", several, {})
 
 
 async def test_what_replaces_a_replica_may_count_on_its_memory(tmp_path: Path) -> None:
