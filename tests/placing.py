@@ -24,7 +24,7 @@ class Placing(Planner):
         super().__init__(watcher)
         self.given: dict[tuple[str, int], tuple[str, ...]] = {}
 
-    async def settings(self, key: tuple[str, int], wish: Wish) -> Settings:
-        found = await super().settings(key, wish)
+    async def settings(self, key: tuple[str, int], wish: Wish, *, beside: bool = False) -> Settings:
+        found = await super().settings(key, wish, beside=beside)
         self.given[key] = found.gpus
         return replace(found, runner="fake", fake=found.fake or {"text": "one two", "step_seconds": 0.01})

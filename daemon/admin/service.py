@@ -158,7 +158,10 @@ class Service:
                     await self.evictions.evict(other, name, actor)
                 result["evicted"] = ",".join(gone)
             await self.state.run(lambda: self.store.set_deployment(name, ctx, slots, placement.to_dict(), replicas))
-            return self.serving.pool.deploy(name, model.digest, wish, replicas), before
+            deployment = self.serving.pool.deploy(name, model.digest, wish, replicas)
+            if deployment.state == "ready" and await self.planner.better(name, wish):
+                self.serving.pool.replan(deployment)
+            return deployment, before
 
     def chosen(self, deployment: Deployment) -> dict[str, Any]:
         """What a model serves with that is ready."""

@@ -106,6 +106,12 @@ class Placed:
     steps: tuple[Step, ...] = ()
     buys: tuple[str, ...] = ()
 
+    @property
+    def shown(self) -> tuple[str, int, int, str, Split, int]:
+        """What a user sees of it: two plans that are alike in this are as good as each other."""
+        la = self.layout
+        return self.form, la.context, la.slots, la.kv_type, la.split, len(self.devices)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         la = self.layout
@@ -155,7 +161,7 @@ class _Search:
             for form, ubatch in itertools.product(fits, (self.asked.ubatch,) if self.asked.ubatch else UBATCHES):
                 found = self._on_fewest(form, Layout(context, slots, kv, ubatch, max(ubatch, UBATCHES[0])))
                 if found:
-                    self.steps.append(Step(_told(found.layout), True, self._why(found)))
+                    self.steps.append(Step(told(found.layout), True, self._why(found)))
                     return replace(found, steps=tuple(self.steps))
             what = f"{slots} slots of {context} tokens, {kv}"
             self.steps.append(Step(what, False, _lacks(self.miss) if self.miss else "no form and GPUs for it"))
@@ -275,15 +281,9 @@ def explained(
     buys = []
     for what, more in (("one GiB more on each GPU", roomier), (f"one more {like.name}", [*devices, like])):
         other = place(forms, more, links, asked, calibration, cuda)
-        if _asked_of(other) != _asked_of(found):
-            buys.append(f"{what}: {other.form} with {_told(other.layout)} on {_count(other)}")
+        if other.shown != found.shown:
+            buys.append(f"{what}: {other.form} with {told(other.layout)} on {_count(other)}")
     return replace(found, buys=tuple(buys))
-
-
-def _asked_of(placed: Placed) -> tuple[Any, ...]:
-    """What a user sees of a plan."""
-    la = placed.layout
-    return placed.form, la.context, la.slots, la.kv_type, la.split, len(placed.devices)
 
 
 def _count(placed: Placed) -> str:
@@ -323,7 +323,7 @@ def _refusal(search: _Search) -> str:
         return "what was asked for excludes itself: a tensor split needs several GPUs, f16 and even heads"
     need, near = miss.need, list(_nearest(search))
     text = (
-        f"{miss.form} with {_told(miss.layout)} needs {gib(need.total)} of {miss.device.name} (weights "
+        f"{miss.form} with {told(miss.layout)} needs {gib(need.total)} of {miss.device.name} (weights "
         f"{gib(need.weights)}, keys and values {gib(need.kv)}, computing {gib(need.compute)}, else "
         f"{gib(need.overhead)}); {gib(max(0, miss.device.room))} may be used, {gib(miss.short)} are missing"
     )
@@ -359,7 +359,7 @@ def gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB"
 
 
-def _told(layout: Layout) -> str:
+def told(layout: Layout) -> str:
     split = f", split {layout.split}" if len(layout.shares) > 1 else ""
     return f"{layout.slots} slots of {layout.context} tokens, {layout.kv_type}{split}"
 

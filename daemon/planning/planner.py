@@ -22,7 +22,7 @@ from llmd.daemon.errors import DoesNotFit, LlmdError, Unavailable
 from llmd.daemon.gpus.inventory import Inventory
 from llmd.daemon.gpus.watch import View, Watcher
 from llmd.daemon.planning import plan
-from llmd.daemon.planning.placement import Asked, Device, Form, Placed, Rung, conditions, explained, gib, place
+from llmd.daemon.planning.placement import Asked, Device, Form, Placed, Rung, conditions, explained, gib, place, told
 from llmd.daemon.planning.plan import Placement, Wish
 from llmd.quantize.memory import Calibration, Layout, Measured
 
@@ -71,19 +71,21 @@ class Planner:
         self._gave_back = float("-inf")  # when a replica last ended that had memory
         self._below: dict[str, tuple[Wish, Rung]] = {}  # what a model ran out of memory with
 
-    async def settings(self, key: Key, wish: Wish) -> Settings:
+    async def settings(self, key: Key, wish: Wish, *, beside: bool = False) -> Settings:
         """For a replica that has no process now; its lease lasts until `ended`. Copies of a model with the same
-        settings lie on different GPUs. Raises DoesNotFit, Unavailable and BadRequest with what is missing."""
+        settings lie on different GPUs. `beside`: another replica goes once this one serves; where it would get less
+        than in that one's place, there is no room beside it. Raises DoesNotFit, Unavailable and BadRequest with what is
+        missing."""
         while True:
             try:
-                return await self._settings(key, wish)
+                return await self._settings(key, wish, beside=beside)
             except DoesNotFit:
                 # a driver takes a moment to give back what a process had
                 if time.monotonic() > self._gave_back + GIVE_BACK_SECONDS:
                     raise
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _settings(self, key: Key, wish: Wish) -> Settings:
+    async def _settings(self, key: Key, wish: Wish, *, beside: bool) -> Settings:
         async with self._turn:
             self._leases.pop(key, None)
             copies = [lease for (model, _), lease in self._leases.items() if model == key[0] and lease.wish == wish]
@@ -93,6 +95,10 @@ class Planner:
             placed = await self._placed(key[0], like, taken, origin=wish)
             if placed is None:
                 return plan.plan(_on_cpu(wish, memory.available()))
+            if beside:
+                instead = await self._placed(key[0], like, taken, origin=wish, without={key[0]})
+                if instead is None or instead.shown != placed.shown:
+                    raise DoesNotFit(f"beside what serves there is only room for {told(placed.layout)}")
             chosen = _resolved(wish, placed)
             self._leases[key] = Lease(wish, placed, chosen.digest, _needs(placed))
             plan.check_memory(chosen, memory.available())
@@ -163,13 +169,36 @@ class Planner:
         return f"{layout.slots} slots of {layout.context} tokens, {layout.kv_type}"
 
     def note(self, key: Key) -> str:
-        """What an admin should know of a replica's plan."""
+        """What an admin should know of a replica's plan: it is less than what was asked for."""
         lease = self._leases.get(key)
-        below = self._ran_out(key[0], lease.wish) if lease else None
-        if below is None:
+        if lease is None:
             return ""
-        context, slots, kv = below
-        return f"smaller than asked: it ran out of memory with {slots} slots of {context} tokens, {kv}"
+        layout, wish = lease.placed.layout, lease.wish
+        if below := self._ran_out(key[0], wish):
+            context, slots, kv = below
+            return f"smaller than asked: it ran out of memory with {slots} slots of {context} tokens, {kv}"
+        asked = wish.context, wish.slots, wish.placement.kv or "f16"
+        if (layout.context, layout.slots, layout.kv_type) == asked:
+            return ""
+        return (
+            f"smaller than asked ({asked[1]} slots of {asked[0]} tokens, {asked[2]}): the GPUs had no room for more; "
+            "deployed again, it is planned anew"
+        )
+
+    def on_gpus(self, model: str) -> bool:
+        """Whether a replica of it has GPUs."""
+        return any(name == model for name, _ in self._leases)
+
+    async def better(self, model: str, wish: Wish) -> bool:
+        """Whether a replica would get more now, in its own place, than it has."""
+        own = [lease for (name, _), lease in self._leases.items() if name == model and lease.wish == wish]
+        if not any(self.note(key) for key in self._leases if key[0] == model):
+            return False
+        async with self._turn:
+            with suppress(LlmdError):
+                placed = await self._placed(model, wish, without={model})
+                return placed is not None and any(placed.shown != lease.placed.shown for lease in own)
+        return False
 
     def forget(self, model: str) -> None:
         """It is not deployed any more."""

@@ -166,6 +166,13 @@ class Pool:
         found = self._deployed.get(model)
         return found.digest if found else ""
 
+    def replan(self, d: Deployment) -> None:
+        """Its replicas would get more memory now than they have: they are replaced as with other settings."""
+        d.crowded = False
+        for r in d.replicas:
+            r.leaves = "there is room for more now: it is planned anew"
+        self._settle(d)
+
     # --- faults
 
     def fault(self, gpu: str, action: Action, reason: str) -> None:
@@ -280,7 +287,7 @@ class Pool:
         clock, worker = asyncio.get_running_loop().time, None
         began, reason, lease = clock(), "it could not be watched", (d.model, r.number)
         try:
-            settings = await self._planner.settings(lease, wish)
+            settings = await self._planner.settings(lease, wish, beside=r.trial)
             r.starved = False
             if r.stopped == run:
                 raise ModelNotReady("the model was taken out of service")
@@ -353,6 +360,8 @@ class Pool:
             room = await self._planner.another(d.model, wish)
         finally:
             d.grows = False
+        if d.auto and not self._planner.on_gpus(d.model):
+            d.count = 1
         if room and d.auto and d.wanted == wish and d.state == "ready" and len(d.replicas) == d.count:
             d.count += 1
         self._settle(d)

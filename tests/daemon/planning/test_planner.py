@@ -195,6 +195,41 @@ async def test_the_largest_form_that_fits_is_loaded(tmp_path: Path, monkeypatch:
         await cpu.check("m", several, {})
 
 
+async def test_what_gets_less_beside_what_serves_than_in_its_place_has_no_room_beside_it(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0))
+    made = planner(tmp_path, fake)
+    await made.settings(("m", 1), wish(8))
+    fake.hold(ONE, 7, 71 * GIB)
+    made.ready(("m", 1))
+    assert (await made.settings(("m", 2), wish(4))).slots == 4
+    made.ended(("m", 2))
+    assert (await made.settings(("m", 2), wish(4), beside=True)).slots == 4
+    made.ended(("m", 2))
+    assert (await made.settings(("m", 2), wish(64))).slots < 64
+    made.ended(("m", 2))
+    with pytest.raises(DoesNotFit, match="beside what serves there is only room for"):
+        await made.settings(("m", 2), wish(64), beside=True)
+
+
+async def test_a_plan_that_is_less_than_asked_says_so_and_is_better_once_there_is_room(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0))
+    fake.hold(ONE, 1, 68 * GIB)
+    made = planner(tmp_path, fake)
+    asked = wish(16)
+    settings = await made.settings(("m", 1), asked)
+    assert settings.slots < 16
+    fake.hold(ONE, 7, 68 * GIB)
+    made.ready(("m", 1))
+    assert made.note(("m", 1)).startswith("smaller than asked (16 slots of 4096 tokens, f16): the GPUs had no room")
+    assert not await made.better("m", asked)
+    fake.release(1)
+    assert await made.better("m", asked)
+    made.ended(("m", 1))
+    fake.release(7)
+    await made.settings(("m", 1), asked)
+    assert made.note(("m", 1)) == "" and not await made.better("m", asked)
+
+
 async def test_what_replaces_a_replica_may_count_on_its_memory(tmp_path: Path) -> None:
     fake = FakeNvml(h200(0))
     made = planner(tmp_path, fake)

@@ -188,8 +188,8 @@ def crowd(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory holds one replica at a time."""
     plan = place.pool._planner.settings
 
-    async def crowded(key: tuple[str, int], wish: Wish) -> Settings:
-        if len(place.pool.find("m").replicas) > 1:
+    async def crowded(key: tuple[str, int], wish: Wish, *, beside: bool = False) -> Settings:
+        if beside:
             raise DoesNotFit("there is no room")
         return await plan(key, wish)
 

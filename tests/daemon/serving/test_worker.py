@@ -230,7 +230,7 @@ async def test_a_model_that_is_withdrawn_while_it_is_planned_gets_no_process(
     planner, going = Planner(), asyncio.Event()
     plan_ = planner.settings
 
-    async def slow(key: tuple[str, int], wish: Wish) -> Settings:
+    async def slow(key: tuple[str, int], wish: Wish, *, beside: bool = False) -> Settings:
         await going.wait()
         return await plan_(key, wish)
 
