@@ -2,6 +2,7 @@
 
 placement.py     pure: the first choice that fits
 plan.py          pure: what was asked, and a worker's settings
-planner.py       the same as the GPUs are now, and what they have been promised
+leases.py        what the GPUs' memory was promised for
+planner.py       the same as the GPUs are now
 measurements.py  what they were measured to hold, kept
 """

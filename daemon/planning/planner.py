@@ -1,4 +1,4 @@
-"""From a wish to a worker's settings, as the GPUs are now: one ledger of what they have been promised.
+"""From a wish to a worker's settings, as the GPUs are now.
 
 A lease is a replica's bytes on its GPUs. Until the replica is ready they are taken off what NVML says is free; from
 then on NVML itself says so, and the lease is what it measures. The difference is kept with its conditions, so that the
@@ -9,19 +9,18 @@ wish is planned anew at each start: same facts, same plan.
 import asyncio
 import importlib.util
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from llmd.daemon import memory
 from llmd.daemon.engine.messages import Settings
 from llmd.daemon.errors import DoesNotFit, LlmdError, Unavailable
-from llmd.daemon.gpus.inventory import Inventory
 from llmd.daemon.gpus.watch import View, Watcher
 from llmd.daemon.planning import plan
+from llmd.daemon.planning.leases import Key, Lease, Ledger
 from llmd.daemon.planning.placement import Asked, Device, Form, Placed, Rung, conditions, explained, gib, place, told
 from llmd.daemon.planning.plan import Placement, Wish
 from llmd.quantize.memory import Calibration, Layout, Measured
@@ -31,24 +30,6 @@ log = logging.getLogger("llmd.planner")
 MOST_OVERHEAD = 4 << 30
 GIVE_BACK_SECONDS = 3.0
 LOOK_SECONDS = 0.1
-
-
-# a model's name, and the number of one of its replicas
-Key: TypeAlias = tuple[str, int]
-
-
-@dataclass(slots=True)
-class Lease:
-    """Bytes by UUID. `seen`: the replica is ready, so that NVML counts them all; of a process that loads it counts what
-    that has already. `wish`: what was asked, `placed`: what was chosen for it, of the file `digest`; `pid` gives its
-    process, 0 before."""
-
-    wish: Wish
-    placed: Placed
-    digest: str
-    needs: Mapping[str, int]
-    seen: bool = False
-    pid: Callable[[], int] = lambda: 0
 
 
 class Planner:
@@ -67,8 +48,7 @@ class Planner:
     ) -> None:
         self._watcher, self._cuda, self._turn = watcher, cuda, asyncio.Lock()
         self._calibration, self._build, self._keep = calibration or Calibration(), build, keep
-        self._leases: dict[Key, Lease] = {}
-        self._gave_back = float("-inf")  # when a replica last ended that had memory
+        self.leases = Ledger()
         self._below: dict[str, tuple[Wish, Rung]] = {}  # what a model ran out of memory with
 
     async def settings(self, key: Key, wish: Wish, *, beside: bool = False) -> Settings:
@@ -80,15 +60,13 @@ class Planner:
             try:
                 return await self._settings(key, wish, beside=beside)
             except DoesNotFit:
-                # a driver takes a moment to give back what a process had
-                if time.monotonic() > self._gave_back + GIVE_BACK_SECONDS:
+                if not self.leases.gave_back(GIVE_BACK_SECONDS):
                     raise
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _settings(self, key: Key, wish: Wish, *, beside: bool) -> Settings:
         async with self._turn:
-            self._leases.pop(key, None)
-            copies = [lease for (model, _), lease in self._leases.items() if model == key[0] and lease.wish == wish]
+            copies = [lease for other, lease in self.leases.of(key[0], wish).items() if other != key]
             taken = {uuid for lease in copies for uuid in lease.needs}
             # a conversation may go on with another copy
             like = replace(wish, context=copies[0].placed.layout.context, keep_context=True) if copies else wish
@@ -100,33 +78,29 @@ class Planner:
                 if instead is None or instead.shown != placed.shown:
                     raise DoesNotFit(f"beside what serves there is only room for {told(placed.layout)}")
             chosen = _resolved(wish, placed)
-            self._leases[key] = Lease(wish, placed, chosen.digest, _needs(placed))
+            self.leases.take(key, Lease(wish, placed, chosen.digest))
             plan.check_memory(chosen, memory.available())
             log.info("%s: %s", key[0], placed.steps[-1].why)
             return plan.plan(chosen)
 
     def started(self, key: Key, pid: Callable[[], int]) -> None:
         """Its process is being started; `pid` tells which it is."""
-        if key in self._leases:
-            self._leases[key].pid = pid
+        if lease := self.leases.get(key):
+            lease.pid = pid
 
     def ready(self, key: Key) -> None:
-        if key in self._leases:
-            self._leases[key].seen = True
+        if lease := self.leases.get(key):
+            lease.seen = True
 
     async def measure(self, key: Key) -> None:
         """The replica's process is ready, and has computed its largest passes: correct its lease to what NVML says that
         it holds, and keep the difference. Where the driver does not tell, the plan's figures stay."""
-        lease = self._leases.get(key)
+        lease = self.leases.get(key)
         if lease is None or self._watcher is None:
             return
         inventory = await asyncio.to_thread(self._watcher.refresh)
-        used = [_held(inventory, lease.pid(), device.uuid) for device in lease.placed.devices]
-        if self._leases.get(key) is not lease or not inventory.answered or any(one is None for one in used):
-            return
-        found = [one or 0 for one in used]
-        lease.needs = {device.uuid: one for device, one in zip(lease.placed.devices, found, strict=True)}
-        self._learn(lease, found)
+        if self.leases.get(key) is lease and inventory.answered and (used := lease.correct(inventory)):
+            self._learn(lease, used)
 
     def _learn(self, lease: Lease, used: Sequence[int]) -> None:
         """Keep the overhead of the device with the largest difference; one that cannot be is somebody's mistake."""
@@ -156,12 +130,11 @@ class Planner:
         return int(cuda) if cuda.isdigit() else None
 
     def ended(self, key: Key) -> None:
-        if (lease := self._leases.pop(key, None)) and lease.seen:
-            self._gave_back = time.monotonic()
+        self.leases.end(key)
 
     def smaller(self, key: Key) -> str:
         """A replica ran out of memory: the next plan of what was asked is one step smaller. Says with what it ran."""
-        lease = self._leases.get(key)
+        lease = self.leases.get(key)
         if lease is None:
             return ""
         layout = lease.placed.layout
@@ -170,7 +143,7 @@ class Planner:
 
     def note(self, key: Key) -> str:
         """What an admin should know of a replica's plan: it is less than what was asked for."""
-        lease = self._leases.get(key)
+        lease = self.leases.get(key)
         if lease is None:
             return ""
         layout, wish = lease.placed.layout, lease.wish
@@ -187,17 +160,17 @@ class Planner:
 
     def on_gpus(self, model: str) -> bool:
         """Whether a replica of it has GPUs."""
-        return any(name == model for name, _ in self._leases)
+        return bool(self.leases.of(model))
 
     async def better(self, model: str, wish: Wish) -> bool:
         """Whether a replica would get more now, in its own place, than it has."""
-        own = [lease for (name, _), lease in self._leases.items() if name == model and lease.wish == wish]
-        if not any(self.note(key) for key in self._leases if key[0] == model):
+        own = self.leases.of(model, wish)
+        if not any(self.note(key) for key in own):
             return False
         async with self._turn:
             with suppress(LlmdError):
                 placed = await self._placed(model, wish, without={model})
-                return placed is not None and any(placed.shown != lease.placed.shown for lease in own)
+                return placed is not None and any(placed.shown != lease.placed.shown for lease in own.values())
         return False
 
     def forget(self, model: str) -> None:
@@ -214,7 +187,7 @@ class Planner:
     async def another(self, model: str, wish: Wish) -> bool:
         """Whether there is one more GPU, on which none of its copies lies, that holds the model whole."""
         async with self._turn:
-            copies = [lease for (name, _), lease in self._leases.items() if name == model and lease.wish == wish]
+            copies = list(self.leases.of(model, wish).values())
             if not copies or wish.placement.gpus:
                 return False
             taken = {uuid for lease in copies for uuid in lease.needs}
@@ -284,7 +257,7 @@ class Planner:
             return None
         if not view.inventory.gpus and not view.gone:
             raise DoesNotFit(f"no GPU can be used: {view.inventory.reason}")
-        devices = [self._left(device, without) for device in usable(view)]
+        devices = [self.leases.left(device, view.inventory, without) for device in usable(view)]
         if not devices:
             raise DoesNotFit("no GPU can be used; `llmctl gpus` says why")
         devices = [device for device in devices if device.uuid not in taken]
@@ -313,28 +286,6 @@ class Planner:
         if view.inventory.gpus or view.gone:
             return "this engine was built without CUDA: install the package llmd-cuda"
         return view.inventory.reason
-
-    def _left(self, device: Device, without: Set[str]) -> Device:
-        """With what replicas were promised that NVML does not see yet taken off; those of the models `without` give
-        back what they hold."""
-        free, inventory = device.free, self._watcher.inventory if self._watcher else Inventory()
-        for (model, _), lease in self._leases.items():
-            need = lease.needs.get(device.uuid, 0)
-            if model in without:
-                free += need if lease.seen else 0
-            elif not lease.seen:
-                free -= max(0, need - (_held(inventory, lease.pid(), device.uuid) or 0))
-        return replace(device, free=min(device.total, free))
-
-
-def _held(inventory: Inventory, pid: int, uuid: str) -> int | None:
-    """What a process holds on a GPU; None: the driver does not tell."""
-    found = [p.used for gpu in inventory.gpus if gpu.uuid == uuid for p in gpu.processes if p.pid == pid]
-    return found[0] if found else None
-
-
-def _needs(placed: Placed) -> dict[str, int]:
-    return {device.uuid: need.total for device, need in zip(placed.devices, placed.needs, strict=True)}
 
 
 def cuda_engine() -> bool:

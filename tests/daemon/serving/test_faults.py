@@ -93,7 +93,9 @@ async def test_quantized_keys_are_measured_again_with_a_full_slot_when_nobody_as
 
     async def measure(key: tuple[str, int]) -> None:
         worker = box.pool.serves("m")[0]
-        measured.append((box.planner._leases[key].pid(), worker.busy.kv_used))
+        lease = box.planner.leases.get(key)
+        assert lease
+        measured.append((lease.pid(), worker.busy.kv_used))
 
     monkeypatch.setattr(box.planner, "measure", measure)
     deployment = await box.deploy(replace(PLACED, placement=Placement(kv="q8_0"), fake={"text": "one two"}))
