@@ -238,6 +238,7 @@ class Daemon:
 
     def _gpus_seen(self, found: Inventory) -> None:
         self.metrics.gpus((gpu.uuid, gpu.name, figures(gpu, self.watcher.health(gpu.uuid))) for gpu in found.gpus)
+        self.pool.see(self.watcher.view.usable)
 
     def _gpu_faults(self, uuid: str, todo: Action, reason: str) -> None:
         log.warning("GPU %s: %s (%s)", uuid, reason, todo)

@@ -71,6 +71,11 @@ class View:
     gone: Mapping[str, Gpu | None] = field(default_factory=dict)
     at: float = 0.0
 
+    @property
+    def usable(self) -> frozenset[str]:
+        """The devices that a worker may be started on."""
+        return frozenset(uuid for uuid, health in self.health.items() if health.usable)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the inventory's, with each GPU's `health`, and the `gone` ones."""
         found = self.inventory.to_dict()

@@ -75,6 +75,7 @@ class Pool:
         self._deployed: dict[str, Deployment] = {}
         self._running: set[asyncio.Task[None]] = set()
         self.evicted: dict[str, str] = {}  # models that made room for others, and what is to be said of it
+        self._gpus: frozenset[str] = frozenset()
         self.draining = False
         self.cut = 0  # running answers that were ended with their model
 
@@ -326,7 +327,8 @@ class Pool:
         while worker.settings.kv_type != "f16" and r.ready and r.worker is worker:
             if not worker.open_sequences and await trials.fill(worker, lambda: r.ready):
                 return await self._planner.measure(lease)
-            await asyncio.sleep(FILL_PAUSE_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(worker.lost.wait(), FILL_PAUSE_SECONDS)
 
     def _starve(self, d: Deployment, r: Replica, error: LlmdError, *, started: bool) -> None:
         """There is no room for a replica. One that was tried beside others, or added because there seemed to be a GPU
@@ -342,12 +344,19 @@ class Pool:
             d.crowded, r.trial = True, False
             self._tell(d, r, Withdrawn(0.0))
 
+    def see(self, gpus: frozenset[str]) -> None:
+        """The GPUs that can be used now; models may wait for one that could not before."""
+        if gpus - self._gpus:
+            self.feed()
+        self._gpus = gpus
+
     def feed(self) -> None:
         """There may be more memory than before: who waits for some is planned again at once."""
         for d in list(self._deployed.values()):
             for r in d.replicas:
                 if r.starved and r.life.state == "restarting":
                     self._tell(d, r, Due(r.life.run))
+            self._more(d)
 
     def _more(self, d: Deployment) -> None:
         """Where as many replicas are wanted as GPUs hold the model whole: another one, if there is a GPU for it."""

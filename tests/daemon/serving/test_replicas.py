@@ -14,6 +14,7 @@ from placing import PLACED, Placing
 from llmd.daemon import memory
 from llmd.daemon.engine.messages import Failed, Finished, Generate, RawText, SamplingParams
 from llmd.daemon.errors import DoesNotFit
+from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.metrics import Metrics
@@ -139,4 +140,17 @@ async def test_auto_is_one_on_each_gpu_that_holds_it_whole(tmp_path: Path, monke
     deployment = pool.deploy("m", "0" * 64, wish, replicas=0)
     await ready(deployment)
     assert deployment.count == 2 and sorted(planner.given.values()) == sorted([(h200(0).uuid,), (h200(1).uuid,)])
+
+    (lost,) = next(one.worker.settings.gpus for one in deployment.replicas if one.worker)
+    fake.lose(lost)
+    watcher.refresh()
+    pool.fault(lost, Action.REMOVE, "the GPU is lost")
+    async with asyncio.timeout(20):
+        while deployment.state != "ready" or deployment.count != 1:
+            await deployment.changed.wait()
+    assert len(deployment.replicas) == 1, "no replica waits for a GPU that is gone"
+    fake.release(1)  # the third has room now
+    pool.see(watcher.view.usable)
+    await ready(deployment)
+    assert deployment.count == 2
     await pool.close(0)
