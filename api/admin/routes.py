@@ -51,6 +51,7 @@ class DeployBody(Body):
     split: Literal["none", "layer", "tensor"] | None = None
     kv: Literal["f16", "q8_0", "q4_0"] | None = None
     ubatch: Annotated[int, Field(ge=64, le=16384)] | None = None
+    form: _Name | None = None
 
 
 class ReplicasBody(DeployBody):
@@ -171,14 +172,14 @@ async def import_model(body: ImportBody, service: Admin, caller: Caller) -> Resp
 
 
 async def plan(body: DeployBody, service: Admin) -> dict[str, Any]:
-    placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch)
+    placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch, body.form)
     return await service.plan(body.model, body.ctx, body.slots, placement)
 
 
 async def deploy(body: ReplicasBody, service: Admin, caller: Caller) -> Response:
     """Events {"state"} until the model is ready, has failed to load or was deployed anew by somebody else. It goes on
     when the client goes away."""
-    placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch)
+    placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch, body.form)
     replicas = 0 if body.replicas == "auto" else body.replicas
     deployment, before = await service.deploy(
         body.model, body.ctx, body.slots, caller.name, placement, replicas=replicas, evict=body.evict

@@ -160,6 +160,7 @@ def doctor(client: Client, json_: bool) -> None:
 @click.option("--split", help="Over several GPUs: layer or tensor.")
 @click.option("--kv", help="Type of keys and values: f16, q8_0 or q4_0.")
 @click.option("--ubatch", type=int, metavar="N", help="The most tokens that a GPU computes in one pass.")
+@click.option("--form", metavar="TYPE", help="Of several forms this one, as `llmctl model show` names them: Q4_K_M.")
 @click.option(
     "--replicas", metavar="N|auto", default="1", help="Copies on different GPUs; auto: one on each that holds it whole."
 )

@@ -20,6 +20,7 @@ HEADS = ("gpu", "name", "needs", "weights", "keys and values", "computing", "els
 @click.option("--split", help="Over several GPUs: layer or tensor.")
 @click.option("--kv", help="Type of keys and values: f16, q8_0 or q4_0.")
 @click.option("--ubatch", type=int, metavar="N", help="The most tokens that a GPU computes in one pass.")
+@click.option("--form", metavar="TYPE", help="Of several forms this one, as `llmctl model show` names them: Q4_K_M.")
 @click.option("--explain", is_flag=True, help="What was tried before, and why it was not taken.")
 @as_json
 @click.pass_obj

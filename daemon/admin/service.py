@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from llmd.daemon.planning.plan import ON_CPU, File, Placement, Wish
 from llmd.daemon.planning.planner import Planner
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.deployment import Deployment, Replica
-from llmd.daemon.store import Model, StateThread, Store
+from llmd.daemon.store import Form, Model, StateThread, Store
 
 log = logging.getLogger("llmd.admin")
 
@@ -83,20 +83,28 @@ class Service:
 
     def wish(self, model: Model, ctx: int | None, slots: int | None, placement: Placement) -> Wish:
         """What is asked of a deployment, with the configuration's defaults. Raises BadRequest for more context than the
-        model was trained for."""
+        model was trained for, NotFound for a form that it has not."""
         c = self.config
         trained = int(model.info.get("context_length") or 0)
         if ctx is not None and trained and not MIN_CONTEXT <= ctx <= trained:
             raise BadRequest(f"ctx takes {MIN_CONTEXT} to {trained} for this model", param="ctx")
         context = ctx or min(c.context or trained, trained or c.context)
         forms = [File(f.name, str(self.models.file(f.digest)), f.size, f.digest, f.info.get("shape"))
-                 for f in self.models.forms(model.name)]  # fmt: skip
+                 for f in self._forms(model.name, placement.form)]  # fmt: skip
         own, *others = sorted(forms, key=lambda one: one.digest != model.digest)
         return Wish(
             own.path, slots or c.slots, context, c.batch, c.chunk, c.threads, placement, own.shape, own.size,
             digest=own.digest, form=own.name, others=tuple(others), keep_context=ctx is not None,
             keep_slots=slots is not None,
         )  # fmt: skip
+
+    def _forms(self, name: str, wanted: str | None) -> Sequence[Form]:
+        """All of a model, or the one of this type. Raises NotFound."""
+        forms = self.models.forms(name)
+        found = [form for form in forms if wanted in (None, form.type)]
+        if not found:
+            raise NotFound.among(f"form of {name}", (form.type for form in forms), param="form")
+        return found
 
     async def plan(self, name: str, ctx: int | None, slots: int | None, placement: Placement) -> dict[str, Any]:
         """Where a model would go as things are now. Raises ModelNotFound, BadRequest, DoesNotFit, Unavailable."""
@@ -322,7 +330,8 @@ def _replica(model: str, one: Replica, note: Callable[[tuple[str, int]], str]) -
     worker, info = one.serving
     busy, chosen = worker.busy, worker.settings
     return {
-        **found, "pid": worker.pid, "context": info.context, "slots": info.slots, "running": busy.running,
-        "waiting": busy.waiting, "gpus": list(chosen.gpus), "split": chosen.split, "kv": chosen.kv_type,
-        "kv_used": round(busy.kv_used / info.positions, 4), "token_age": round(worker.token_age + worker.beat_age, 1),
+        **found, "pid": worker.pid, "form": chosen.form, "context": info.context, "slots": info.slots,
+        "running": busy.running, "waiting": busy.waiting, "gpus": list(chosen.gpus), "split": chosen.split,
+        "kv": chosen.kv_type, "kv_used": round(busy.kv_used / info.positions, 4),
+        "token_age": round(worker.token_age + worker.beat_age, 1),
     }  # fmt: skip

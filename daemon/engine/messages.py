@@ -47,6 +47,7 @@ class Settings:
     split: str = "none"  # over several GPUs: `layer` or `tensor`
     kv_type: str = "f16"  # of keys and values: f16, q8_0, q4_0
     ubatch: int = 0  # most tokens the device computes in one pass; 0: 512
+    form: str = ""  # which of the model's files it is, for people
     runner: str = "llama"
     fake: dict[str, Any] | None = None
 

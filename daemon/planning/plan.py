@@ -18,6 +18,7 @@ class Placement:
     split: str | None = None  # over several GPUs: none, layer, tensor
     kv: str | None = None  # type of keys and values: f16, q8_0, q4_0
     ubatch: int | None = None  # most tokens of one pass
+    form: str | None = None  # type of the form: Q4_K_M
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> "Placement":
@@ -100,6 +101,7 @@ def plan(wish: Wish) -> Settings:
         split=where.split or ("layer" if len(where.gpus) > 1 else "none"),
         kv_type=where.kv or "f16",
         ubatch=where.ubatch or 0,
+        form=wish.form,
         runner=wish.runner,
         fake=wish.fake,
     )

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from llmd.daemon import limits
-from llmd.daemon.engine.messages import Ready
+from llmd.daemon.engine.messages import Ready, Settings
 from llmd.daemon.errors import (
     Conflict,
     DoesNotFit,
@@ -298,6 +298,7 @@ class Pool:
             self._planner.ready(lease)
             r.trial = False
             log.info("%s is ready (worker %d, %.1f s)", d.model, worker.pid, clock() - began)
+            self._audit("model.ready", model=d.model, replica=r.number, **_chosen(settings))
             self._tell(d, r, Up(run))
             self._more(d)
             self._run(f"measure {d.model}", partial(self._measure, d, r, worker))
@@ -380,3 +381,9 @@ class Pool:
         while worker and worker.open_sequences and clock() < r.drain_until:
             await asyncio.sleep(DRAIN_STEP_SECONDS)
         self._tell(d, r, Drained(run))
+
+
+def _chosen(s: Settings) -> dict[str, str | int]:
+    """What a replica serves with, for the audit log."""
+    on = {"gpus": ",".join(s.gpus), "split": s.split, "kv": s.kv_type}
+    return {**on, "form": s.form, "context": s.context, "slots": s.slots}

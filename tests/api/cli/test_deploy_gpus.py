@@ -17,6 +17,7 @@ from scripted_admin import Admin, scripted
 from llmd.daemon import memory
 from llmd.daemon.engine.messages import Generate, RawText, SamplingParams
 from llmd.daemon.errors import ModelNotReady
+from llmd.daemon.store import Form
 
 SMALL = replace(SHAPE, layers=(replace(SHAPE.layers[0], nbytes=GIB),) * 32)  # 33 GiB of weights
 
@@ -110,6 +111,21 @@ async def release(admin: Admin, fake: FakeNvml, pid: int) -> None:
     while any(d.model == "small" for d in admin.daemon.pool.all()):
         await asyncio.sleep(0.01)
     fake.release(pid)
+
+
+async def test_a_form_can_be_pinned_and_the_log_has_what_serves(admin: Admin) -> None:
+    fake = FakeNvml(h200(0))
+    admin.see(fake)
+    admin.daemon.store.add_form(Form("large", "Q4_K_M", "4" * 64, 34 * GIB, {"shape": SMALL.to_dict()}))
+    assert (await admin.json("plan", "large"))["form"] == "large@GGUF"
+    assert (await admin.json("plan", "large", "--form", "Q4_K_M"))["form"] == "large@Q4_K_M"
+    assert "there is GGUF, Q4_K_M" in await fails(admin, "deploy", "large", "--form", "Q2_K")
+    told = await admin.json("deploy", "large", "--form", "Q4_K_M")
+    assert told["replicas"][0]["form"] == "large@Q4_K_M"
+    (row,) = [r["body"] for r in await admin.daemon.audit.tail(100) if r["kind"] == "model.ready"]
+    assert row == {"model": "large", "replica": 1, "form": "large@Q4_K_M", "gpus": h200(0).uuid, "split": "none",
+                   "kv": "f16", "context": 4096, "slots": 8}  # fmt: skip
+    assert [f["name"] for f in (await admin.json("model", "show", "large"))["forms"]] == ["large@GGUF", "large@Q4_K_M"]
 
 
 async def test_nothing_goes_where_it_would_not_help(admin: Admin) -> None:

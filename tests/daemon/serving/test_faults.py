@@ -44,7 +44,8 @@ class Box:
         self.pool = Pool(Metrics(), Tasks(), self.planner, pause=(0.1, 1.0), audit=self._row)
 
     def _row(self, kind: str, **fields: Any) -> None:
-        self.rows.append({"kind": kind, **fields})
+        if kind != "model.ready":
+            self.rows.append({"kind": kind, **fields})
 
     async def deploy(self, wish: Wish = PLACED) -> Deployment:
         deployment = self.pool.deploy("m", "0" * 64, wish)
