@@ -1,6 +1,7 @@
 """Plans on scripted GPUs for processes that compute on none: a deployment's life without hardware."""
 
 from dataclasses import replace
+from typing import Any
 
 from fake_nvml import GIB
 
@@ -23,8 +24,9 @@ class Placing(Planner):
     def __init__(self, watcher: Watcher) -> None:
         super().__init__(watcher)
         self.given: dict[tuple[str, int], tuple[str, ...]] = {}
+        self.fake: dict[str, Any] = {"text": "one two", "step_seconds": 0.01}
 
     async def settings(self, key: tuple[str, int], wish: Wish, *, beside: bool = False) -> Settings:
         found = await super().settings(key, wish, beside=beside)
         self.given[key] = found.gpus
-        return replace(found, runner="fake", fake=found.fake or {"text": "one two", "step_seconds": 0.01})
+        return replace(found, runner="fake", fake=found.fake or self.fake)

@@ -21,7 +21,19 @@ from llmd.daemon.errors import DoesNotFit, LlmdError, Unavailable
 from llmd.daemon.gpus.watch import View, Watcher
 from llmd.daemon.planning import plan
 from llmd.daemon.planning.leases import Key, Lease, Ledger
-from llmd.daemon.planning.placement import Asked, Device, Form, Placed, Rung, conditions, explained, gib, place, told
+from llmd.daemon.planning.placement import (
+    Asked,
+    Device,
+    Form,
+    Placed,
+    Rung,
+    conditions,
+    explained,
+    gib,
+    place,
+    rungs,
+    told,
+)
 from llmd.daemon.planning.plan import Placement, Wish
 from llmd.quantize.memory import Calibration, Layout, Measured
 
@@ -132,14 +144,17 @@ class Planner:
     def ended(self, key: Key) -> None:
         self.leases.end(key)
 
-    def smaller(self, key: Key) -> str:
-        """A replica ran out of memory: the next plan of what was asked is one step smaller. Says with what it ran."""
+    def smaller(self, key: Key) -> tuple[str, bool]:
+        """A replica ran out of memory: the next plan of what was asked is one step smaller. Says with what it ran, and
+        whether there is a smaller step."""
         lease = self.leases.get(key)
         if lease is None:
-            return ""
+            return "", False
         layout = lease.placed.layout
-        self._below[key[0]] = lease.wish, (layout.context, layout.slots, layout.kv_type)
-        return f"{layout.slots} slots of {layout.context} tokens, {layout.kv_type}"
+        rung = layout.context, layout.slots, layout.kv_type
+        self._below[key[0]] = lease.wish, rung
+        last = rungs(_asked(lease.wish))[-1]
+        return f"{layout.slots} slots of {layout.context} tokens, {layout.kv_type}", rung != last
 
     def note(self, key: Key) -> str:
         """What an admin should know of a replica's plan: it is less than what was asked for."""
@@ -266,10 +281,7 @@ class Planner:
         known = [one for one in plan.forms(wish) if one.shape is not None]
         if not known:
             raise DoesNotFit("what it needs is not known: an older version imported it; import it again")
-        asked = Asked(
-            wish.context, wish.slots, wish.keep_context, wish.keep_slots, where.kv, where.split, where.ubatch,
-            where.gpus, self._ran_out(model, origin or wish),
-        )  # fmt: skip
+        asked = _asked(wish, self._ran_out(model, origin or wish))
         forms = [Form.of(one.form or model, one.shape, one.size, one.digest) for one in known if one.shape]
         # many GPUs have very many subsets: streams go on meanwhile
         return await asyncio.to_thread(
@@ -286,6 +298,14 @@ class Planner:
         if view.inventory.gpus or view.gone:
             return "this engine was built without CUDA: install the package llmd-cuda"
         return view.inventory.reason
+
+
+def _asked(wish: Wish, below: Rung | None = None) -> Asked:
+    where = wish.placement
+    return Asked(
+        wish.context, wish.slots, wish.keep_context, wish.keep_slots, where.kv, where.split, where.ubatch, where.gpus,
+        below,
+    )  # fmt: skip
 
 
 def cuda_engine() -> bool:

@@ -22,6 +22,7 @@ class Replica:
         self.stopped = 0  # the last run that was to end
         self.trial = False  # beside one that it replaces: given up where there is no room for both
         self.starved = False  # it waits for memory
+        self.shrinks = False  # its next plan is smaller: it ran out of memory
         self.leaves = ""  # why it has to leave where it is; "": it has not
 
     @property
@@ -94,8 +95,8 @@ class Deployment:
     @property
     def failed(self) -> str:
         """Why what is wanted could not be loaded; "" where it was, or still may be."""
-        reasons = [one.reason for one in self.replicas if one.life.state == "restarting" and self._fits(one)]
-        return reasons[0] if reasons else ""
+        down = (one for one in self.replicas if one.life.state == "restarting" and self._fits(one))
+        return next((one.reason for one in down if not one.shrinks), "")
 
     @property
     def slots(self) -> int:

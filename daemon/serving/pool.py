@@ -198,9 +198,10 @@ class Pool:
         if r.stopped == r.life.run or (worker.info is None and worker.cause is WorkerLost):
             return
         more = {}
-        if worker.cause is GpuOutOfMemory and (ran := self._planner.smaller((d.model, r.number))):
-            more["ran_with"] = ran
-            log.warning("%s: out of memory with %s; the next plan is smaller", d.model, ran)
+        if worker.cause is GpuOutOfMemory:
+            more["ran_with"], r.shrinks = self._planner.smaller((d.model, r.number))
+            log.warning("%s: out of memory with %s%s", d.model, more["ran_with"],
+                        "; the next plan is smaller" if r.shrinks else "")  # fmt: skip
         gpus = ",".join(worker.settings.gpus)
         self._audit("worker.lost", model=d.model, code=worker.cause.code, reason=reason, gpus=gpus, **more)
 
@@ -296,7 +297,7 @@ class Pool:
             self._planner.started(lease, lambda: worker.pid if worker else 0)
             await worker.start()
             self._planner.ready(lease)
-            r.trial = False
+            r.trial = r.shrinks = False
             log.info("%s is ready (worker %d, %.1f s)", d.model, worker.pid, clock() - began)
             self._audit("model.ready", model=d.model, replica=r.number, **_chosen(settings))
             self._tell(d, r, Up(run))

@@ -44,8 +44,10 @@ async def deploy(admin: Admin, fake: FakeNvml, *arguments: str) -> dict[str, Any
 async def fails(admin: Admin, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(*admin.command, *arguments, stderr=subprocess.PIPE)
     _, err = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 1 and len(err.splitlines()) == 1
-    return err.decode()
+    *progress, told = err.decode().splitlines()
+    assert process.returncode == 1 and told.startswith("llmctl: ")
+    assert all(line.startswith(f"{arguments[1]}: ") for line in progress)
+    return told
 
 
 async def test_replicas_are_shown_and_refused_where_there_are_too_few_gpus(admin: Admin) -> None:
@@ -126,6 +128,18 @@ async def test_a_form_can_be_pinned_and_the_log_has_what_serves(admin: Admin) ->
     assert row == {"model": "large", "replica": 1, "form": "large@Q4_K_M", "gpus": h200(0).uuid, "split": "none",
                    "kv": "f16", "context": 4096, "slots": 8}  # fmt: skip
     assert [f["name"] for f in (await admin.json("model", "show", "large"))["forms"]] == ["large@GGUF", "large@Q4_K_M"]
+
+
+async def test_a_first_deploy_that_runs_out_of_memory_goes_on_with_less(admin: Admin) -> None:
+    admin.see(FakeNvml(h200(0)))
+    admin.planner.fake = {"text": "one", "last_words": "CUDA error: out of memory", "holds": 4}
+    told = await admin.json("deploy", "large")
+    assert told["slots"] == 4
+    assert "large: smaller than asked: it ran out of memory with 8 slots" in await admin.run("status")
+    await admin.run("undeploy", "large")
+    said = await fails(admin, "deploy", "large", "--slots", "8", "--ctx", "4096", "--kv", "f16")
+    assert "gpu" not in said and "large could not be loaded" in said and "out of memory" in said
+    assert admin.daemon.pool.all() == [] and admin.daemon.store.deployments() == []
 
 
 async def test_nothing_goes_where_it_would_not_help(admin: Admin) -> None:
