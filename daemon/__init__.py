@@ -4,12 +4,14 @@ main.py      `llmd serve`: builds every part, runs them, drains on SIGTERM
 banner.py    what `llmd serve` prints once it can answer
 children.py  the one way to start a child process
 config.py    the one frozen dataclass, its TOML file
+cpu.py       which of the engine's libraries runs on this CPU
 errors.py    the error tree
 files.py     atomic writes
 limits.py    every limit on what comes in
 logs.py      lines to standard error that block nobody
 memory.py    what a new process can have
 metrics.py   Prometheus metrics
+process.py   what a daemon takes of its machine before it begins
 tasks.py     the tasks that live as long as the daemon
 schema.py    the tables of `state.db`
 store.py     `state.db`: clients, models, deployments

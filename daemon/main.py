@@ -6,12 +6,10 @@ SIGHUP reloads the CA's files.
 
 import argparse
 import asyncio
-import fcntl
 import gc
 import logging
 import os
 import resource
-import secrets
 import signal
 import socket
 import sys
@@ -28,7 +26,7 @@ from llmd.api.http import openapi, probes
 from llmd.api.http.app import application, client, noted
 from llmd.api.http.listener import Listener
 from llmd.api.openai import chat, models
-from llmd.daemon import banner, config, files, limits, logs
+from llmd.daemon import banner, config, cpu, files, logs, process
 from llmd.daemon.admin.clients import Clients, reconcile, revocations
 from llmd.daemon.admin.doctor import Doctor, config_names
 from llmd.daemon.admin.evictions import Evictions
@@ -49,6 +47,7 @@ from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.planning.measurements import planner
+from llmd.daemon.process import Fatal
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.pool import Pool
@@ -58,9 +57,6 @@ from llmd.daemon.tasks import Tasks
 log = logging.getLogger("llmd")
 
 MAINTAIN_SECONDS = 10.0
-KEY_BYTES = 32
-# for databases, workers, children, models that are read
-OWN_DESCRIPTORS = 256
 # for the last lines of the log, where somebody reads it
 FLUSH_SECONDS = 1.0
 RETRY_SECONDS = 60.0
@@ -70,10 +66,6 @@ DEMO_CLIENT = "demo"
 CLIENT_ROUTES = (*chat.ROUTES, *models.ROUTES, *probes.ROUTES, *openapi.ROUTES)
 
 
-class Fatal(Exception):
-    """The daemon cannot start; the message says what to do."""
-
-
 class Daemon:
     """Every part of one running llmd. `await run()` returns after a drain."""
 
@@ -81,8 +73,8 @@ class Daemon:
         self.config = settings
         state = settings.state
         (state / "pki").mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = _lock(state)
-        self.audit = AuditLog(state / "audit.db", _key(state))
+        self._lock = process.lock(state)
+        self.audit = AuditLog(state / "audit.db", process.audit_key(state))
         self.audit.open()
         self.store, self.state = Store(state / "state.db"), StateThread()
         self.authority = self._open_authority()
@@ -99,7 +91,7 @@ class Daemon:
             self.tasks,
             serve_unaudited=settings.audit_on_failure == "serve",
         )
-        self.connections = Connections(_descriptors() - OWN_DESCRIPTORS, lambda: self.authority.revoked)
+        self.connections = Connections(process.descriptors() - process.OWN_DESCRIPTORS, lambda: self.authority.revoked)
         self.tls = ServerTls(self.authority, state / "pki")
         self.refusals = Refusals(self.audit)
         self.acts = Acts(self.audit, unlogged=self.serving.serve_unaudited)
@@ -145,6 +137,7 @@ class Daemon:
 
     async def run(self, default_model: tuple[str, Path] | None = None) -> None:
         self._handle_signals()
+        self.service.doctor.cpu = await cpu.choose(self.config.state)
         if self.config.audit_on_failure == "serve":
             self.audit.event("audit.on_failure", value="serve")
         clients = Listener(
@@ -176,11 +169,15 @@ class Daemon:
             await clients.stop(0)
             await admin.stop(0)
             await asyncio.to_thread(self.watcher.close)
-            self.state.close()
-            self.store.close()
-            self.refusals.flush(all_=True)
-            await asyncio.to_thread(self.audit.close)
-            os.close(self._lock)
+            await self.close()
+
+    async def close(self) -> None:
+        """The files, and nothing else: of one that does not run."""
+        self.state.close()
+        self.store.close()
+        self.refusals.flush(all_=True)
+        await asyncio.to_thread(self.audit.close)
+        os.close(self._lock)
 
     async def _start(self, clients: Listener, admin: Listener, default_model: tuple[str, Path] | None) -> None:
         await self._demo_client()
@@ -313,67 +310,37 @@ class Daemon:
             await asyncio.sleep(0.05)
 
 
-def _descriptors() -> int:
-    """How many files this process may have open: as many as it can be given."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = limits.MAX_CONNECTIONS + OWN_DESCRIPTORS
-    most = enough if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < enough:
-        log.warning("this process may have %d files open: it takes %d connections", most, most - OWN_DESCRIPTORS)
-    return max(most, 2 * OWN_DESCRIPTORS)
-
-
-def _lock(state: Path) -> int:
-    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        os.close(fd)
-        raise Fatal(f"another llmd runs on {state}; stop it or give another --state-dir") from e
-    return fd
-
-
-def _key(state: Path) -> bytes:
-    """The audit log's key, made with the log: whoever lacks it cannot guess prompts from their hashes. Raises Fatal
-    where it is missing, damaged or open to others: with another one, nothing in the log could be proven any more."""
-    file, begun = state / "audit.key", (state / "audit.db").exists()
-    if not file.exists() and not begun:
-        files.write(file, secrets.token_bytes(KEY_BYTES), 0o600)
-    lost = "put back a copy of it, or move audit.db and audit.db-wal away as well to begin a new log"
-    if not file.exists():
-        raise Fatal(f"{file} is missing, which the audit log was written with: {lost}")
-    if files.exposed(file):
-        raise Fatal(f"{file} may be read or written by others: chmod 600 {file}")
-    key = file.read_bytes()
-    if len(key) != KEY_BYTES:
-        raise Fatal(f"{file} is damaged: {lost}")
-    return key
-
-
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
+def arguments() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="llmd", description="A private LLM service. `llmctl` administers it.")
     top.add_argument("--version", action="version", version=f"llmd {version('llmd-appliance')}")
-    serve = top.add_subparsers(dest="command", required=True).add_parser(
-        "serve", help="run the daemon in the foreground"
-    )
-    serve.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_FILE}, if it exists")
-    serve.add_argument("--state-dir", metavar="DIR", help="models, certificates, audit log")
+    commands = top.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="run the daemon in the foreground")
+    init = commands.add_parser("init", help="make the state folder, the CA and the server's certificate, and end")
+    for command in (serve, init):
+        command.add_argument(
+            "--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_FILE}, if it exists"
+        )
+        command.add_argument("--state-dir", metavar="DIR", help="models, certificates, audit log")
     serve.add_argument("--listen", metavar="HOST:PORT", help="where clients connect")
     serve.add_argument(
         "--default-model", metavar="NAME=FILE", help="import and deploy this GGUF if NAME is not there yet"
     )
-    return top.parse_args(argv)
+    init.set_defaults(listen=None, default_model=None)
+    return top
 
 
 async def _serve(settings: Config, default_model: tuple[str, Path] | None) -> None:
     await Daemon(settings).run(default_model)
 
 
+async def _init(settings: Config) -> None:
+    """What is there already stays."""
+    await Daemon(settings).close()
+
+
 def main(argv: list[str] | None = None) -> None:
     """The `llmd` command. Exits 0 after a drain, 1 when it cannot run."""
-    given = _arguments(argv)
+    given = arguments().parse_args(argv)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys and prompts
     os.umask(0o027)
     lines = logs.start()
@@ -383,7 +350,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         settings = config.load(given.config, state_dir=given.state_dir, listen=given.listen)
         # its TLS writes cost half of asyncio's own (benchmarks/gateway.py)
-        uvloop.run(_serve(settings, (name, Path(file)) if file else None))
+        work = _serve(settings, (name, Path(file)) if file else None) if given.command == "serve" else _init(settings)
+        uvloop.run(work)
     except (Fatal, ConfigError) as e:
         sys.exit(f"llmd: {e}")
     except LlmdError as e:

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmd.daemon import files
 from llmd.daemon.config import Config
+from llmd.daemon.cpu import Choice
 from llmd.daemon.errors import AuditUnavailable
 from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import Health, Watcher
@@ -51,13 +52,14 @@ class Doctor:
     state: StateThread
     authority: Authority
     watcher: Watcher
+    cpu: Choice | None = None
 
     async def checks(self) -> list[Check]:
         """`ok` is true, false, or None for what is only information."""
         audit, latest = await self._audit()
         checks = [*self.tasks(), *self._models(), audit, self._disk()]
         checks += await self.state.run(lambda: [*self._clock(latest), *self._files(), *self._ends(), *self._names()])
-        return [*checks, *self._gpus()]
+        return [*checks, *self._cpu(), *self._gpus()]
 
     async def endings(self) -> list[Ending]:
         """Of the CA's own, and of every client's certificate that is not revoked and has not ended."""
@@ -119,6 +121,13 @@ class Doctor:
         free = shutil.disk_usage(self.config.state).free
         enough = free > 1 << 30
         return check("disk", enough, f"{free / (1 << 30):.1f} GiB free", "" if enough else "free at least 1 GiB")
+
+    def _cpu(self) -> list[Check]:
+        """Where the engine has libraries to choose from."""
+        if not self.cpu or not self.cpu.variant:
+            return []
+        fix = "nothing, if this is a virtual machine that shows what it has not" if self.cpu.failed else ""
+        return [check("cpu engine", None if self.cpu.failed else True, self.cpu.text, fix)]
 
     def _gpus(self) -> list[Check]:
         view = self.watcher.view

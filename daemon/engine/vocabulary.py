@@ -1,12 +1,14 @@
 """A model's vocabulary in llama.cpp: text to tokens and back, and what the file says of both."""
 
 import ctypes
+import os
 import sys
 from collections import abc
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
+from llmd.daemon.engine import backends
 from llmd.daemon.errors import LlmdError, ModelInvalid
 
 # tokenizers of whose tokens' texts the whole text consists
@@ -31,6 +33,7 @@ _log_callback = lib.llama_log_callback(_log)  # kept alive: llama.cpp holds the 
 def load(path: str, params: Any) -> Any:
     """llama.cpp's model. Raises ModelInvalid with its reason."""
     lib.llama_log_set(_log_callback, None)
+    backends.load(gpus=bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
     lib.llama_backend_init()
     model = lib.llama_model_load_from_file(path.encode(), params)
     if not model:

@@ -217,6 +217,17 @@ def test_a_long_prompt_does_not_stall_another_stream(own_llmd: Llmd) -> None:
         reader.join()
 
 
+def test_init_makes_the_ca_once_and_ends(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    command = [str(Path(sys.executable).parent / "llmd"), "init", "--state-dir", str(state)]
+    for _ in range(2):
+        subprocess.run(command, check=True, timeout=60)
+        first = (state / "pki/ca.crt").read_bytes(), (state / "audit.key").read_bytes()
+    assert first == ((state / "pki/ca.crt").read_bytes(), (state / "audit.key").read_bytes())
+    assert (state / "pki/server.crt").exists() and not (state / "admin.sock").exists()
+    assert not list((state / "pki").glob("clients/*"))
+
+
 def test_a_second_daemon_on_the_same_state_is_refused(llmd: Llmd) -> None:
     command = [
         str(Path(sys.executable).parent / "llmd"),

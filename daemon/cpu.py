@@ -1,0 +1,111 @@
+"""Which of the engine's libraries runs on this CPU: the best that passes a trial in a child process.
+
+A hypervisor may show instructions that it does not carry out, and a library that uses them kills its process at the
+first token. So each is tried, the best first, until one computes what it should; what was found is kept with the CPU's
+identity and tried again when that is another one. An engine compiled for this machine has no libraries to choose from.
+"""
+
+import asyncio
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import signal
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from llmd.daemon import children, files
+from llmd.daemon.errors import Unavailable
+
+log = logging.getLogger("llmd.cpu")
+
+PROGRAM = "llmd.daemon.engine.selftest"
+FILE = "cpu.json"
+VARIABLE = "GGML_CPU_VARIANT"  # for the children: `daemon/engine/backends.py` reads it
+TRIAL_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`variant`: the library; "": the engine has none to choose from. `failed`: better ones, and why not them;
+    `identity`: of the CPU that they were tried on."""
+
+    identity: str
+    variant: str
+    failed: dict[str, str]
+
+    @property
+    def text(self) -> str:
+        why = "; ".join(f"{name}: {reason}" for name, reason in self.failed.items())
+        return f"{self.variant} is used" + (f", since better ones fail on this CPU ({why})" if why else "")
+
+
+async def choose(state: Path) -> Choice:
+    """The library for this CPU, and from now on every child's. Raises Unavailable where none runs."""
+    if not has_libraries():
+        return Choice("", "", {})
+    now = identity()
+    found = _kept(state / FILE, now) or await _try_all(now)
+    if found.variant:
+        os.environ[VARIABLE] = found.variant
+        files.write(state / FILE, json.dumps(asdict(found)).encode(), 0o600)
+    return found
+
+
+def has_libraries() -> bool:
+    """Whether the engine has several for the CPU."""
+    found = importlib.util.find_spec("llama_cpp")
+    places = (found.submodule_search_locations if found else None) or []
+    return any(list(Path(place, "lib").glob("libggml-cpu-*.so")) for place in places)
+
+
+def identity(root: Path = Path("/")) -> str:
+    """Of the CPU as the kernel shows it, and of the engine."""
+    lines = (root / "proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    told = [line for line in lines if line.startswith(("model name", "stepping", "microcode", "flags"))]
+    return hashlib.sha256("\n".join([*told, version("llama-cpp-python")]).encode()).hexdigest()
+
+
+def _kept(file: Path, now: str) -> Choice | None:
+    try:
+        found = Choice(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if found.identity == now else None
+
+
+async def _try_all(now: str) -> Choice:
+    said = (await _ask()).get("variants")
+    scores = {str(name): int(score) for name, score in said.items()} if isinstance(said, dict) else {}
+    failed: dict[str, str] = {}
+    for name in sorted((name for name, score in scores.items() if score), key=lambda name: -scores[name]):
+        answer = await _ask(name)
+        if answer.get("ok"):
+            log.info("the engine's library for this CPU: %s", name)
+            return Choice(now, name, failed)
+        failed[name] = str(answer.get("why"))
+        log.warning("the engine's library %s does not run on this CPU: %s", name, failed[name])
+    told = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    raise Unavailable(f"no library of the engine runs on this CPU ({told or 'none was found'})")
+
+
+async def _ask(*arguments: str) -> dict[str, object]:
+    process = await children.start(
+        PROGRAM, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(TRIAL_SECONDS):
+            out, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return {"why": "it does not end"}
+    code = process.returncode or 0
+    if code < 0:
+        return {"why": f"it ends with {signal.Signals(-code).name}"}
+    try:
+        return dict(json.loads(out))
+    except (ValueError, TypeError):
+        return {"why": f"it says nothing (exit {code})"}

@@ -1,0 +1,52 @@
+"""ggml's backends as loadable libraries, as the packages ship them: one for each generation of CPUs, and CUDA's.
+
+An engine that was compiled for one machine has its CPU code built in: there is nothing to load then. Standard library
+only, besides ggml itself.
+"""
+
+import ctypes
+import importlib.util
+import os
+from pathlib import Path
+
+# names the CPU's library; `daemon/cpu.py` finds out which one, and every child of the daemon gets it
+VARIABLE = "GGML_CPU_VARIANT"
+
+
+def folder() -> Path | None:
+    """Where the engine's libraries are."""
+    found = importlib.util.find_spec("llama_cpp")
+    places = (found.submodule_search_locations if found else None) or []
+    return next((Path(place, "lib") for place in places), None)
+
+
+def variants(where: Path | None) -> dict[str, Path]:
+    """The CPU's libraries by name."""
+    found = sorted(where.glob("libggml-cpu-*.so")) if where else []
+    return {file.stem.removeprefix("libggml-cpu-"): file for file in found}
+
+
+def score(library: Path) -> int:
+    """How well it fits this CPU, as it says itself; 0: not at all. Nothing is computed."""
+    call = ctypes.CDLL(str(library)).ggml_backend_score
+    call.restype = ctypes.c_int
+    return int(call())
+
+
+def load(*, gpus: bool) -> None:
+    """The library that the environment names, else the one that fits best; and CUDA's, if there is one. Once a
+    process, before anything else of llama.cpp. Raises OSError."""
+    where = folder()
+    known = variants(where)
+    if where is None or not known:
+        return
+    ggml = ctypes.CDLL(str(where / "libggml.so"))
+    ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if ggml.ggml_backend_reg_count():
+        return
+    chosen = known.get(os.environ.get(VARIABLE, "")) or max(known.values(), key=score)
+    wanted = [chosen, *([where / "libggml-cuda.so"] if gpus else [])]
+    ggml.ggml_backend_load.restype, ggml.ggml_backend_load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
+    for library in (file for file in wanted if file.exists()):
+        if not ggml.ggml_backend_load(os.fsencode(library)):
+            raise OSError(f"{library.name} cannot be loaded")

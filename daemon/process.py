@@ -1,0 +1,59 @@
+"""What a daemon takes of its machine before it begins: descriptors, the state folder for itself, the audit's key."""
+
+import fcntl
+import logging
+import os
+import resource
+import secrets
+from pathlib import Path
+
+from llmd.daemon import files, limits
+
+log = logging.getLogger("llmd")
+
+KEY_BYTES = 32
+# for databases, workers, children, models that are read
+OWN_DESCRIPTORS = 256
+
+
+class Fatal(Exception):
+    """The daemon cannot start; the message says what to do."""
+
+
+def descriptors() -> int:
+    """How many files this process may have open: as many as it can be given."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = limits.MAX_CONNECTIONS + OWN_DESCRIPTORS
+    most = enough if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < enough:
+        log.warning("this process may have %d files open: it takes %d connections", most, most - OWN_DESCRIPTORS)
+    return max(most, 2 * OWN_DESCRIPTORS)
+
+
+def lock(state: Path) -> int:
+    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(fd)
+        raise Fatal(f"another llmd runs on {state}; stop it or give another --state-dir") from e
+    return fd
+
+
+def audit_key(state: Path) -> bytes:
+    """The audit log's key, made with the log: whoever lacks it cannot guess prompts from their hashes. Raises Fatal
+    where it is missing, damaged or open to others: with another one, nothing in the log could be proven any more."""
+    file, begun = state / "audit.key", (state / "audit.db").exists()
+    if not file.exists() and not begun:
+        files.write(file, secrets.token_bytes(KEY_BYTES), 0o600)
+    lost = "put back a copy of it, or move audit.db and audit.db-wal away as well to begin a new log"
+    if not file.exists():
+        raise Fatal(f"{file} is missing, which the audit log was written with: {lost}")
+    if files.exposed(file):
+        raise Fatal(f"{file} may be read or written by others: chmod 600 {file}")
+    key = file.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise Fatal(f"{file} is damaged: {lost}")
+    return key
