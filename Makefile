@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python -P
 PACKAGES := llmd.daemon llmd.quantize llmd.api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow clients check bench clean
+.PHONY: help setup run test test-slow clients check bench wheelhouse deb test-deb clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,15 @@ bench: setup ## llmd and llama-server under the same load in turn, then what the
 	@server=$$(packaging/build_peer.sh | tail -n 1) && [ -n "$$server" ] && \
 		$(PYTHON) benchmarks/run.py --peer "$$server" --model "$(MODEL)" $(ARGS)
 	@.venv/bin/python benchmarks/gateway.py
+
+wheelhouse: setup ## what the Debian package is built from: pinned wheels, the engine for many kinds of CPU
+	@packaging/wheelhouse.sh
+
+deb: wheelhouse ## the Debian package, built without a network
+	@packaging/deb.sh
+
+test-deb: wheelhouse ## the package in a Debian 12 of its own: install, first token, remove, purge, build again
+	@packaging/test_deb.sh
 
 clean: ## .venv, the model and everything built; not the wheels in ~/.cache/llmd, not STATE
 	@rm -rf .venv .build build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -23,7 +23,7 @@ log = logging.getLogger("llmd.cpu")
 
 PROGRAM = "llmd.daemon.engine.selftest"
 FILE = "cpu.json"
-VARIABLE = "GGML_CPU_VARIANT"  # for the children: `daemon/engine/backends.py` reads it
+VARIABLE = "GGML_CPU_VARIANT"  # for the children: `quantize/backends.py` reads it
 TRIAL_SECONDS = 30.0
 
 

@@ -1,8 +1,9 @@
 """What reads and makes model files, and knows what they take. Untrusted bytes are worked on in a child process.
 
-header.py   reads a GGUF header; believes no size in it
-check.py    judges a GGUF file; run as a child process
-shape.py    what a model's memory depends on, from its header
-compute.py  the compute buffer's size, as ggml's allocator finds it
-memory.py   the bytes of a model on each device, from its shape alone
+backends.py  ggml's libraries, where the engine is for many kinds of CPU
+header.py    reads a GGUF header; believes no size in it
+check.py     judges a GGUF file; run as a child process
+shape.py     what a model's memory depends on, from its header
+compute.py   the compute buffer's size, as ggml's allocator finds it
+memory.py    the bytes of a model on each device, from its shape alone
 """

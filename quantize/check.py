@@ -14,6 +14,7 @@ from collections import Counter
 from typing import Any
 
 from llmd.daemon.errors import ModelInvalid
+from llmd.quantize import backends
 from llmd.quantize.header import Array, Header, read_header
 from llmd.quantize.shape import shape_of
 
@@ -205,6 +206,7 @@ def _let_llama_try(path: str) -> None:
 
     callback = lib.llama_log_callback(log)
     lib.llama_log_set(callback, None)
+    backends.load(gpus=False)
     lib.llama_backend_init()
     params = lib.llama_model_default_params()
     params.no_alloc = True

@@ -52,7 +52,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "daemon/identity/": {"llmd.daemon.identity", *LEAVES},
     "daemon/audit/": {"llmd.daemon.audit", *LEAVES},
     "daemon/models/": {"llmd.daemon.models", "llmd.quantize", *LEAVES},
-    "daemon/engine/": {"llmd.daemon.engine", "llmd.daemon.errors", "llmd.quantize.header"},
+    "daemon/engine/": {
+        "llmd.daemon.engine", "llmd.daemon.errors", "llmd.quantize.header", "llmd.quantize.backends",
+    },
     "daemon/": LEAVES,
     "quantize/": {"llmd.quantize", "llmd.daemon.errors"},
 }  # fmt: skip
@@ -251,6 +253,14 @@ def test_the_map_is_true() -> None:
 def test_versions_agree() -> None:
     heading = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert heading and heading[1] == PYPROJECT["project"]["version"]
+    assert (ROOT / "debian/changelog").read_text().startswith(f"llmd ({heading[1]}) ")
+
+
+def test_the_package_ships_what_is_tested() -> None:
+    """`packaging/lock.py` was run after the last change of requirements.txt."""
+    locked = re.findall(r"^(\S+==\S+) --hash=sha256:[0-9a-f]{64}$", (ROOT / "packaging/deb.lock").read_text(), re.M)
+    pinned = [line for line in (ROOT / "packaging/requirements.txt").read_text().splitlines() if "==" in line]
+    assert locked == [line for line in pinned if not line.startswith(("#", "pip=="))]
 
 
 def pins(*names: str) -> dict[str, str]:

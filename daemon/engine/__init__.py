@@ -15,7 +15,6 @@ turns.py       a conversation as a template gets it
 sampling.py    pure: chooses tokens for many sequences at once
 output.py      tokens to text: whole UTF-8, stop strings
 trial.py       a program: does a model's template work, and does it answer a token
-backends.py    ggml's libraries, where the engine is for many kinds of CPU
 selftest.py    a program: does one of them run on this CPU?
 vocabulary.py  text to tokens and back in llama.cpp
 llama.py       the runner: llama-cpp-python's low-level API

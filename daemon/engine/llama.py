@@ -18,12 +18,11 @@ from typing import Any, cast
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
-from llmd.daemon.engine import backends
 from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.passes import passes
 from llmd.daemon.engine.sampling import Floats, Sampling, forbid, is_simple
 from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample, Start, next_cut
-from llmd.daemon.engine.vocabulary import Vocabulary, load
+from llmd.daemon.engine.vocabulary import Vocabulary, load, prepare
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 
 # penalties look back this far for `repeat_penalty`, as llama.cpp's own default does
@@ -66,7 +65,7 @@ class LlamaRunner:
     ) -> None:
         self.threads = threads or len(os.sched_getaffinity(0))
         self._gpu = gpus > 0
-        backends.load(gpus=self._gpu)
+        prepare(gpus=self._gpu)
         self._split, self._kv_type, self._ubatch = SPLIT_MODES[split], KV_TYPES[kv_type], ubatch or 512
         if self._gpu and not lib.llama_supports_gpu_offload():
             raise Unavailable("this engine was built without CUDA: install the package llmd-cuda, or deploy on the CPU")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llmd.daemon.engine import backends
+from llmd.quantize import backends
 
 # ggml's numbers, and how far a product may be off, as a share of the largest
 KINDS = {"f32": (0, 1e-3), "f16": (1, 1e-2), "q4_0": (2, 0.2), "q8_0": (8, 0.02), "q4_K": (12, 0.2), "q5_K": (13, 0.1),
@@ -48,12 +48,12 @@ class Trial:
     """One library, loaded and ready to compute."""
 
     def __init__(self, where: Path, library: Path) -> None:
-        self.g = g = ctypes.CDLL(str(where / "libggml-base.so"), ctypes.RTLD_GLOBAL)
+        self.g = g = ctypes.CDLL(str(where / "libggml-base.so.0"), ctypes.RTLD_GLOBAL)
         for name, (result, arguments) in SIGNATURES.items():
             call = getattr(g, name)
             call.restype, call.argtypes = result, arguments
         g.ggml_init.restype, g.ggml_init.argtypes = c_void_p, [Params]
-        load = ctypes.CDLL(str(where / "libggml.so")).ggml_backend_load
+        load = ctypes.CDLL(str(where / "libggml.so.0")).ggml_backend_load
         load.restype, load.argtypes = c_void_p, [ctypes.c_char_p]
         loaded = load(bytes(library))
         if not loaded:

@@ -8,8 +8,8 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from llmd.daemon.engine import backends
-from llmd.daemon.errors import LlmdError, ModelInvalid
+from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
+from llmd.quantize import backends
 
 # tokenizers of whose tokens' texts the whole text consists
 LOSSLESS = {
@@ -30,11 +30,19 @@ def _log(level: int, text: bytes, _user: Any) -> None:
 _log_callback = lib.llama_log_callback(_log)  # kept alive: llama.cpp holds the pointer
 
 
+def prepare(*, gpus: bool) -> None:
+    """llama.cpp, before anything is asked of it. Raises Unavailable where a library of its own cannot be loaded."""
+    lib.llama_log_set(_log_callback, None)
+    try:
+        backends.load(gpus=gpus)
+    except OSError as e:
+        raise Unavailable(f"the engine is damaged: {e}; install it again") from e
+    lib.llama_backend_init()
+
+
 def load(path: str, params: Any) -> Any:
     """llama.cpp's model. Raises ModelInvalid with its reason."""
-    lib.llama_log_set(_log_callback, None)
-    backends.load(gpus=bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
-    lib.llama_backend_init()
+    prepare(gpus=bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
     model = lib.llama_model_load_from_file(path.encode(), params)
     if not model:
         reason = _log_lines[-1] if _log_lines else "no reason given"

@@ -28,6 +28,7 @@ def variants(where: Path | None) -> dict[str, Path]:
 
 def score(library: Path) -> int:
     """How well it fits this CPU, as it says itself; 0: not at all. Nothing is computed."""
+    ctypes.CDLL(str(library.parent / "libggml-base.so.0"), ctypes.RTLD_GLOBAL)  # it needs that, and does not find it
     call = ctypes.CDLL(str(library)).ggml_backend_score
     call.restype = ctypes.c_int
     return int(call())
@@ -40,7 +41,7 @@ def load(*, gpus: bool) -> None:
     known = variants(where)
     if where is None or not known:
         return
-    ggml = ctypes.CDLL(str(where / "libggml.so"))
+    ggml = ctypes.CDLL(str(where / "libggml.so.0"))  # the name that libllama knows it by: else it is another one
     ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
     if ggml.ggml_backend_reg_count():
         return

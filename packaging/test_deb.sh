@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# The package as an administrator meets it: built twice (the same bytes), looked through by lintian, and installed into a
+# clean Debian 12 without a network: first token, remove, purge. Root, in mount, process and network namespaces of its own.
+#
+# The clean root is made once, in ~/.cache/llmd/debian. Each step's seconds are printed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/llmd
+BASE=$CACHE/debian/bookworm-2.tar
+MODEL=$PWD/.build/models/SmolLM2-135M-Instruct.Q4_1.gguf
+PACKAGES=systemd,python3,procps,libgomp1,libstdc++6,ca-certificates,debconf
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+
+BEGIN=$SECONDS
+say() { printf 'test-deb: %3d s  %s\n' $((SECONDS - BEGIN)) "$*"; }
+fail() { say "FAILED: $*" && exit 1; }
+
+tools() {
+    local missing=()
+    for tool in dh:debhelper dpkg-buildpackage:dpkg-dev lintian:lintian mmdebstrap:mmdebstrap unshare:util-linux; do
+        command -v "${tool%:*}" >/dev/null || missing+=("${tool#*:}")
+    done
+    if ((${#missing[@]})); then
+        say "installing ${missing[*]}"
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >/dev/null
+    fi
+}
+
+base() {
+    [[ -f $BASE ]] && return
+    say "making a clean Debian 12, once"
+    mkdir -p "${BASE%/*}"
+    mmdebstrap --quiet --format=tar --variant=minbase --include="$PACKAGES" bookworm "$BASE.part"
+    mv "$BASE.part" "$BASE"
+}
+
+# inside FILE: a script in the clean root, with processes, mounts and a network of its own
+inside() {
+    unshare --mount --pid --net --uts --ipc --fork --kill-child --propagation private bash -c '
+        set -e
+        mount --bind "$1" "$1"
+        mount -t proc proc "$1/proc"
+        mount -t tmpfs tmpfs "$1/dev/shm" 2>/dev/null || true
+        ip link set lo up 2>/dev/null || true
+        exec chroot "$1" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/srv LANG=C.UTF-8 TERM=dumb DEBIAN_FRONTEND=noninteractive \
+            bash /srv/inside.sh
+    ' inside "$1"
+}
+
+tools
+base
+say "building"
+first=$(packaging/deb.sh "$WORK/one")
+say "looking it through"
+lintian --allow-root --fail-on error,warning --tag-display-limit 0 "$first" || fail "lintian"
+root=$WORK/debian
+mkdir -p "$root"
+tar -xf "$BASE" -C "$root"
+cp "$first" "$root/srv/llmd.deb"
+cp "$MODEL" "$root/srv/model.gguf"
+cp packaging/test_deb_inside.sh "$root/srv/inside.sh"
+say "installing it"
+inside "$root" || fail "in the clean Debian"
+say "building it again, elsewhere"
+second=$(packaging/deb.sh "$WORK/another/folder")
+cmp "$first" "$second" || fail "two builds differ"
+say "the same bytes: $(sha256sum "$first" | cut -c 1-16), $(($(stat -c %s "$first") >> 20)) MiB"
