@@ -47,10 +47,14 @@ async def choose(state: Path) -> Choice:
     if not has_libraries():
         return Choice("", "", {})
     now = identity()
-    found = _kept(state / FILE, now) or await _try_all(now)
-    if found.variant:
-        os.environ[VARIABLE] = found.variant
-        files.write(state / FILE, json.dumps(asdict(found)).encode(), 0o600)
+    found = _kept(state / FILE, now)
+    if found is None:
+        found = await _try_all(now)
+        try:
+            files.write(state / FILE, json.dumps(asdict(found)).encode(), 0o600)
+        except OSError as e:  # a full disk: the next start tries them again
+            log.warning("%s cannot be written: %s", FILE, e.strerror)
+    os.environ[VARIABLE] = found.variant
     return found
 
 

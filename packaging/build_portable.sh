@@ -10,7 +10,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/build_llama.sh" # say, die, with_progress
 
 VARIANTS=(x64 haswell skylakex icelake alderlake)
 FLAGS='-DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DLLAVA_BUILD=OFF -DGGML_OPENMP=ON'
-FLAGS+=' -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DCMAKE_INSTALL_RPATH=$ORIGIN'
 PYTHON=${PORTABLE_PYTHON:-$PYTHON}
 
 # keep_variants FILE: of the CPU variants in ggml's CMakeLists.txt ours only
@@ -26,13 +25,15 @@ keep_variants() {
     mv "$1.new" "$1"
 }
 
-# The install rules of the Python package do not know the variants: they are put in by hand.
+# The install rules of the Python package do not know the variants: they are put in by hand, and find the engine's other
+# libraries beside them instead of where they were built.
 add_variants() {
     "$PYTHON" - "$1" "$2"/bin/libggml-cpu-*.so <<'PY'
 import base64, hashlib, sys, zipfile
 from pathlib import Path
 
 wheel, *libraries = map(Path, sys.argv[1:])
+built = str(libraries[0].parent).encode() + b":"
 out = wheel.with_suffix(".new")
 with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
     record = next(name for name in old.namelist() if name.endswith(".dist-info/RECORD"))
@@ -44,7 +45,8 @@ with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLAT
     for name in sorted(set(old.namelist()) - {record}):
         put(name, old.read(name), old.getinfo(name).external_attr >> 16)
     for file in libraries:
-        data, name = file.read_bytes(), f"llama_cpp/lib/{file.name}"
+        data, name = file.read_bytes().replace(built, b"$ORIGIN".ljust(len(built), b"\0")), f"llama_cpp/lib/{file.name}"
+        assert built[:-1] not in data, f"{file.name} names where it was built"
         put(name, data, 0o755)
         hash_ = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
         lines.append(f"{name},sha256={hash_},{len(data)}")
