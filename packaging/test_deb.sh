@@ -18,9 +18,9 @@ say() { printf 'test-deb: %3d s  %s\n' $((SECONDS - BEGIN)) "$*"; }
 fail() { say "FAILED: $*" && exit 1; }
 
 tools() {
-    local missing=()
-    for tool in dh:debhelper dpkg-buildpackage:dpkg-dev lintian:lintian mmdebstrap:mmdebstrap unshare:util-linux; do
-        command -v "${tool%:*}" >/dev/null || missing+=("${tool#*:}")
+    local missing=() package
+    for package in debhelper dpkg-dev lintian mmdebstrap gpg util-linux python3 python3-venv python3-pip; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
     done
     if ((${#missing[@]})); then
         say "installing ${missing[*]}"
