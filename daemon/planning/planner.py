@@ -69,15 +69,21 @@ class Planner:
         than in that one's place, there is no room beside it. Raises DoesNotFit, Unavailable and BadRequest with what is
         missing."""
         while True:
+            lately = self.leases.gave_back(GIVE_BACK_SECONDS)
             try:
-                return await self._settings(key, wish, beside=beside)
+                found = await self._settings(key, wish, beside=beside)
             except DoesNotFit:
-                if not self.leases.gave_back(GIVE_BACK_SECONDS):
+                if not lately:
                     raise
+            else:
+                if not lately or not self._cramped(key):
+                    return found
+            # a driver takes a moment to have back what a process held: there may be more, or enough, in a moment
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _settings(self, key: Key, wish: Wish, *, beside: bool) -> Settings:
         async with self._turn:
+            self.leases.end(key)
             copies = [lease for other, lease in self.leases.of(key[0], wish).items() if other != key]
             taken = {uuid for lease in copies for uuid in lease.needs}
             # a conversation may go on with another copy
@@ -159,19 +165,24 @@ class Planner:
     def note(self, key: Key) -> str:
         """What an admin should know of a replica's plan: it is less than what was asked for."""
         lease = self.leases.get(key)
-        if lease is None:
-            return ""
-        layout, wish = lease.placed.layout, lease.wish
-        if below := self._ran_out(key[0], wish):
+        if lease and (below := self._ran_out(key[0], lease.wish)):
             context, slots, kv = below
             return f"smaller than asked: it ran out of memory with {slots} slots of {context} tokens, {kv}"
-        asked = wish.context, wish.slots, wish.placement.kv or "f16"
-        if (layout.context, layout.slots, layout.kv_type) == asked:
+        if not lease or not self._cramped(key):
             return ""
+        context, slots, kv = _rung(lease.wish)
         return (
-            f"smaller than asked ({asked[1]} slots of {asked[0]} tokens, {asked[2]}): the GPUs had no room for more; "
-            "deployed again, it is planned anew"
+            f"smaller than asked ({slots} slots of {context} tokens, {kv}): the GPUs had no room for more; deployed "
+            "again, it is planned anew"
         )
+
+    def _cramped(self, key: Key) -> bool:
+        """Whether it got less than was asked for, and would get more with more room."""
+        lease = self.leases.get(key)
+        if not lease or self._ran_out(key[0], lease.wish):
+            return False
+        layout = lease.placed.layout
+        return (layout.context, layout.slots, layout.kv_type) != _rung(lease.wish)
 
     def on_gpus(self, model: str) -> bool:
         """Whether a replica of it has GPUs."""
@@ -180,7 +191,7 @@ class Planner:
     async def better(self, model: str, wish: Wish) -> bool:
         """Whether a replica would get more now, in its own place, than it has."""
         own = self.leases.of(model, wish)
-        if not any(self.note(key) for key in own):
+        if not any(self._cramped(key) for key in own):
             return False
         async with self._turn:
             with suppress(LlmdError):
@@ -306,6 +317,11 @@ def _asked(wish: Wish, below: Rung | None = None) -> Asked:
         wish.context, wish.slots, wish.keep_context, wish.keep_slots, where.kv, where.split, where.ubatch, where.gpus,
         below,
     )  # fmt: skip
+
+
+def _rung(wish: Wish) -> Rung:
+    """What was asked for."""
+    return wish.context, wish.slots, wish.placement.kv or "f16"
 
 
 def cuda_engine() -> bool:

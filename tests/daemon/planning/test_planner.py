@@ -195,6 +195,24 @@ async def test_the_largest_form_that_fits_is_loaded(tmp_path: Path, monkeypatch:
         await cpu.check("m", several, {})
 
 
+@pytest.mark.parametrize("held", [110, 68])
+async def test_what_a_driver_gives_back_late_is_waited_for(tmp_path: Path, held: int) -> None:
+    """Whether the model would not fit without it, or would with less than was asked for."""
+    fake = FakeNvml(h200(0))
+    made = planner(tmp_path, fake)
+    await made.settings(("old", 1), wish())
+    fake.hold(ONE, 7, held * GIB)
+    made.ready(("old", 1))
+    made.ended(("old", 1))
+    planning = asyncio.create_task(made.settings(("m", 1), wish(16)))
+    await asyncio.sleep(0.3)
+    assert not planning.done()
+    fake.release(7)
+    assert (await planning).slots == 16
+    (device,) = (await made.explain("other", wish(1, shape=SMALL)))["devices"]
+    assert device["free"] > 141 * GIB - 76 * GIB, "one lease, however often it was planned"
+
+
 async def test_what_gets_less_beside_what_serves_than_in_its_place_has_no_room_beside_it(tmp_path: Path) -> None:
     fake = FakeNvml(h200(0))
     made = planner(tmp_path, fake)
