@@ -1,14 +1,16 @@
 """Plans on scripted GPUs for processes that compute on none: a deployment's life without hardware."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
 from fake_nvml import GIB
 
-from llmd.daemon.engine.messages import Settings
+from llmd.daemon.engine.messages import Failed, Finished, Settings
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
+from llmd.daemon.serving.stream import Stream
 from llmd.quantize.shape import Layer, Shape
 
 LAYER = Layer(k=1024, v=1024, heads=32, kv_heads=8, q=4096, ff=14336, nbytes=2 * GIB)
@@ -30,3 +32,13 @@ class Placing(Planner):
         found = await super().settings(key, wish, beside=beside)
         self.given[key] = found.gpus
         return replace(found, runner="fake", fake=found.fake or self.fake)
+
+
+async def end(stream: Stream) -> Finished | Failed:
+    """How a request ended."""
+    async with asyncio.timeout(20):
+        while True:
+            last = (await stream.next())[-1]
+            if stream.read_out:
+                assert isinstance(last, Finished | Failed)
+                return last

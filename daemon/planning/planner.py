@@ -7,12 +7,10 @@ wish is planned anew at each start: same facts, same plan.
 """
 
 import asyncio
-import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from llmd.daemon import memory
@@ -35,6 +33,7 @@ from llmd.daemon.planning.placement import (
     told,
 )
 from llmd.daemon.planning.plan import Placement, Wish
+from llmd.quantize import backends
 from llmd.quantize.memory import Calibration, Layout, Measured
 
 log = logging.getLogger("llmd.planner")
@@ -326,9 +325,8 @@ def _rung(wish: Wish) -> Rung:
 
 def cuda_engine() -> bool:
     """Whether the engine that workers run has its CUDA library."""
-    found = importlib.util.find_spec("llama_cpp")
-    places = (found.submodule_search_locations if found else None) or []
-    return any(list(Path(place, "lib").glob("*ggml-cuda*")) for place in places)
+    where = backends.folder()
+    return where is not None and any(where.glob("*ggml-cuda*"))
 
 
 def usable(view: View) -> list[Device]:

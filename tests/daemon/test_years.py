@@ -1,8 +1,8 @@
 """Eight hundred days: the daemon and a client in processes of their own under Debian's libfaketime, real handshakes all
 along, and nothing done by hand but what an operator does: a client's new certificate, a revocation.
 
-With libfaketime a thread reads the real time once in a while (4 threads: 11 readings of 190,000, more on a busy
-machine), so what is wrong for a moment is asked again.
+With libfaketime a thread reads the real time once in a while (4 threads: 11 readings of 190,000), so what is wrong for
+a moment is asked again.
 """
 
 import json

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fake_nvml import GIB, FakeNvml, h200
-from placing import PLACED, Placing
+from placing import PLACED, Placing, end
 
 from llmd.daemon import memory
 from llmd.daemon.engine.messages import Failed, Finished, Generate, RawText, SamplingParams
@@ -69,15 +69,6 @@ async def ready(deployment: Deployment) -> None:
     async with asyncio.timeout(20):
         while deployment.state != "ready" or not deployment.ready:
             await deployment.changed.wait()
-
-
-async def end(stream: Stream) -> Finished | Failed:
-    async with asyncio.timeout(20):
-        while True:
-            last = (await stream.next())[-1]
-            if stream.read_out:
-                assert isinstance(last, Finished | Failed)
-                return last
 
 
 async def failed(stream: Stream) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_nvml import GIB, FakeNvml, h200
-from placing import PLACED, Placing
+from placing import PLACED, Placing, end
 
 from llmd.daemon import memory
 from llmd.daemon.engine.messages import Failed, Finished, Generate, RawText, SamplingParams
@@ -46,15 +46,6 @@ def ask(pool: Pool, text: str, tokens: int = 4, owner: str = "alice") -> Stream:
     work = Generate((RawText(text),), SamplingParams(tokens, temperature=0.0))
     worker, _ = pool.serves("m", owner, Ask("/there", "m", work))
     return worker.open(owner, work)
-
-
-async def end(stream: Stream) -> Finished | Failed:
-    async with asyncio.timeout(20):
-        while True:
-            last = (await stream.next())[-1]
-            if stream.read_out:
-                assert isinstance(last, Finished | Failed)
-                return last
 
 
 async def test_requests_are_spread_and_conversations_stay(pool: Pool) -> None:
