@@ -31,6 +31,7 @@ from llmd.api.cli.connection import Client, DaemonError, NoDaemon
 
 PORT = 18460
 STALL = 0.25  # seconds between two pieces of one stream
+SLOW = 0.1  # and of those that are kept, to see what stalls at once
 SERVE = "from llmd.daemon.main import main; main()"
 # what is done to a model's own requests ends with it; its clients hear of it a moment later
 MOMENT = 1.0
@@ -48,14 +49,13 @@ class Act:
 
 @dataclass(slots=True)
 class Asked:
-    """A request, how it ended, and its longest wait between two pieces, with when that began."""
+    """A request, how it ended, and its long waits between two pieces: when each began, and its seconds."""
 
     model: str
     began: float
     ended: float = 0.0
     end: str = ""
-    longest: float = 0.0
-    at: float = 0.0
+    waits: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -119,8 +119,8 @@ class Box:
                 elif line.startswith(b"data: {") and b'"error"' in line:
                     asked.end = json.loads(line[6:])["error"]["code"]
                 elif line.startswith(b"data: {"):
-                    if last and now - last > asked.longest:
-                        asked.longest, asked.at = now - last, last
+                    if last and now - last > SLOW:
+                        asked.waits.append((last, now - last))
                     last = now
         except (OSError, http.client.HTTPException) as e:
             asked.end = type(e).__name__
@@ -184,19 +184,39 @@ def evicted(box: Box) -> list[Act]:
     return [Act(model, "evict", at, at + MOMENT) for model, at in found]
 
 
+def stalls(books: Books) -> list[dict[str, Any]]:
+    """Of streams to whose model nothing was done meanwhile; with each what was done to others (and for how long by
+    then), and the streams that waited at the same time."""
+    found = []
+    for one in books.asked:
+        for at, seconds in one.waits:
+            if seconds <= STALL or books.touched(one.model, at, at + seconds):
+                continue
+            end = at + seconds
+            acts = [act for act in books.acts if act.began < end and (act.ended or end) > at - MOMENT]
+            waited = {o.model for o in books.asked for t, s in o.waits if o is not one and t < end and t + s > at}
+            streamed = {o.model for o in books.asked if o is not one and o.began < at and o.ended > end}
+            found.append({"model": one.model, "ms": round(1000 * seconds), "waited too": sorted(waited),
+                          "streamed": sorted(streamed - waited),
+                          "acts": [f"{a.kind} {a.model} since {at - a.began:.2f} s, ends in {a.ended - end:.2f} s"
+                                   for a in acts]})  # fmt: skip
+    return found
+
+
 def judge(box: Box, books: Books) -> dict[str, Any]:
     lost = box.admin.call("GET", "/audit/query", kind="worker.lost", limit=2000)["rows"]
     books.acts += evicted(box)
     failed = [a for a in books.asked if a.end != "done"]
     unexcused = [a for a in failed if not books.touched(a.model, a.began, a.ended)]
-    quiet = [a for a in books.asked if a.longest and not books.touched(a.model, a.at, a.at + a.longest)]
+    stalled = stalls(books)
     first = [seconds for _, seconds in books.first_tokens]
     return {
         "requests": len(books.asked),
         "ends": dict(Counter(a.end for a in books.asked)),
         "failed though nothing was done to their model": Counter(a.end for a in unexcused),
-        "stalls over 250 ms though nothing was done to their model": sum(a.longest > STALL for a in quiet),
-        "longest of them, ms": round(1000 * max((a.longest for a in quiet), default=0.0)),
+        "stalls over 250 ms though nothing was done to their model": len(stalled),
+        "longest of them, ms": max((one["ms"] for one in stalled), default=0),
+        "stalls": stalled,
         "out of memory": sum(r["body"]["code"] == "gpu_out_of_memory" for r in lost),
         "workers lost": dict(Counter(r["body"]["code"] for r in lost)),
         "acts": dict(Counter(act.kind for act in books.acts)),
@@ -212,6 +232,7 @@ def main() -> None:
     ap.add_argument("--minutes", type=float, default=5.0)
     ap.add_argument("--clients", type=int, default=12)
     ap.add_argument("--contexts", type=int, nargs="+", default=[2048, 4096, 8192])
+    ap.add_argument("--gpus", default="", help="as nvidia-smi takes them, for the machine's name only")
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--out", type=Path)
     a = ap.parse_args()
@@ -224,7 +245,7 @@ def main() -> None:
             thread.start()
         for thread in work:
             thread.join()
-        found = {"machine": machine(), "minutes": a.minutes, "models": box.models, **judge(box, books)}
+        found = {"machine": machine(a.gpus), "minutes": a.minutes, "models": box.models, **judge(box, books)}
         box.stop()
         if a.out:
             a.out.write_text(json.dumps(found, indent=1, default=dict) + "\n")

@@ -5,6 +5,7 @@ long text never holds up a step; `beat` says once a second that the process live
 running. What a thread does not expect ends the process: it never goes on without one of them.
 """
 
+import ctypes
 import gc
 import os
 import select
@@ -14,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 
 from llmd.daemon.engine import messages
@@ -217,8 +219,20 @@ def die(args: threading.ExceptHookArgs) -> None:
     os._exit(EXIT_SOFTWARE)
 
 
+def wake_gpus() -> None:
+    """A process' first use of a GPU takes some 0.3 s, in which Python can load what it needs. Each GPU's primary
+    context, that ggml uses as well, is made; whatever is wrong here, ggml meets again and says."""
+    with suppress(OSError, AttributeError):
+        cuda, number, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+        if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(number)) == 0:
+            for device in range(number.value):
+                cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+
+
 def main() -> None:
     threading.excepthook = die
+    if os.environ.get("CUDA_VISIBLE_DEVICES"):
+        threading.Thread(target=wake_gpus, name="wake_gpus", daemon=True).start()
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
     worker = Worker(sock)

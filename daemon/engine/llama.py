@@ -80,7 +80,6 @@ class LlamaRunner:
         self.batch = batch + 2 * BLOCK + slots
         self._ctx = self._context(slots, wanted)
         self._memory = lib.llama_get_memory(self._ctx)
-        self.info = self._describe(slots)
         self._arrays(self.batch)
         self._samplers: dict[int, Any] = {}  # of the slots for which `_sampling` cannot choose
         self._logprobs: dict[int, int] = {}
@@ -91,7 +90,10 @@ class LlamaRunner:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sample")
         self._calls: deque[list[Chunk]] = deque()  # of the step, to be made yet
         self._rows: list[tuple[int, int]] | None = None  # of the call that was made last; None: there was none
-        self._warm_up()
+        with ThreadPoolExecutor(1) as beside:  # every token is looked at: most of it beside what the device does
+            described = beside.submit(self._describe, slots)
+            self._warm_up(slots, lib.llama_n_ctx_seq(self._ctx))
+            self.info = described.result()
 
     # --- loading
 
@@ -171,7 +173,7 @@ class LlamaRunner:
             logits=pointer("logits", self._out),
         )
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, slots: int, context: int) -> None:
         """One token, so that the first request does not pay for page faults and thread creation. Raises ModelInvalid
         for weights that compute nothing."""
         token = max(self._vocabulary.bos, 0)
@@ -182,20 +184,18 @@ class LlamaRunner:
             raise ModelInvalid("the model's weights are damaged: what it computes is not a number")
         lib.llama_memory_clear(self._memory, False)
         if self._gpu:
-            self._load_kernels(token)
+            self._load_kernels(token, slots, context)
 
-    def _load_kernels(self, token: int) -> None:
+    def _load_kernels(self, token: int, slots: int, context: int) -> None:
         """A GPU loads a kernel when it is first asked for, and has others for other numbers of tokens, even and odd:
-        the first requests would wait for that. Prompts are followed by a token, as requests are."""
-        most = min(self._ubatch, self.info.context - 1)
-        even = [*range(2, 9), *range(16, 129, 8), 256, 512, 1024, 2048, 4096]
-        calls = [(1, n) for n in sorted({*even, *(n - 3 for n in even if n > 8)}) if n <= most]
-        for slots in (2, 3, 4, 8, 16, 32, 64, 128, 256):
-            if slots <= self.info.slots:
-                calls += [(slots, n) for n in (1, 61) if n * slots <= most]
-        for slots, n in calls:
+        the first requests would wait for that. Prompts are followed by a token, as requests are. Above 128 tokens no
+        size was ever slower the first time than the next (benchmarks/results/deploy.md)."""
+        most = min(self._ubatch, context - 1)
+        calls = [(1, n) for n in (*range(1, 9), 13, 16, 24, 32, 48, 61, 64, 96, 128) if n <= most]
+        calls += [(n, 1) for n in (2, 3, 4, 8, 16, 32, 64, 128, 256) if n <= min(slots, most)]
+        for sequences, n in calls:
             for start, size in ((0, n), (n, 1)):
-                call = [Chunk(slot, start, [token] * size, True) for slot in range(slots)]
+                call = [Chunk(slot, start, [token] * size, True) for slot in range(sequences)]
                 self._sample_all(self._decode(call), NO_MASKS)
             lib.llama_memory_clear(self._memory, False)
 

@@ -70,7 +70,6 @@ class Vocabulary:
         self._vocab = lib.llama_model_get_vocab(model)
         self.size: int = lib.llama_vocab_n_tokens(self._vocab)
         self.bos: int = lib.llama_vocab_bos(self._vocab)
-        self.ends = frozenset(t for t in range(self.size) if lib.llama_vocab_is_eog(self._vocab, t))
         eos = lib.llama_vocab_eos(self._vocab)
         self.bos_text, self.eos_text = self._text_of(self.bos), self._text_of(eos)
         template = lib.llama_model_chat_template(model, None)
@@ -80,6 +79,10 @@ class Vocabulary:
         self.space_prefix = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_SPM and not _says_no(
             model, "tokenizer.ggml.add_space_prefix"
         )
+
+    @property
+    def ends(self) -> frozenset[int]:
+        return frozenset(t for t in range(self.size) if lib.llama_vocab_is_eog(self._vocab, t))
 
     @property
     def longest(self) -> int:

@@ -19,7 +19,7 @@ from llmd.daemon.gpus.nvml import Nvml
 log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 5.0
-WAIT_SECONDS: Final = 0.25  # who asks in between waits so long: a plan before each load
+WAIT_SECONDS: Final = 0.1  # who asks in between waits so long: a plan before each load
 # without any GPU: a driver may still be installed
 ABSENT_SECONDS: Final = 60.0
 # one fault is often reported several times, and ending the work that it hit is reported too (XID 45)

@@ -34,11 +34,12 @@ from llmd.daemon.planning.placement import (
 )
 from llmd.daemon.planning.plan import Placement, Wish
 from llmd.quantize import backends
-from llmd.quantize.memory import Calibration, Layout, Measured
+from llmd.quantize.memory import MIB, Calibration, Layout, Measured
 
 log = logging.getLogger("llmd.planner")
 
 MOST_OVERHEAD = 4 << 30
+WORTH_SAYING = 64 * MIB
 GIVE_BACK_SECONDS = 3.0
 LOOK_SECONDS = 0.1
 
@@ -127,7 +128,8 @@ class Planner:
         device, count = placed.devices[at], len(placed.devices)
         planned = self._overhead(device, count, layout, lease.digest)
         overhead = planned + more[at]
-        log.info("a replica takes %s more on %s than planned", gib(more[at]), device.name)
+        if abs(more[at]) >= WORTH_SAYING:
+            log.info("a replica takes %+d MiB on %s beside what was planned", round(more[at] / MIB), device.name)
         if not 0 < overhead <= MOST_OVERHEAD or not lease.digest:
             log.warning("an overhead of %s is not kept", gib(overhead))
             return

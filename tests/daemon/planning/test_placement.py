@@ -206,6 +206,11 @@ def test_what_more_memory_would_change() -> None:
     assert one_gib.startswith("one GiB more on each GPU: 8b-4.9 with ") and "on one GPU" in one_gib
     assert one_gpu.startswith("one more gpu 0: 8b-4.9 with 8 slots of 4096 tokens, f16")
     assert explained([form("8b")], gpus(60), {}, Asked(4096, 8), CALIBRATION).buys == ()
+    # one more is no larger than those that are there: what does not fit on one of them does not fit on it
+    need = put(form("8b"), gpus(60)).needs[0].total
+    almost = [replace(d, free=need - 1, total=need - 1 + (512 << 20)) for d in gpus(60)]
+    assert not any("8 slots of 4096 tokens, f16 on one GPU" in buy and buy.startswith("one more")
+                   for buy in explained([form("8b")], almost, {}, Asked(4096, 8), CALIBRATION).buys)  # fmt: skip
     two = gpus(40, 40)
     (fewer,) = explained([form("70b")], two, linked(two, (0, 1)), Asked(2048, 1, True, True), CALIBRATION).buys
     assert fewer == "one more gpu 0: 70b-4.9 with 1 slots of 2048 tokens, f16 on one GPU"

@@ -1,9 +1,29 @@
-"""What llama.cpp prints as it gives up, as people saw it on their machines (the reports are named)."""
+"""What llama.cpp prints as it gives up: on an H100 with CUDA 13.0 (nearly full when the model came; a kernel that traps,
+one that writes where it may not), and as people saw it on their machines (the reports are named)."""
 
 import pytest
 
 from llmd.daemon.serving.aborts import Abort, read
 
+WEIGHTS = """\
+ggml_backend_cuda_buffer_type_alloc_buffer: allocating 4155.99 MiB on device 0: cudaMalloc failed: out of memory
+alloc_tensor_range: failed to allocate CUDA0 buffer of size 4357873664
+llama_model_load: error loading model: unable to allocate CUDA0 buffer
+llama_model_load_from_file_impl: failed to load model"""
+KV = """\
+ggml_backend_cuda_buffer_type_alloc_buffer: allocating 32768.00 MiB on device 0: cudaMalloc failed: out of memory
+alloc_tensor_range: failed to allocate CUDA0 buffer of size 34359738368
+llama_init_from_model: failed to initialize the context: failed to allocate buffer for kv cache"""
+TRAP = """\
+CUDA error: unspecified launch failure
+  current device: 0, in function ggml_backend_cuda_buffer_set_tensor at /src/ggml/src/ggml-cuda/ggml-cuda.cu:784
+  cudaStreamSynchronize(((cudaStream_t)0x2))
+/src/ggml/src/ggml-cuda/ggml-cuda.cu:109: CUDA error
+/usr/lib/llmd/lib/libggml-base.so.0(+0x3293b)[0x7fc03570f93b]
+/usr/lib/llmd/lib/libggml-base.so.0(ggml_abort+0x15b)[0x7fc03570ff9b]
+/usr/lib/llmd/lib/libggml-cuda.so.0(_Z15ggml_cuda_errorPKcS0_S0_iS0_+0xb7)[0x7fc00d963c97]
+/lib/x86_64-linux-gnu/libc.so.6(__libc_start_main+0x8b)[0x7fc24a22a28b]"""
+WILD = TRAP.replace("unspecified launch failure", "an illegal memory access was encountered")
 MALLOC = """\
 load_tensors: loading model tensors, this can take a while... (mmap = true, direct_io = false)
 ggml_backend_cuda_buffer_type_alloc_buffer: allocating 144817.04 MiB on device 0: cudaMalloc failed: out of memory
@@ -33,6 +53,10 @@ RETRIED = MALLOC + "\nsched_reserve: compute buffer allocation failed, retrying 
 @pytest.mark.parametrize(
     ("text", "abort"),
     [
+        (WEIGHTS, Abort(True, "CUDA: out of memory")),
+        (KV, Abort(True, "CUDA: out of memory")),
+        (TRAP, Abort(False, "CUDA: unspecified launch failure")),
+        (WILD, Abort(False, "CUDA: an illegal memory access was encountered")),
         (MALLOC, Abort(True, "CUDA: out of memory")),
         (COMPUTE, Abort(True, "CUDA: out of memory")),
         (POOL, Abort(True, "CUDA: out of memory")),
