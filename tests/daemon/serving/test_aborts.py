@@ -1,5 +1,5 @@
-"""What llama.cpp prints as it gives up: on an H100 with CUDA 13.0 (nearly full when the model came; a kernel that traps,
-one that writes where it may not), and as people saw it on their machines (the reports are named)."""
+"""What llama.cpp prints as it gives up: on an H100 (nearly full when the model came; a kernel that traps; one that
+writes where it may not), and as people saw it on their machines (the reports are named)."""
 
 import pytest
 
