@@ -33,16 +33,17 @@ async def token_age(worker: Worker) -> float | None:
 async def fill(worker: Worker, goes_on: Callable[[], bool]) -> bool:
     """Have it read a prompt that fills a slot. False: somebody else came, who goes first, or `goes_on` said no."""
     context = worker.info.context if worker.info else 2
-    stream = worker.open("", _token_after(context - 1), counted=False)
+    stream = worker.gives_way = worker.open("", _token_after(context - 1), counted=False)
     events = asyncio.ensure_future(stream.next())
     try:
-        while not stream.read_out and goes_on() and worker.open_sequences <= 1:
+        while not stream.ended and goes_on():
             done, _ = await asyncio.wait({events}, timeout=LOOK_SECONDS)
-            if done and not stream.read_out:
+            if done and not stream.ended:
                 events = asyncio.ensure_future(stream.next())
-        return stream.read_out
+        return stream.first is not None
     finally:
         events.cancel()
+        worker.gives_way = None
         stream.cancel()
 
 

@@ -108,6 +108,7 @@ class Worker:
         self.reason = "it stopped"
         self.lost, self.answered = asyncio.Event(), asyncio.Event()
         self.loop = self._loop = asyncio.get_running_loop()
+        self.gives_way: Stream | None = None  # nobody waits for it: it ends before another request begins
         self._streams: dict[int, Stream] = {}
         self._ids = itertools.count(1)
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -274,6 +275,8 @@ class Worker:
     ) -> Stream:
         """Send a request; `messages` says what events answer it. `on_end` is called once, when its work has ended.
         `counted`: it stands in the metrics."""
+        if self.gives_way:
+            self.gives_way.cancel()
         sequences = work.sequences if isinstance(work, Generate) else 1
         stream = Stream(self, next(self._ids), sequences, on_end, counted=counted)
         self._streams[stream.id] = stream

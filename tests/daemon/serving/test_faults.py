@@ -21,6 +21,7 @@ from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Placement, Wish
 from llmd.daemon.serving import pool as pool_module
+from llmd.daemon.serving import trials
 from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.stream import Stream
@@ -100,6 +101,29 @@ async def test_quantized_keys_are_measured_again_with_a_full_slot_when_nobody_as
     assert worker is not None and [pid for pid, _ in measured] == [worker.pid] * 2
     assert measured[0][1] == 0 and measured[1][1] >= 4095
     assert b'llmd_prompt_tokens_total{model="m"} 7.0' in box.pool._metrics.text(), "nobody asked for that prompt"
+
+
+async def test_a_prompt_that_nobody_waits_for_ends_before_a_request_begins(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "FILL_PAUSE_SECONDS", 3600.0)
+    deployment = await box.deploy(replace(PLACED, fake={"text": "one two", "step_seconds": 0.05}))
+    worker = deployment.worker
+    assert worker is not None
+    sent: list[object] = []
+    send = worker.send
+
+    def record(message: Any) -> None:
+        sent.append(message)
+        send(message)
+
+    monkeypatch.setattr(worker, "send", record)
+    filled = asyncio.ensure_future(trials.fill(worker, lambda: True))
+    await asyncio.sleep(0)
+    stream = box.ask(3)
+    assert isinstance(await end(stream), Finished)
+    assert await filled is False and worker.gives_way is None
+    assert [type(message).__name__ for message in sent] == ["Open", "Cancel", "Open"]
 
 
 async def test_a_full_gpu_is_told_audited_and_followed_by_a_smaller_plan(box: Box) -> None:
