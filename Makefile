@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python -P
 PACKAGES := llmd.daemon llmd.quantize llmd.api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow clients check bench wheelhouse deb test-deb clean
+.PHONY: help setup run test test-slow clients check bench wheelhouse deb deb-cuda test-deb clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ wheelhouse: setup ## what the Debian package is built from: pinned wheels, the e
 
 deb: wheelhouse ## the Debian package, built without a network
 	@packaging/deb.sh
+
+deb-cuda: wheelhouse ## it and llmd-cuda, for NVIDIA GPUs; CUDA_ARCHITECTURES as CMake writes them, without it sm_90
+	@cuda=$$(packaging/build_cuda.sh) && CUDA=$$cuda packaging/deb.sh
 
 test-deb: wheelhouse ## the package in a Debian 12 of its own: install, first token, remove, purge, build again
 	@packaging/test_deb.sh

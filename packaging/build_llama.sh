@@ -102,10 +102,10 @@ wheel_flags() { echo "$1 -DLLAVA_BUILD=OFF"; }
 
 wheel_folder() { echo "$CACHE/wheels/$LLAMA_VERSION-$(digest "$(wheel_flags "$1")")"; }
 
-# Two checkouts that build at once would write over each other's objects.
+# lock_cache [WHAT]: two checkouts that build the same at once would write over each other's objects.
 lock_cache() {
     mkdir -p "$CACHE"
-    exec 9>"$CACHE/lock"
+    exec 9>"$CACHE/lock${1:+-$1}"
     if ! flock -n 9; then
         say "waiting for another build on this machine"
         flock 9

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The Debian package, from this checkout and .build/wheelhouse, without a network. Prints the package's path.
 #
-#   packaging/deb.sh [FOLDER]      where it is built; default: .build/deb
+#   packaging/deb.sh [FOLDER]              where it is built; default: .build/deb
+#   CUDA=FOLDER packaging/deb.sh [FOLDER]  also llmd-cuda, of what packaging/build_cuda.sh made; its path is printed next
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,6 +16,12 @@ rm -rf "$FOLDER"
 mkdir -p "$FOLDER/llmd-$version"
 git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -cf - | tar -xf - -C "$FOLDER/llmd-$version"
 cp -r .build/wheelhouse "$FOLDER/llmd-$version/"
+profiles=()
+if [[ ${CUDA:-} ]]; then
+    mkdir "$FOLDER/llmd-$version/wheelhouse/cuda"
+    cp "$CUDA"/libggml-cuda.so "$CUDA"/wheels/nvidia_{cuda_runtime,cublas,nccl}*.whl "$FOLDER/llmd-$version/wheelhouse/cuda/"
+    profiles=(--build-profiles=pkg.llmd.cuda)
+fi
 # our own wheel, built without a network from what is staged
 (
     cd "$FOLDER/llmd-$version"
@@ -27,7 +34,8 @@ cp -r .build/wheelhouse "$FOLDER/llmd-$version/"
     # a network that is not there cannot be used by mistake
     isolated=()
     unshare --net true 2>/dev/null && isolated=(unshare --net)
-    "${isolated[@]}" dpkg-buildpackage --build=binary --no-sign --no-check-builddeps >"$FOLDER/build.log" 2>&1 ||
+    "${isolated[@]}" dpkg-buildpackage --build=binary --no-sign --no-check-builddeps "${profiles[@]}" >"$FOLDER/build.log" 2>&1 ||
         { tail -n 40 "$FOLDER/build.log" >&2 && exit 1; }
 )
 echo "$FOLDER/llmd_${version}_amd64.deb"
+[[ ! ${CUDA:-} ]] || echo "$FOLDER/llmd-cuda_${version}_amd64.deb"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The package as an administrator meets it: built twice (the same bytes), looked through by lintian, and installed into a
 # clean Debian 12 without a network: first token, remove, purge. Root, in mount, process and network namespaces of its own.
+# llmd-cuda is built and installed beside it from libraries that have CUDA's names and needs and nothing in them.
 #
 # The clean root is made once, in ~/.cache/llmd/debian. Each step's seconds are printed.
 set -euo pipefail
@@ -53,12 +54,18 @@ tools
 base
 say "building"
 first=$(packaging/deb.sh "$WORK/one")
+say "building it again, elsewhere, and llmd-cuda"
+.venv/bin/python tests/cuda_standins.py "$WORK/cuda"
+mapfile -t built < <(CUDA=$WORK/cuda packaging/deb.sh "$WORK/another/folder")
+second=${built[0]} cuda=${built[1]}
+cmp "$first" "$second" || fail "two builds differ"
 say "looking it through"
-lintian --allow-root --fail-on error,warning --tag-display-limit 0 "$first" || fail "lintian"
+lintian --allow-root --fail-on error,warning --tag-display-limit 0 "$first" "$cuda" || fail "lintian"
 root=$WORK/debian
 mkdir -p "$root"
 tar -xf "$BASE" -C "$root"
 cp "$first" "$root/srv/llmd.deb"
+cp "$cuda" "$root/srv/llmd-cuda.deb"
 cp "$MODEL" "$root/srv/model.gguf"
 cp packaging/test_deb_inside.sh "$root/srv/inside.sh"
 say "reading it for paths of the build"
@@ -67,7 +74,4 @@ dpkg-deb --raw-extract "$first" "$WORK/raw"
 rm -rf "$WORK/raw"
 say "installing it"
 inside "$root" || fail "in the clean Debian"
-say "building it again, elsewhere"
-second=$(packaging/deb.sh "$WORK/another/folder")
-cmp "$first" "$second" || fail "two builds differ"
 say "the same bytes: $(sha256sum "$first" | cut -c 1-16), $(($(stat -c %s "$first") >> 20)) MiB"

@@ -91,7 +91,15 @@ without = [one["name"] for one in bill["components"] if not one.get("licenses")]
 assert without == ["llmd-appliance"], f"no licence is named of {without}"
 PY
 
+# the GPUs' package: its libraries find each other, and what is missing here is the driver alone
+apt-get install -y --no-install-recommends /srv/llmd-cuda.deb >/tmp/install.log 2>&1 || { cat /tmp/install.log; fail "installing llmd-cuda"; }
+load() { /usr/lib/llmd/bin/python3 -I -c "from llmd.quantize import backends; backends.load(gpus=$1)" 2>&1 | tail -n 1; }
+[[ $(load False) != *Error* ]] || fail "the CPU's engine beside llmd-cuda: $(load False)"
+[[ $(load True) == *"libggml-cuda.so cannot be loaded: libcuda.so.1: cannot open shared object file"* ]] || fail "llmd-cuda: $(load True)"
+dpkg -V llmd-cuda || fail "dpkg -V llmd-cuda"
+
 apt-get remove -y llmd >/dev/null 2>&1
+[[ ! -e /usr/lib/llmd/cuda ]] || fail "llmd-cuda is left without llmd"
 [[ -f /var/lib/llmd/audit.db && ! -e /usr/lib/llmd/bin/llmd ]] || fail "remove does not keep the state"
 apt-get purge -y llmd >/tmp/purge.log 2>&1 || { cat /tmp/purge.log; fail "purge"; }
 [[ ! -e /var/lib/llmd && ! -e /etc/llmd && -f /var/backups/llmd/audit.db ]] ||

@@ -36,7 +36,7 @@ def prepare(*, gpus: bool) -> None:
     try:
         backends.load(gpus=gpus)
     except OSError as e:
-        raise Unavailable(f"the engine is damaged: {e}; install it again") from e
+        raise Unavailable(f"the engine is damaged, or has no driver: {e}; install llmd, or the driver, again") from e
     lib.llama_backend_init()
 
 
