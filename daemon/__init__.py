@@ -12,6 +12,7 @@ logs.py      lines to standard error that block nobody
 memory.py    what a new process can have
 metrics.py   Prometheus metrics
 process.py   what a daemon takes of its machine before it begins
+systemd.py   what systemd is told
 tasks.py     the tasks that live as long as the daemon
 schema.py    the tables of `state.db`
 store.py     `state.db`: clients, models, deployments

@@ -1,37 +1,58 @@
-"""What the daemon writes to standard error and output. Whoever reads them may stop reading: a full pipe blocks the
-thread that writes, and nobody else.
+"""What the daemon writes to standard error and output, or to systemd's journal. Whoever reads them may stop reading: a
+full pipe blocks the thread that writes, and nobody else.
+
+A record's `extra` says what it is about (`principal`, `model`, `request_id`): fields of its own in the journal.
 """
 
+import json
 import logging
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
+
+from llmd.daemon import systemd
 
 # lines that wait for a reader; older ones are kept, newer ones are counted
 MAX_LINES = 10_000
+LOST = "%d lines were lost here: nobody read them"
+# what a record may be about
+ABOUT = ("principal", "model", "request_id")
+# syslog's numbers
+PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
 class Writer:
     """Lines to a descriptor, in a thread of its own. Any thread may call `line`; it never waits."""
 
     def __init__(self, fd: int, most: int = MAX_LINES) -> None:
-        self._fd, self._most = fd, most
+        self._write: Callable[[bytes], int] = lambda data: os.write(fd, data)
+        self._begin(f"write {fd}", most)
+
+    def _begin(self, name: str, most: int) -> None:
+        self._most = most
         self._lines: deque[bytes] = deque()
         self._lost = 0
         self._changed = threading.Condition()
         self._idle = True
-        threading.Thread(target=self._write_all, name=f"write {fd}", daemon=True).start()
+        threading.Thread(target=self._write_all, name=name, daemon=True).start()
 
     def line(self, text: str) -> None:
         """One that finds no room is counted: how many they were is written when there is room again."""
+        self._put(self._encoded(text))
+
+    def _encoded(self, text: str) -> bytes:
+        return text.encode(errors="backslashreplace") + b"\n"
+
+    def _put(self, data: bytes) -> None:
         with self._changed:
             if len(self._lines) >= self._most:
                 self._lost += 1
                 return
             if self._lost:
-                self._lines.append(b"%d lines were lost here: nobody read them\n" % self._lost)
+                self._lines.append(self._encoded(LOST % self._lost))
                 self._lost = 0
-            self._lines.append(text.encode(errors="backslashreplace") + b"\n")
+            self._lines.append(data)
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> None:
@@ -49,7 +70,7 @@ class Writer:
                 data = self._taken()
             try:
                 while data:
-                    data = data[os.write(self._fd, data) :]
+                    data = data[self._write(data) :]
             except OSError:  # the reader is gone for good
                 with self._changed:
                     self._most, self._idle = 0, True
@@ -62,7 +83,27 @@ class Writer:
         if self._lines:
             return self._lines.popleft()
         lost, self._lost = self._lost, 0
-        return b"%d lines were lost here: nobody read them\n" % lost
+        return self._encoded(LOST % lost)
+
+
+class Journal(Writer):
+    """Records with their fields to systemd's journal; `send` is `systemd.journal.send`."""
+
+    def __init__(self, send: Callable[..., object], most: int = MAX_LINES) -> None:
+        self._send = send
+        self._write = self._tell
+        self._begin("journal", most)
+
+    def record(self, text: str, fields: dict[str, str]) -> None:
+        self._put(json.dumps({"MESSAGE": text, **fields}).encode())
+
+    def _encoded(self, text: str) -> bytes:
+        return json.dumps({"MESSAGE": text, "PRIORITY": "4"}).encode()
+
+    def _tell(self, data: bytes) -> int:
+        fields = json.loads(data)
+        self._send(fields.pop("MESSAGE"), SYSLOG_IDENTIFIER="llmd", **fields)
+        return len(data)
 
 
 class LogHandler(logging.Handler):
@@ -79,11 +120,41 @@ class LogHandler(logging.Handler):
             self.handleError(record)
 
 
+class JournalHandler(logging.Handler):
+    """Records, with what they are about, through a Journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            fields = {"PRIORITY": str(PRIORITIES.get(record.levelno, 6)), "LOGGER": record.name}
+            about = {name: getattr(record, name, None) for name in ABOUT}
+            self._journal.record(self.format(record), fields | {k.upper(): str(v) for k, v in about.items() if v})
+        except Exception:
+            self.handleError(record)
+
+
+def _is_journal(fd: int) -> bool:
+    """Whether systemd connected it with its journal."""
+    there = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
+
+
 def start(fd: int = 2) -> Writer:
-    """All logging of this process to `fd`."""
-    writer = Writer(fd)
-    handler = LogHandler(writer)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    """All logging of this process to `fd`, or to the journal that it leads to."""
+    handler: logging.Handler
+    writer: Writer
+    journal = systemd.bindings("journal") if _is_journal(fd) else None
+    if journal:
+        writer = told = Journal(journal.send)
+        handler = JournalHandler(told)
+        handler.setFormatter(logging.Formatter("%(message)s"))  # it has a time and a level of its own
+    else:
+        writer = Writer(fd)
+        handler = LogHandler(writer)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     return writer

@@ -26,7 +26,7 @@ from llmd.api.http import openapi, probes
 from llmd.api.http.app import application, client, noted
 from llmd.api.http.listener import Listener
 from llmd.api.openai import chat, models
-from llmd.daemon import banner, config, cpu, files, logs, process
+from llmd.daemon import banner, config, cpu, files, logs, process, systemd
 from llmd.daemon.admin.clients import Clients, reconcile, revocations
 from llmd.daemon.admin.doctor import Doctor, config_names
 from llmd.daemon.admin.evictions import Evictions
@@ -96,6 +96,7 @@ class Daemon:
         self.refusals = Refusals(self.audit)
         self.acts = Acts(self.audit, unlogged=self.serving.serve_unaudited)
         self.service = self._service()
+        self.watchdog = systemd.Watchdog(self._dead, self._status)
         self._stopping = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
 
@@ -157,10 +158,15 @@ class Daemon:
         self.watcher.start(asyncio.get_running_loop())
         try:
             if await self._unless_stopped(self._start(clients, admin, default_model)):
-                announcing = self.tasks.start("announce", self._announce)
+                systemd.notify(READY=1, STATUS=self._status())
+                aside = [self.tasks.start("announce", self._announce), self.tasks.start("watchdog", self.watchdog.run)]
                 await self._stopping.wait()
-                announcing.cancel()
+                for task in aside:
+                    task.cancel()
             log.info("stopping: running requests have %d s", self.config.drain_seconds)
+            # how long that takes is the configuration's to say, not the unit's
+            patience = (self.config.drain_seconds + 30) * 1_000_000
+            systemd.notify(STOPPING=1, STATUS="draining", EXTEND_TIMEOUT_USEC=patience)
             self.pool.draining = True
             await self._drain(clients)
         finally:
@@ -242,6 +248,23 @@ class Daemon:
         if todo != Action.NOTE:
             self.audit.event("gpu.fault", gpu=uuid, reason=reason, action=str(todo))
             self.pool.fault(uuid, todo, reason)
+
+    # --- systemd
+
+    async def _dead(self) -> str:
+        """What ended that nothing works without; "": nothing."""
+        if not await self.audit.answers():
+            return "the audit log's writer"
+        return min(self.tasks.dead, default="")
+
+    def _status(self) -> str:
+        """One line for `systemctl status`."""
+        deployed = self.pool.all()
+        ready = [d.model for d in deployed if d.ready]
+        busy = sum(replica.worker.open_sequences for d in deployed for replica in d.replicas if replica.worker)
+        told = f"ready: {', '.join(sorted(ready)) or 'no model'}"
+        told += f"; {len(deployed) - len(ready)} not ready" if len(ready) < len(deployed) else ""
+        return f"{told}; {busy} running or waiting; audit log {'written' if self.audit.writable else 'NOT WRITTEN'}"
 
     # --- certificates
 

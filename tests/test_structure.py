@@ -30,6 +30,7 @@ LEAVES = {
         "process",
         "schema",
         "store",
+        "systemd",
         "tasks",
     )
 }

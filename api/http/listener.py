@@ -86,7 +86,7 @@ class Listener:
         self._sockets = await _listening(host, port)
         self._handshakes = handshakes = Handshakes(shake)
         self._accepting = [
-            self._tasks.start("accepting", functools.partial(self._accept, listening, handshakes))
+            self._tasks.start("accepting", functools.partial(self._accept, listening, handshakes), vital=True)
             for listening in self._sockets
         ]
         self._begin()

@@ -126,6 +126,16 @@ class AuditLog:
         """Seconds since the last commit; an idle daemon's grows without anything being wrong."""
         return time.monotonic() - self._writer.last_commit
 
+    async def answers(self) -> bool:
+        """Whether its writer still works, be it that the disk does not take what it writes."""
+        try:
+            await self._rows("SELECT 0 WHERE 0")
+        except AuditUnavailable as error:
+            return isinstance(error.__cause__, sqlite3.Error)
+        except Exception:  # what ended the writer is told to whoever waited for it
+            return False
+        return True
+
     async def tail(self, n: int, after_seq: int | None = None) -> list[dict[str, Any]]:
         """The last `n` rows, or the first `n` after `after_seq`, oldest first; at most PAGE_ROWS."""
         where, order = ("? IS NULL", "DESC") if after_seq is None else ("seq > ?", "ASC")

@@ -152,7 +152,12 @@ class Writer:
                     break
                 item = self._queue.get_nowait()
             closing = item is None
-        self._flush(db)
+        try:
+            self._flush(db)
+        except Exception as error:
+            for read in reads:
+                read.future.set_exception(error)
+            raise
         for read in reads:
             _answer(read, db)
         if closing:

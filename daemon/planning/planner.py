@@ -98,7 +98,7 @@ class Planner:
             chosen = _resolved(wish, placed)
             self.leases.take(key, Lease(wish, placed, chosen.digest))
             plan.check_memory(chosen, memory.available())
-            log.info("%s: %s", key[0], placed.steps[-1].why)
+            log.info("%s: %s", key[0], placed.steps[-1].why, extra={"model": key[0]})
             return plan.plan(chosen)
 
     def started(self, key: Key, pid: Callable[[], int]) -> None:

@@ -1,6 +1,7 @@
 """One request to a model from its `admit` row to its `finish` row: exactly one of each, whatever happens between."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -18,7 +19,16 @@ from llmd.daemon.engine.messages import (
     Tokenized,
     Work,
 )
-from llmd.daemon.errors import AuditUnavailable, BadRequest, DeadlineExceeded, LlmdError, from_wire
+from llmd.daemon.errors import (
+    AuditUnavailable,
+    BadRequest,
+    DeadlineExceeded,
+    GpuLost,
+    GpuOutOfMemory,
+    LlmdError,
+    WorkerLost,
+    from_wire,
+)
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.admission import Admission
@@ -26,6 +36,10 @@ from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.stream import Stream
 from llmd.daemon.tasks import Tasks
+
+log = logging.getLogger("llmd.requests")
+
+OUR_FAULTS = frozenset({LlmdError.code, WorkerLost.code, GpuLost.code, GpuOutOfMemory.code})
 
 
 class Answer:
@@ -225,6 +239,9 @@ class _Books:
 
     def finish(self, outcome: str, error: str | None) -> None:
         serving, stream, answer = self._serving, self.stream, self.answer
+        if error in OUR_FAULTS:
+            about = {"request_id": self.request_id, "principal": self._principal.name, "model": self._model}
+            log.warning("a request to %s ended with %s", self._model, error, extra=about)
         now = asyncio.get_running_loop().time()
         # a label that a client may choose freely would grow the metrics without bound
         serving.metrics.outcome(self._model if serving.pool.digest(self._model) else "", outcome)

@@ -259,10 +259,10 @@ class Pool:
         match effect:
             case Start(run, wish):
                 r.worker = None
-                self._run(f"replica of {d.model}", partial(self._live, d, r, run, wish))
+                self._run(f"replica of {d.model}", partial(self._live, d, r, run, wish), vital=True)
             case Drain(run, grace):
                 r.drain_until = loop.time() + grace
-                self._run(f"drain {d.model}", partial(self._drain, d, r, run))
+                self._run(f"drain {d.model}", partial(self._drain, d, r, run), vital=True)
             case Stop(run):
                 r.stopped = run  # it may have no process yet
                 if r.worker:
@@ -270,7 +270,8 @@ class Pool:
                     r.worker.kill("the model was taken out of service")
             case Pause(run, seconds):
                 self._metrics.model(d.model).restarts()
-                log.error("%s: %s; starting it again in %.0f s", d.model, r.life.reason, seconds)
+                about = {"model": d.model}
+                log.error("%s: %s; starting it again in %.0f s", d.model, r.life.reason, seconds, extra=about)
                 loop.call_later(seconds, self._tell, d, r, Due(run))
             case Over():
                 d.remove(r)
@@ -279,8 +280,8 @@ class Pool:
                     self._deployed.pop(d.model, None)
                     self._planner.forget(d.model)
 
-    def _run(self, name: str, work: Callable[[], Any]) -> None:
-        task = self._tasks.start(name, work)
+    def _run(self, name: str, work: Callable[[], Any], *, vital: bool = False) -> None:
+        task = self._tasks.start(name, work, vital=vital)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
@@ -298,7 +299,7 @@ class Pool:
             await worker.start()
             self._planner.ready(lease)
             r.trial = r.shrinks = False
-            log.info("%s is ready (worker %d, %.1f s)", d.model, worker.pid, clock() - began)
+            log.info("%s is ready (worker %d, %.1f s)", d.model, worker.pid, clock() - began, extra={"model": d.model})
             self._audit("model.ready", model=d.model, replica=r.number, **_chosen(settings))
             self._tell(d, r, Up(run))
             self._more(d)
@@ -342,7 +343,7 @@ class Pool:
             d.count -= 1
             self._tell(d, r, Withdrawn(0.0))
         elif r.trial:
-            log.info("%s: no room beside what serves: %s", d.model, error.message)
+            log.info("%s: no room beside what serves: %s", d.model, error.message, extra={"model": d.model})
             d.crowded, r.trial = True, False
             self._tell(d, r, Withdrawn(0.0))
 
