@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python -P
 PACKAGES := llmd.daemon llmd.quantize llmd.api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow clients check bench wheelhouse deb deb-cuda test-deb clean
+.PHONY: help setup run test test-slow clients check bench wheelhouse deb deb-cuda test-deb test-appliance clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,9 @@ deb-cuda: wheelhouse ## it and llmd-cuda, for NVIDIA GPUs; CUDA_ARCHITECTURES as
 
 test-deb: wheelhouse ## the package in a Debian 12 of its own: install, first token, remove, purge, build again
 	@packaging/test_deb.sh
+
+test-appliance: wheelhouse ## the installed package under systemd: first run, watchdog, kills, reload; TESTS names some
+	@packaging/test_appliance.sh $(TESTS)
 
 clean: ## .venv, the model and everything built; not the wheels in ~/.cache/llmd, not STATE
 	@rm -rf .venv .build build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -187,7 +187,7 @@ class Daemon:
 
     async def _start(self, clients: Listener, admin: Listener, default_model: tuple[str, Path] | None) -> None:
         await self._demo_client()
-        await admin.start_unix(self.config.admin_path, 0o660)
+        await admin.start_unix(self.config.admin_path, 0o660, process.admins())
         self.service.restore()
         if default_model:
             await self._default_model(*default_model)

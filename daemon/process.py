@@ -1,6 +1,7 @@
 """What a daemon takes of its machine before it begins: descriptors, the state folder for itself, the audit's key."""
 
 import fcntl
+import grp
 import logging
 import os
 import resource
@@ -11,6 +12,7 @@ from llmd.daemon import files, limits
 
 log = logging.getLogger("llmd")
 
+ADMINS = "llmd-admin"
 KEY_BYTES = 32
 # for databases, workers, children, models that are read
 OWN_DESCRIPTORS = 256
@@ -30,6 +32,15 @@ def descriptors() -> int:
     if most < enough:
         log.warning("this process may have %d files open: it takes %d connections", most, most - OWN_DESCRIPTORS)
     return max(most, 2 * OWN_DESCRIPTORS)
+
+
+def admins() -> int:
+    """The group whose members may use the admin socket; -1: there is none, or this process is not in it."""
+    try:
+        group = grp.getgrnam(ADMINS).gr_gid
+    except KeyError:
+        return -1
+    return group if group in os.getgroups() else -1
 
 
 def lock(state: Path) -> int:

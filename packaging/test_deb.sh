@@ -7,50 +7,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/llmd
-BASE=$CACHE/debian/bookworm-2.tar
+NAME=test-deb
+source packaging/debian_root.sh # CACHE, BASE, say, fail, tools, base, inside
 MODEL=$PWD/.build/models/SmolLM2-135M-Instruct.Q4_1.gguf
-PACKAGES=systemd,python3,procps,libgomp1,libstdc++6,ca-certificates,debconf
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
 
-BEGIN=$SECONDS
-say() { printf 'test-deb: %3d s  %s\n' $((SECONDS - BEGIN)) "$*"; }
-fail() { say "FAILED: $*" && exit 1; }
-
-tools() {
-    local missing=() package
-    for package in debhelper dpkg-dev lintian mmdebstrap gpg util-linux python3 python3-venv python3-pip; do
-        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
-    done
-    if ((${#missing[@]})); then
-        say "installing ${missing[*]}"
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >/dev/null
-    fi
-}
-
-base() {
-    [[ -f $BASE ]] && return
-    say "making a clean Debian 12, once"
-    mkdir -p "${BASE%/*}"
-    mmdebstrap --quiet --format=tar --variant=minbase --include="$PACKAGES" bookworm "$BASE.part"
-    mv "$BASE.part" "$BASE"
-}
-
-# inside FILE: a script in the clean root, with processes, mounts and a network of its own
-inside() {
-    unshare --mount --pid --net --uts --ipc --fork --kill-child --propagation private bash -c '
-        set -e
-        mount --bind "$1" "$1"
-        mount -t proc proc "$1/proc"
-        mount -t tmpfs tmpfs "$1/dev/shm" 2>/dev/null || true
-        ip link set lo up 2>/dev/null || true
-        exec chroot "$1" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/srv LANG=C.UTF-8 TERM=dumb DEBIAN_FRONTEND=noninteractive \
-            bash /srv/inside.sh
-    ' inside "$1"
-}
-
-tools
+tools debhelper dpkg-dev lintian mmdebstrap gpg util-linux python3 python3-venv python3-pip
 base
 say "building"
 first=$(packaging/deb.sh "$WORK/one")
@@ -73,5 +36,5 @@ dpkg-deb --raw-extract "$first" "$WORK/raw"
 ! grep -rlF -e "$WORK" -e "$CACHE" "$WORK/raw" || fail "these name a folder of the build"
 rm -rf "$WORK/raw"
 say "installing it"
-inside "$root" || fail "in the clean Debian"
+inside "$root" /srv/inside.sh || fail "in the clean Debian"
 say "the same bytes: $(sha256sum "$first" | cut -c 1-16), $(($(stat -c %s "$first") >> 20)) MiB"

@@ -4,6 +4,7 @@ its own."""
 import asyncio
 import functools
 import logging
+import os
 import socket
 import ssl as ssl_module
 import stat
@@ -106,12 +107,13 @@ class Listener:
             else:
                 handshakes.begin(connection, address[0])
 
-    async def start_unix(self, path: Path, mode: int) -> None:
-        """Listen on a Unix socket. A socket that nobody serves any more is replaced; raises Conflict when somebody
-        does."""
+    async def start_unix(self, path: Path, mode: int, group: int = -1) -> None:
+        """Listen on a Unix socket, which `group` owns (-1: this process' own). A socket that nobody serves any more is
+        replaced; raises Conflict when somebody does."""
         _clear(path)
         make = functools.partial(AdminProtocol, self._config, self._state, self._refusals)
         server = await asyncio.get_running_loop().create_unix_server(make, str(path), backlog=64)
+        os.chown(path, -1, group)
         path.chmod(mode)
         self._server = server
         self._begin()

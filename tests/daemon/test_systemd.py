@@ -1,17 +1,18 @@
 """What systemd is told, and what its journal gets. Its bindings are scripted: the package's test has the real ones."""
 
 import asyncio
+import grp
 import json
 import logging
 import os
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from llmd.daemon import logs, systemd
+from llmd.daemon import logs, process, systemd
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.tasks import Tasks
 
@@ -105,6 +106,17 @@ async def test_the_audit_logs_writer_answers_until_it_has_ended(tmp_path: Any, m
     assert not await audit.answers()
     assert not await audit.answers(), "it has ended"
     audit.close()
+
+
+def test_the_admin_socket_is_given_to_a_group_that_this_process_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"llmd-admin": SimpleNamespace(gr_gid=4711)}
+    monkeypatch.setattr(grp, "getgrnam", groups.__getitem__)
+    monkeypatch.setattr(os, "getgroups", lambda: [1, 4711])
+    assert process.admins() == 4711
+    monkeypatch.setattr(os, "getgroups", lambda: [1])
+    assert process.admins() == -1
+    groups.clear()
+    assert process.admins() == -1
 
 
 # --- the journal

@@ -1,8 +1,10 @@
 """A real listener with real mutual TLS: who gets in, who is put out, and what a connection may do."""
 
 import asyncio
+import os
 import socket
 import ssl
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -425,7 +427,8 @@ async def test_the_admin_socket_knows_who_asks(tmp_path: Path, monkeypatch: pyte
     assert status(answer) == 403 and b"llmd-admin" in answer
     await listener.stop(0)
     again = Listener(Starlette())
-    await again.start_unix(path, 0o660)
+    await again.start_unix(path, 0o660, os.getgid())
+    assert (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (os.getgid(), 0o660)
     await again.stop(0)
 
 
