@@ -81,6 +81,7 @@ pages() { # pages COMMAND...
 pages llmctl
 for page in man8/llmd.8 man5/llmd.toml.5; do [[ -f /usr/share/man/$page.gz ]] || fail "no $page"; done
 grep -q llmctl /usr/share/bash-completion/completions/llmctl /usr/share/zsh/vendor-completions/_llmctl || fail "no completion"
+for file in llmd.dashboard.json llmd.rules.yml; do [[ -f /usr/share/llmd/$file ]] || fail "no $file"; done
 dpkg -V llmd || fail "dpkg -V"
 python3 - <<'PY'
 import json, pathlib
