@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 NAME=test-appliance
 source packaging/debian_root.sh # CACHE, BASE, say, fail, tools, base, inside
 MODEL=$PWD/.build/models/SmolLM2-135M-Instruct.Q4_1.gguf
-TESTS=(first_run watchdog killed reload)
+TESTS=(first_run watchdog killed reload sandbox upgrade disk_full)
 
 WORK=$(mktemp -d)
 BOOTED=()
@@ -36,7 +36,7 @@ boot() {
         echo $$ >"/sys/fs/cgroup/$2/cgroup.procs"
         exec systemd-nspawn --boot --quiet --register=no --keep-unit --console=pipe --private-network --capability=all \
             --system-call-filter=bpf --machine="$2" --hostname="$2" --directory="$1" >"$3" 2>&1 </dev/null
-    ' boot "$folder/tree" "llmd-${1//_/-}" "$folder/console.log" &
+    ' boot "$folder/tree" "llmd-$$-${1//_/-}" "$folder/console.log" &
     BOOTED+=($!)
     for ((i = 0; i < 200; i++)); do
         PID1=$(first_of $!) || true
@@ -79,6 +79,23 @@ show() { on systemctl show llmd -P "$1"; }
 active() { [[ $(show ActiveState) == active ]]; }
 ready() { on llmctl status | grep -q ' ready '; }
 restarts() { [[ $(show NRestarts) -ge $1 ]] && active; }
+
+# ask STATUS [CODE]: a request is answered with this status and error
+ask() {
+    on /usr/bin/python3 - "$@" <<'PY'
+import http.client, json, ssl, sys
+pki = "/var/lib/llmd/pki"
+tls = ssl.create_default_context(cafile=f"{pki}/ca.crt")
+tls.load_cert_chain(f"{pki}/clients/demo.crt", f"{pki}/clients/demo.key")
+connection = http.client.HTTPSConnection("127.0.0.1", 8443, context=tls, timeout=60)
+connection.request("POST", "/v1/completions", json.dumps({"prompt": "Hello", "max_tokens": 2}))
+answer = connection.getresponse()
+said = answer.status, json.loads(answer.read()).get("error", {}).get("code", "")
+wanted = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+if said != wanted:
+    sys.exit(f"the answer was {said}, not {wanted}")
+PY
+}
 
 # --- the tests
 
@@ -135,12 +152,68 @@ reload() {
     [[ $(show MainPID) == "$pid" ]] || fail "a reload restarted it"
 }
 
+sandbox() {
+    until_ 30 "it is not active" active
+    on systemd-analyze security --offline=yes --threshold=18 /lib/systemd/system/llmd.service >/dev/null || fail "systemd-analyze security"
+    # a device that everybody may open but a service that may not
+    on sh -c "rm -f /dev/fuse; mknod -m 666 /dev/fuse c 10 229"
+    on runuser -u llmd -- sh -c 'true </dev/fuse' || fail "the test's device cannot be opened at all"
+    on mkdir -p /run/systemd/system/llmd.service.d
+    printf '[Service]\nExecStartPre=/bin/sh -c "! true </dev/fuse && true </dev/null"\nExecStartPre=/bin/sh -c "! unshare --user true"\n' |
+        on tee /run/systemd/system/llmd.service.d/test.conf >/dev/null
+    on systemctl daemon-reload
+    on systemctl restart llmd || { on journalctl -u llmd -n 20 -o cat --no-pager && fail "what is forbidden is possible"; }
+    on llmctl model import /srv/model.gguf --name small >/dev/null && on llmctl deploy small >/dev/null || fail "deploy"
+}
+
+upgrade() {
+    local pid rows
+    on llmctl model import /srv/model.gguf --name small >/dev/null && on llmctl deploy small >/dev/null || fail "deploy"
+    on llmctl client issue alice --out /srv >/dev/null || fail "issue"
+    on sh -c 'echo "queue = 65" >>/etc/llmd/llmd.toml'
+    pid=$(show MainPID) rows=$(on llmctl audit query --limit 1 --json | wc -c)
+    cp "$NEXT" "$WORK/upgrade/tree/srv/next.deb"
+    on apt-get install -y --no-install-recommends -o Dpkg::Options::=--force-confold /srv/next.deb >"$WORK/upgrade.log" 2>&1 ||
+        { cat "$WORK/upgrade.log" && fail "the upgrade"; }
+    [[ $(on dpkg-query -W -f '${Version}' llmd) == 99 ]] || fail "it is not upgraded"
+    until_ 30 "it is not active after the upgrade" active
+    [[ $(show MainPID) != "$pid" && $(show NRestarts) == 0 ]] || fail "the upgrade did not restart it once"
+    [[ $(on journalctl -u llmd -o cat | grep -c '^clients on ') == 2 ]] || fail "it started more than once"
+    until_ 60 "the model does not serve after the upgrade" ready
+    on grep -q '^queue = 65' /etc/llmd/llmd.toml || fail "the local configuration is lost"
+    on llmctl client list | grep -q alice || fail "the clients are lost"
+    ((rows > 2)) && on llmctl audit verify >/dev/null || fail "the audit log's chain"
+}
+
+disk_full() {
+    local said
+    until_ 30 "it is not active" active
+    on systemctl stop llmd
+    on sh -c 'cp -a /var/lib/llmd /srv/state && mount -t tmpfs -o size=60m tmpfs /var/lib/llmd && cp -a /srv/state/. /var/lib/llmd/ &&
+        chown --reference=/srv/state /var/lib/llmd && chmod --reference=/srv/state /var/lib/llmd'
+    on systemctl start llmd || fail "it does not start on a small disk"
+    ! said=$(on llmctl model import /srv/model.gguf --name small 2>&1) || fail "a model that does not fit was imported"
+    [[ $said == *"space"* || $said == *"free"* ]] || fail "of a full disk an import says: $said"
+    on mount -o remount,size=200m /var/lib/llmd
+    on llmctl model import /srv/model.gguf --name small >/dev/null 2>&1 && on llmctl deploy small >/dev/null || fail "with room again"
+    ask 200 || fail "a request"
+    # the audit log: what cannot be logged is not answered
+    on sh -c 'cat /dev/zero >/var/lib/llmd/fill 2>/dev/null || true'
+    until_ 20 "a request that cannot be logged is answered" ask 503 audit_unavailable
+    until_ 40 "the status line does not say so" bash -c "[[ \$(nsenter -t $PID1 -m -p systemctl show llmd -P StatusText) == *'NOT WRITTEN'* ]]"
+    [[ $(show NRestarts) == 0 ]] && active || fail "a full disk ended it"
+    on rm /var/lib/llmd/fill
+    until_ 30 "no request is answered with room again" ask 200
+    on llmctl audit verify >/dev/null || fail "the audit log's chain"
+}
+
 # --- all of it
 
 tools debhelper dpkg-dev mmdebstrap gpg util-linux python3 python3-venv python3-pip systemd-container
 base
 say "building"
 package=$(packaging/deb.sh "$WORK/deb" 2>/dev/null)
+NEXT=$(VERSION=99 packaging/deb.sh "$WORK/next" 2>/dev/null)
 say "installing"
 mkdir "$WORK/installed"
 tar -xf "$BASE" -C "$WORK/installed"
