@@ -102,7 +102,11 @@ class Journal(Writer):
 
     def _tell(self, data: bytes) -> int:
         fields = json.loads(data)
-        self._send(fields.pop("MESSAGE"), SYSLOG_IDENTIFIER="llmd", **fields)
+        try:
+            self._send(fields.pop("MESSAGE"), SYSLOG_IDENTIFIER="llmd", **fields)
+        except OSError:  # it is being started again, say: the next line may find it there
+            with self._changed:
+                self._lost += 1
         return len(data)
 
 
@@ -138,7 +142,10 @@ class JournalHandler(logging.Handler):
 
 def _is_journal(fd: int) -> bool:
     """Whether systemd connected it with its journal."""
-    there = os.fstat(fd)
+    try:
+        there = os.fstat(fd)
+    except OSError:  # there is no standard error
+        return False
     return os.environ.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
 
 

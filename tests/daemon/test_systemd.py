@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -176,6 +177,26 @@ def test_a_journal_that_does_not_take_lines_holds_up_nobody() -> None:
     lost = [text for text in sent if "lines were lost" in text]
     assert sent[0] == "0" and sent[-1] == "again" and len(lost) == 1
     assert int(lost[0].split()[0]) == 100 - (len(sent) - 2)
+
+
+def test_a_journal_that_is_away_for_a_moment_gets_the_next_lines() -> None:
+    sent: list[str] = []
+    away = True
+
+    def send(text: str, **_: str) -> None:
+        if away:
+            raise ConnectionRefusedError
+        sent.append(text)
+
+    journal = logs.Journal(send)
+    journal.record("lost", {})
+    until = time.monotonic() + 5.0
+    while not journal._lost and time.monotonic() < until:
+        time.sleep(0.01)
+    away = False
+    journal.record("there", {})
+    journal.flush(5.0)
+    assert "there" in sent and any("1 lines were lost" in text for text in sent)
 
 
 def test_standard_error_that_leads_to_the_journal_is_one(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
