@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,16 @@ def load(file: Path | None, **given: Any) -> Config:
     config = replace(Config(), **values, **{k: v for k, v in given.items() if v is not None})
     _check(config)
     return config
+
+
+def news(used: Config, read: Callable[[], Config]) -> str:
+    """What an admin should know of the file as it is now, rather than by a start that fails; "": nothing."""
+    try:
+        new = read()
+    except ConfigError as e:
+        return f"{e}: what was read at the start stays, but the next start would fail"
+    names = [f.name for f in fields(Config) if getattr(used, f.name) != getattr(new, f.name)]
+    return f"changed in the configuration, and used from the next start on: {', '.join(names)}" if names else ""
 
 
 _KINDS: dict[type, str] = {str: "a text", int: "a whole number", tuple: "a list of texts"}

@@ -14,7 +14,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,9 @@ CLIENT_ROUTES = (*chat.ROUTES, *models.ROUTES, *probes.ROUTES, *openapi.ROUTES)
 class Daemon:
     """Every part of one running llmd. `await run()` returns after a drain."""
 
-    def __init__(self, settings: Config) -> None:
-        self.config = settings
+    def __init__(self, settings: Config, read: Callable[[], Config] | None = None) -> None:
+        """`read` reads the configuration anew."""
+        self.config, self._read = settings, read
         state = settings.state
         (state / "pki").mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = process.lock(state)
@@ -272,14 +274,16 @@ class Daemon:
         self._reloading = self.tasks.start("reload", self._reload_now)
 
     async def _reload_now(self) -> None:
+        if self._read and (news := config.news(self.config, self._read)):
+            log.warning("%s", news)
         try:
             done = await self.service.reload("signal")
         except (LlmdError, OSError) as e:
             log.error("reload failed: %s", e)
             return
         log.info(
-            "reloaded: the server's certificate is good until %s, revoked certificates: %d; the configuration file is "
-            "read at start only", done["server_certificate_until"], done["revoked_certificates"],
+            "reloaded: the server's certificate is good until %s, revoked certificates: %d",
+            done["server_certificate_until"], done["revoked_certificates"],
         )  # fmt: skip
 
     async def _maintain(self) -> None:
@@ -352,13 +356,13 @@ def arguments() -> argparse.ArgumentParser:
     return top
 
 
-async def _serve(settings: Config, default_model: tuple[str, Path] | None) -> None:
-    await Daemon(settings).run(default_model)
+async def _serve(read: Callable[[], Config], default_model: tuple[str, Path] | None) -> None:
+    await Daemon(read(), read).run(default_model)
 
 
-async def _init(settings: Config) -> None:
+async def _init(read: Callable[[], Config]) -> None:
     """What is there already stays."""
-    await Daemon(settings).close()
+    await Daemon(read()).close()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -371,9 +375,9 @@ def main(argv: list[str] | None = None) -> None:
     if given.default_model and not (name and file):
         sys.exit("llmd: --default-model takes NAME=FILE")
     try:
-        settings = config.load(given.config, state_dir=given.state_dir, listen=given.listen)
+        read = partial(config.load, given.config, state_dir=given.state_dir, listen=given.listen)
         # its TLS writes cost half of asyncio's own (benchmarks/gateway.py)
-        work = _serve(settings, (name, Path(file)) if file else None) if given.command == "serve" else _init(settings)
+        work = _serve(read, (name, Path(file)) if file else None) if given.command == "serve" else _init(read)
         uvloop.run(work)
     except (Fatal, ConfigError) as e:
         sys.exit(f"llmd: {e}")

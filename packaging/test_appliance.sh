@@ -144,12 +144,18 @@ killed() {
 
 reload() {
     until_ 30 "it is not active" active
-    local pid before
+    local pid
     pid=$(show MainPID)
     on systemctl reload llmd || fail "reload"
     sleep 1
     on journalctl -u llmd -o cat | grep -q '^reloaded: ' || fail "it did not reload"
-    [[ $(show MainPID) == "$pid" ]] || fail "a reload restarted it"
+    # a broken file is said now, and harms nothing
+    on sh -c 'echo "quue = 7" >>/etc/llmd/llmd.toml'
+    on systemctl reload llmd || fail "reload with a broken file"
+    sleep 1
+    on journalctl -u llmd -o cat -p warning | grep -q "there is no setting 'quue'.*the next start would fail" || fail "a broken file is not said"
+    on llmctl status >/dev/null || fail "it does not answer any more"
+    [[ $(show MainPID) == "$pid" && $(show NRestarts) == 0 ]] || fail "a reload restarted it"
 }
 
 sandbox() {

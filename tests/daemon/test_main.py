@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,20 @@ def test_every_setting_stands_in_the_docs() -> None:
     assert len(names) <= 30
     for name in names:
         assert f"`{name}`" in page
+
+
+def test_what_is_new_in_the_file_is_said_and_what_was_read_stays(tmp_path: Path) -> None:
+    file = tmp_path / "llmd.toml"
+    file.write_text("queue = 5\n")
+    read = partial(config_module.load, file, state_dir="/srv/x")
+    used = read()
+    assert config_module.news(used, read) == ""
+    file.write_text("queue = 6\nevict = true\n")
+    told = config_module.news(used, read)
+    assert told == "changed in the configuration, and used from the next start on: queue, evict"
+    file.write_text("queue = 6\nquue = 7\n")
+    told = config_module.news(used, read)
+    assert told.startswith(f"{file}:2: there is no setting 'quue': ") and "the next start would fail" in told
 
 
 def test_a_missing_file_that_was_named_is_an_error(tmp_path: Path) -> None:
