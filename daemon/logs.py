@@ -15,6 +15,7 @@ from llmd.daemon import systemd
 
 # lines that wait for a reader; older ones are kept, newer ones are counted
 MAX_LINES = 10_000
+FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 LOST = "%d lines were lost here: nobody read them"
 # what a record may be about
 ABOUT = ("principal", "model", "request_id")
@@ -40,6 +41,10 @@ class Writer:
     def line(self, text: str) -> None:
         """One that finds no room is counted: how many they were is written when there is room again."""
         self._put(self._encoded(text))
+
+    def record(self, _: logging.LogRecord, text: str) -> None:
+        """A record, formatted."""
+        self.line(text)
 
     def _encoded(self, text: str) -> bytes:
         return text.encode(errors="backslashreplace") + b"\n"
@@ -94,8 +99,10 @@ class Journal(Writer):
         self._write = self._tell
         self._begin("journal", most)
 
-    def record(self, text: str, fields: dict[str, str]) -> None:
-        self._put(json.dumps({"MESSAGE": text, **fields}).encode())
+    def record(self, record: logging.LogRecord, text: str) -> None:
+        fields = {"PRIORITY": str(PRIORITIES.get(record.levelno, 6)), "LOGGER": record.name}
+        about = {name.upper(): str(value) for name in ABOUT if (value := getattr(record, name, None))}
+        self._put(json.dumps({"MESSAGE": text, **fields, **about}).encode())
 
     def _encoded(self, text: str) -> bytes:
         return json.dumps({"MESSAGE": text, "PRIORITY": "4"}).encode()
@@ -119,23 +126,7 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._writer.line(self.format(record))
-        except Exception:
-            self.handleError(record)
-
-
-class JournalHandler(logging.Handler):
-    """Records, with what they are about, through a Journal."""
-
-    def __init__(self, journal: Journal) -> None:
-        super().__init__()
-        self._journal = journal
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            fields = {"PRIORITY": str(PRIORITIES.get(record.levelno, 6)), "LOGGER": record.name}
-            about = {name: getattr(record, name, None) for name in ABOUT}
-            self._journal.record(self.format(record), fields | {k.upper(): str(v) for k, v in about.items() if v})
+            self._writer.record(record, self.format(record))
         except Exception:
             self.handleError(record)
 
@@ -151,17 +142,11 @@ def _is_journal(fd: int) -> bool:
 
 def start(fd: int = 2) -> Writer:
     """All logging of this process to `fd`, or to the journal that it leads to."""
-    handler: logging.Handler
-    writer: Writer
     journal = systemd.bindings("journal") if _is_journal(fd) else None
-    if journal:
-        writer = told = Journal(journal.send)
-        handler = JournalHandler(told)
-        handler.setFormatter(logging.Formatter("%(message)s"))  # it has a time and a level of its own
-    else:
-        writer = Writer(fd)
-        handler = LogHandler(writer)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    writer = Journal(journal.send) if journal else Writer(fd)
+    handler = LogHandler(writer)
+    # the journal has a time and a level of its own
+    handler.setFormatter(logging.Formatter("%(message)s" if journal else FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     return writer

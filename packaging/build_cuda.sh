@@ -50,7 +50,7 @@ build() {
         make_toolkit "$work/wheels" "$work/toolkit" "$source/ggml/src"
         touch "$work/toolkit.done"
     fi
-    say "compiling the backend for $ARCHITECTURES (half an hour on 2 cores, 3 minutes on 16; only once on this machine)"
+    say "compiling the backend for $ARCHITECTURES (half an hour on 2 cores; only once on this machine)"
     export CUDA_PATH=$cuda CUDACXX=$cuda/bin/nvcc
     with_progress "configuring" "$work/configure.log" cmake -G Ninja -S "$source" -B "$work/build" "${FLAGS[@]}" \
         -DCMAKE_CUDA_ARCHITECTURES="$ARCHITECTURES" -DCUDAToolkit_ROOT="$cuda" -DNCCL_ROOT="$work/toolkit/nvidia/nccl" \

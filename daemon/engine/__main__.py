@@ -220,7 +220,7 @@ def die(args: threading.ExceptHookArgs) -> None:
 
 
 def wake_gpus() -> None:
-    """A process' first use of a GPU takes some 0.3 s, in which Python can load what it needs. Each GPU's primary
+    """A process' first use of a GPU takes a moment, in which Python can load what it needs. Each GPU's primary
     context, that ggml uses as well, is made; whatever is wrong here, ggml meets again and says."""
     with suppress(OSError, AttributeError):
         cuda, number, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()

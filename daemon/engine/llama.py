@@ -189,9 +189,11 @@ class LlamaRunner:
     def _load_kernels(self, token: int, slots: int, context: int) -> None:
         """A GPU loads a kernel when it is first asked for, and has others for other numbers of tokens, even and odd:
         the first requests would wait for that. Prompts are followed by a token, as requests are. Above 128 tokens no
-        size was ever slower the first time than the next (benchmarks/results/deploy.md)."""
+        size was slower the first time than the next (benchmarks/results/deploy.md); the largest pass is there for its
+        memory, which the planner measures next."""
         most = min(self._ubatch, context - 1)
-        calls = [(1, n) for n in (*range(1, 9), 13, 16, 24, 32, 48, 61, 64, 96, 128) if n <= most]
+        calls = [(1, n) for n in (*range(1, 9), 13, 16, 24, 32, 48, 61, 64, 96, 128) if n < most]
+        calls.append((1, most))
         calls += [(n, 1) for n in (2, 3, 4, 8, 16, 32, 64, 128, 256) if n <= min(slots, most)]
         for sequences, n in calls:
             for start, size in ((0, n), (n, 1)):

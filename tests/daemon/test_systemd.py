@@ -135,7 +135,7 @@ def journal(sent: list[dict[str, str]]) -> logs.Journal:
 
 @pytest.fixture
 def logger(journal: logs.Journal) -> Iterator[logging.Logger]:
-    logger, handler = logging.getLogger("llmd.test.journal"), logs.JournalHandler(journal)
+    logger, handler = logging.getLogger("llmd.test.journal"), logs.LogHandler(journal)
     logger.addHandler(handler)
     yield logger
     logger.removeHandler(handler)
@@ -167,10 +167,10 @@ def test_a_journal_that_does_not_take_lines_holds_up_nobody() -> None:
 
     journal = logs.Journal(send, most=10)
     for i in range(100):
-        journal.record(str(i), {})
+        journal.line(str(i))
     os.write(ends[1], b"x")
     journal.flush(5.0)
-    journal.record("again", {})
+    journal.line("again")
     journal.flush(5.0)
     for end in ends:
         os.close(end)
@@ -189,12 +189,12 @@ def test_a_journal_that_is_away_for_a_moment_gets_the_next_lines() -> None:
         sent.append(text)
 
     journal = logs.Journal(send)
-    journal.record("lost", {})
+    journal.line("lost")
     until = time.monotonic() + 5.0
     while not journal._lost and time.monotonic() < until:
         time.sleep(0.01)
     away = False
-    journal.record("there", {})
+    journal.line("there")
     journal.flush(5.0)
     assert "there" in sent and any("1 lines were lost" in text for text in sent)
 
