@@ -16,6 +16,7 @@ systemd.py   what systemd is told
 tasks.py     the tasks that live as long as the daemon
 schema.py    the tables of `state.db`
 store.py     `state.db`: clients, models, deployments
+versions.py  `state.db` from one version of llmd to the next, and back
 admin/       what an admin can do
 serving/     a request from its admit row to its finish row; workers
 planning/    on which GPUs a model goes, and how it is loaded

@@ -105,6 +105,9 @@ class Daemon:
     def _open_authority(self) -> Authority:
         """The CA, and the state database with it: what one of them knows to be revoked, the other knows too."""
         c = self.config
+        if restored := self.store.restored:
+            log.warning("%s", restored)
+            self.audit.event("state.restored", found=restored.found, used=restored.version, as_of=restored.taken)
         names = config_names(c, socket.gethostname().lower())
         authority = Authority.open(c.state / "pki", c.node_name, names, revoked=revocations(self.store))
         for damage in authority.healed:
@@ -193,7 +196,7 @@ class Daemon:
         self.service.restore()
         if default_model:
             await self._default_model(*default_model)
-        await clients.start(*self.config.address)
+        await clients.start(*self.config.address, systemd.sockets())
         log.info("clients on https://%s, admins on %s", self.config.listen, self.config.admin_path)
         # what start-up made stays: a collection that walks it all would hold up every stream for tens of milliseconds
         gc.collect()

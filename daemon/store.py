@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
+from llmd.daemon import versions
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
 from llmd.daemon.schema import MIGRATIONS, VERSION
 
@@ -119,25 +120,28 @@ class Store:
     """The tables of `path`, made when missing; None keeps them in memory. `clock` gives Unix seconds.
 
     Every method raises NoSpace when the disk is full and Unavailable when the file is damaged or cannot be written; the
-    constructor also when a newer llmd wrote the file.
+    constructor also when a newer llmd wrote the file and there is no copy from before. `restored`: such a copy was
+    taken.
     """
 
     def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self.restored: versions.Restored | None = None
         with _explained():
             if path is not None:
+                self.restored = versions.back(path, VERSION)
                 # SQLite would create it readable for all; its -wal and -shm files take over this mode
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
                 path.chmod(0o600)
             connection = sqlite3.connect(path or ":memory:", timeout=5.0, check_same_thread=False)
             try:
                 self._db = Database(connection, execute_plugins=False, strict=True)
-                self._prepare()
+                self._prepare(path)
             except BaseException:
                 connection.close()
                 raise
 
-    def _prepare(self) -> None:
+    def _prepare(self, path: Path | None) -> None:
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
             self._db.execute(f"PRAGMA {pragma}").fetchall()
         verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -146,10 +150,21 @@ class Store:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if not 0 <= version <= VERSION:
             raise Unavailable(
-                f"a newer llmd wrote the state database (version {version}, known {VERSION}): upgrade llmd"
+                f"a newer llmd wrote the state database (version {version}, known {VERSION}), and there is no copy "
+                "from before: upgrade llmd"
             )
-        with self._db.atomic():
-            MIGRATIONS.apply(self._db)
+        if path and 0 < version < VERSION:
+            versions.keep(self._db.conn, path, version)
+        try:
+            with self._db.atomic():
+                MIGRATIONS.apply(self._db)
+        except Exception as e:
+            if not version:
+                raise
+            raise Unavailable(
+                f"the state database could not be brought from version {version} to {VERSION} ({e}): it is as it was, "
+                "install the earlier llmd again"
+            ) from e
 
     def close(self) -> None:
         self._db.close()

@@ -7,6 +7,7 @@ listens: then nothing is told.
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Any
@@ -28,6 +29,12 @@ def notify(**told: object) -> bool:
     """As sd_notify(3) names it: `notify(READY=1, STATUS="…")`. Whether somebody listens."""
     daemon = bindings("daemon") if os.environ.get("NOTIFY_SOCKET") else None
     return bool(daemon and daemon.notify("\n".join(f"{name}={value}" for name, value in told.items())))
+
+
+def sockets() -> list[socket.socket]:
+    """What systemd listens on for this process (llmd.socket). It is given once."""
+    daemon = bindings("daemon") if os.environ.get("LISTEN_PID") == str(os.getpid()) else None
+    return [socket.socket(fileno=fd) for fd in daemon.listen_fds()] if daemon else []
 
 
 def deadline() -> float:

@@ -3,7 +3,6 @@
 #
 #   packaging/deb.sh [FOLDER]              where it is built; default: .build/deb
 #   CUDA=FOLDER packaging/deb.sh [FOLDER]  also llmd-cuda, of what packaging/build_cuda.sh made; its path is printed next
-#   VERSION=9 packaging/deb.sh [FOLDER]    as that version, to try an upgrade
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,11 +11,10 @@ for tool in dpkg-buildpackage dh; do
     command -v "$tool" >/dev/null || { echo "deb: apt install dpkg-dev debhelper" >&2 && exit 1; }
 done
 [[ -d .build/wheelhouse/built ]] || { echo "deb: make wheelhouse comes first" >&2 && exit 1; }
-version=${VERSION:-$(sed -n '1s/.*(\(.*\)).*/\1/p' debian/changelog)}
+version=$(sed -n '1s/.*(\(.*\)).*/\1/p' debian/changelog)
 rm -rf "$FOLDER"
 mkdir -p "$FOLDER/llmd-$version"
 git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -cf - | tar -xf - -C "$FOLDER/llmd-$version"
-sed -i "1s/(.*)/($version)/" "$FOLDER/llmd-$version/debian/changelog"
 cp -r .build/wheelhouse "$FOLDER/llmd-$version/"
 profiles=()
 if [[ ${CUDA:-} ]]; then

@@ -32,6 +32,7 @@ LEAVES = {
         "store",
         "systemd",
         "tasks",
+        "versions",
     )
 }
 # a room, or one file: what it may import from us. The first that fits counts, so exceptions stand above their room.

@@ -16,6 +16,7 @@ from llmd.api.cli import chat as cli_chat
 from llmd.api.cli import client as cli_client
 from llmd.api.cli import gpu as cli_gpu
 from llmd.api.cli import model as cli_model
+from llmd.api.cli import network as cli_network
 from llmd.api.cli import plan as cli_plan
 from llmd.api.cli.connection import SOCKETS, Client, DaemonError, NoDaemon
 from llmd.api.cli.terminal import as_json, json_before, moment, safe, show_json, span, table, wants_json
@@ -139,6 +140,7 @@ def doctor(client: Client, json_: bool) -> None:
         checks = client.call("GET", "/doctor")["checks"]
     except NoDaemon as e:
         checks = [{"name": "daemon", "ok": False, "message": str(e), "fix": "systemctl start llmd, or llmd serve"}]
+    checks += cli_network.checks()
     if json_:
         show_json({"checks": checks})
     else:
@@ -213,6 +215,7 @@ def reload(client: Client, json_: bool) -> None:
 for command in (
     cli_model.model,
     cli_client.client,
+    cli_network.network,
     cli_audit.audit,
     cli_chat.chat,
     cli_bench.bench,

@@ -70,8 +70,9 @@ class Listener:
     def port(self) -> int:
         return int(self._sockets[0].getsockname()[1])
 
-    async def start(self, host: str, port: int) -> None:
-        """Listen with TLS. Raises OSError when the address cannot be had."""
+    async def start(self, host: str, port: int, given: Sequence[socket.socket] = ()) -> None:
+        """Listen with TLS, on sockets that are `given` for that address where there are any. Raises OSError when the
+        address cannot be had, Conflict where the given ones are another's."""
         make = functools.partial(ClientProtocol, self._config, self._state, self._hosts, self._open, self._refusals)
         loop = asyncio.get_running_loop()
 
@@ -84,7 +85,7 @@ class Listener:
                 ssl_shutdown_timeout=1.0,
             )
 
-        self._sockets = await _listening(host, port)
+        self._sockets = await _taken(given, host, port) if given else await _listening(host, port)
         self._handshakes = handshakes = Handshakes(shake)
         self._accepting = [
             self._tasks.start("accepting", functools.partial(self._accept, listening, handshakes), vital=True)
@@ -157,14 +158,32 @@ class Listener:
             await asyncio.sleep(0.02)
 
 
-async def _listening(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address of `host`. Raises OSError when one cannot be had."""
+async def _addresses(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
+    """Family and address, of all that `host` has."""
     found = await asyncio.get_running_loop().getaddrinfo(
         host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+async def _taken(given: Sequence[socket.socket], host: str, port: int) -> list[socket.socket]:
+    held = {one.getsockname()[:2] for one in given}
+    if held != {address[:2] for _, address in await _addresses(host, port)}:
+        on = ", ".join(f"{address}:{number}" for address, number in sorted(held))
+        raise Conflict(
+            f"listen is {host}:{port}, and systemd listens on {on}: systemctl daemon-reload, then systemctl restart "
+            "llmd.socket"
+        )
+    for one in given:
+        one.setblocking(False)
+    return list(given)
+
+
+async def _listening(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of `host`. Raises OSError when one cannot be had."""
     sockets: list[socket.socket] = []
     try:
-        for family, _, _, _, address in dict.fromkeys(found):
+        for family, address in await _addresses(host, port):
             # without a port of its own choice, every address has the first one's
             chosen = (address[0], sockets[0].getsockname()[1] if sockets else address[1], *address[2:])
             listening = socket.create_server(chosen, family=family, backlog=BACKLOG)

@@ -305,13 +305,22 @@ def last_key(conn: sqlite3.Connection) -> str | None:
 def schema_problem(conn: sqlite3.Connection) -> str | None:
     """Why this database is not an audit log that can be read, in words for a person; None where it is one."""
     version = conn.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        return f"written by a newer llmd (schema {version}, this one knows {SCHEMA_VERSION}): use that version"
     found = conn.execute("SELECT type, sql FROM sqlite_schema WHERE name = 'audit'").fetchone()
     # A view or a virtual table of that name could run without end, or show rows that are not stored.
     if version == 0 or found is None or found[0] != "table" or not str(found[1]).upper().startswith("CREATE TABLE"):
         return "holds no audit log"
+    if version > SCHEMA_VERSION and not _continues(conn):
+        return f"written by a newer llmd (schema {version}, this one knows {SCHEMA_VERSION}): use that version"
     return None
+
+
+def _continues(conn: sqlite3.Connection) -> bool:
+    """Whether a newer llmd's log takes this one's rows: it has added to the table, and nothing that must be given."""
+    columns = {
+        name: must and default is None for _, name, _, must, default, _ in conn.execute("PRAGMA table_info(audit)")
+    }
+    own = COLUMNS.split(", ")
+    return columns.keys() >= set(own) and not any(must for name, must in columns.items() if name not in own)
 
 
 def is_damage(error: BaseException | None) -> bool:

@@ -32,7 +32,8 @@ INSERT = f"INSERT INTO audit({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 log = logging.getLogger("llmd.audit")
 
-# a migration is never edited once it has shipped: a change is a new one at the end, with chain.SCHEMA_VERSION
+# a migration is never edited once it has shipped: a change is a new one at the end, with chain.SCHEMA_VERSION. It adds
+# what may be left out, and nothing else: an older llmd goes on with the same file (nobody replaces an audit log)
 MIGRATIONS = Migrations("audit")
 
 

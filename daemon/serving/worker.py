@@ -136,7 +136,12 @@ class Worker:
         """Start the process and load the model. Raises LlmdError with the reason when it cannot; the process is gone
         then."""
         ours, theirs = socket.socketpair()
-        seen = {"CUDA_VISIBLE_DEVICES": ",".join(self.settings.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        # NCCL meets itself over a network interface: this machine's own is always open
+        seen = {
+            "CUDA_VISIBLE_DEVICES": ",".join(self.settings.gpus),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "NCCL_SOCKET_IFNAME": "lo",
+        }
         with theirs:
             self._process = await children.start(
                 PROGRAM,

@@ -5,6 +5,7 @@ import grp
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -38,6 +39,19 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_nobody_listens(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET")
     assert not systemd.notify(READY=1) and told == []
+
+
+def test_the_sockets_that_systemd_listens_on(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = socket.create_server(("127.0.0.1", 0))
+    address = given.getsockname()
+    bindings: Any = sys.modules["systemd.daemon"]
+    bindings.listen_fds = lambda: [given.detach()]
+    monkeypatch.setenv("LISTEN_PID", "1")
+    assert systemd.sockets() == [], "they are another process's"
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    (taken,) = systemd.sockets()
+    assert taken.getsockname() == address
+    taken.close()
 
 
 def test_without_bindings_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

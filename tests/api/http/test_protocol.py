@@ -325,6 +325,24 @@ async def test_only_the_named_hosts_are_answered(tmp_path: Path, server: Server)
     await listener.stop(0)
 
 
+async def test_it_takes_the_sockets_that_it_is_given(server: Server) -> None:
+    given = socket.create_server(("127.0.0.1", 0))
+    host, port = given.getsockname()
+    listener = Listener(Starlette(), ssl=lambda: server.tls.context)
+    with pytest.raises(
+        Conflict, match=f"listen is 0.0.0.0:{port}, and systemd listens on 127.0.0.1:{port}.*daemon-rel"
+    ):
+        await listener.start("0.0.0.0", port, [given])
+    await listener.start(host, port, [given])
+    other = Server(server.folder, server.authority, server.tls, server.connections, listener)
+    async with asyncio.timeout(5):
+        reader, writer = await other.open()
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert status(await reader.readline()) == 404
+    writer.close()
+    await listener.stop(0)
+
+
 @pytest.mark.parametrize("start", [b"", b"GET /ec", HEAD + b"A: ", b"drip"])
 async def test_a_head_that_does_not_come_is_not_waited_for(
     server: Server, monkeypatch: pytest.MonkeyPatch, start: bytes

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlite_utils import Database, Migrations
 
 from llmd.daemon.audit import writer
 from llmd.daemon.audit.chain import (
@@ -272,14 +273,45 @@ except Conflict as error: print(error)
     assert "in use" in run_child(script, str(path))
 
 
-def test_a_newer_schema_is_refused(written: Path) -> None:
-    with closing(sqlite3.connect(written)) as conn:
-        conn.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+def newer(file: Path, *changes: str) -> None:
+    with closing(sqlite3.connect(file)) as conn, conn:
+        for change in (*changes, f"PRAGMA user_version={SCHEMA_VERSION + 1}"):
+            conn.execute(change)
+
+
+def test_a_newer_schema_that_asks_for_more_is_refused(written: Path) -> None:
+    newer(written, "ALTER TABLE audit RENAME COLUMN body TO text")
     before = written.read_bytes()
     with pytest.raises(Conflict, match="newer llmd"):
         AuditLog(written, KEY).open()
     assert written.read_bytes() == before
     assert "newer llmd" in str(verify_file(written).error)
+
+
+def test_a_newer_log_that_has_added_is_gone_on_with(written: Path) -> None:
+    """Nobody replaces an audit log: after an upgrade that was taken back, the older llmd writes on."""
+    rows = verify_file(written).rows
+    newer(written, "ALTER TABLE audit ADD COLUMN node TEXT", "CREATE INDEX audit_node ON audit(node)")
+    log = AuditLog(written, KEY)
+    log.open()
+    log.event("note")
+    log.close()
+    report = verify_file(written)
+    assert report.ok and report.rows == rows + 3, "start, note, stop"
+
+
+def test_migrations_of_the_log_only_add(tmp_path: Path) -> None:
+    """After each of them, what the first version writes is taken."""
+    db = Database(tmp_path / "audit.db")
+    for last in range(1, len(writer.MIGRATIONS._migrations) + 1):
+        some = Migrations("audit")
+        for one in writer.MIGRATIONS._migrations[:last]:
+            some(name=one.name)(one.fn)
+        some.apply(db)
+        with db.conn:
+            db.execute(writer.INSERT, (last, "t", "note", None, "{}", b"", b""))
+        assert db.execute("PRAGMA user_version").fetchone()[0] == last
+    assert last == SCHEMA_VERSION
 
 
 async def test_a_writer_that_fails_leaves_nobody_waiting(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
