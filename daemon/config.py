@@ -4,7 +4,6 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -93,14 +92,16 @@ def load(file: Path | None, **given: Any) -> Config:
     return config
 
 
-def news(used: Config, read: Callable[[], Config]) -> str:
-    """What an admin should know of the file as it is now, rather than by a start that fails; "": nothing."""
-    try:
-        new = read()
-    except ConfigError as e:
-        return f"{e}: what was read at the start stays, but the next start would fail"
+# fixed by what was made or opened with them
+FIXED = frozenset({"listen", "state_dir", "admin_socket", "node", "server_names"})
+
+
+def changes(used: Config, new: Config) -> tuple[Config, list[str], list[str]]:
+    """`new`, as far as a running llmd can use it; the keys that this changes; those that wait for the next start."""
     names = [f.name for f in fields(Config) if getattr(used, f.name) != getattr(new, f.name)]
-    return f"changed in the configuration, and used from the next start on: {', '.join(names)}" if names else ""
+    waiting = [name for name in names if name in FIXED]
+    usable = replace(new, **{name: getattr(used, name) for name in waiting})
+    return usable, [name for name in names if name not in FIXED], waiting
 
 
 _KINDS: dict[type, str] = {str: "a text", int: "a whole number", tuple: "a list of texts"}

@@ -1,7 +1,7 @@
 """`llmd serve`: builds every part, runs them until a signal, and takes them down in order.
 
 Signals: SIGTERM or SIGINT drains (no new requests, running ones may finish, exit 0) and a second one ends at once;
-SIGHUP reloads the CA's files.
+SIGHUP reads the configuration and the CA's files anew.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from llmd.daemon.admin.clients import Clients, reconcile, revocations
 from llmd.daemon.admin.doctor import Doctor, config_names
 from llmd.daemon.admin.evictions import Evictions
 from llmd.daemon.admin.service import Service
+from llmd.daemon.admin.upkeep import Upkeep
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.audit.refusals import Refusals
@@ -57,11 +58,8 @@ from llmd.daemon.tasks import Tasks
 
 log = logging.getLogger("llmd")
 
-MAINTAIN_SECONDS = 10.0
 # for the last lines of the log, where somebody reads it
 FLUSH_SECONDS = 1.0
-RETRY_SECONDS = 60.0
-CERTIFICATES = "renewing certificates"
 DEMO_CLIENT = "demo"
 # what answers on the TLS listener
 CLIENT_ROUTES = (*chat.ROUTES, *models.ROUTES, *probes.ROUTES, *openapi.ROUTES)
@@ -72,7 +70,7 @@ class Daemon:
 
     def __init__(self, settings: Config, read: Callable[[], Config] | None = None) -> None:
         """`read` reads the configuration anew."""
-        self.config, self._read = settings, read
+        self.config, self._read = settings, read or (lambda: settings)
         state = settings.state
         (state / "pki").mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = process.lock(state)
@@ -99,8 +97,8 @@ class Daemon:
         self.acts = Acts(self.audit, unlogged=self.serving.serve_unaudited)
         self.service = self._service()
         self.watchdog = systemd.Watchdog(self._dead, self._status)
+        self.upkeep = Upkeep(self.service, self.refusals, self.tasks)
         self._stopping = asyncio.Event()
-        self._reloading: asyncio.Task[None] | None = None
 
     def _open_authority(self) -> Authority:
         """The CA, and the state database with it: what one of them knows to be revoked, the other knows too."""
@@ -123,6 +121,8 @@ class Daemon:
         c, store, state, authority = self.config, self.store, self.state, self.authority
         return Service(
             config=c,
+            read=self._read,
+            use=self._use,
             serving=self.serving,
             acts=self.acts,
             store=store,
@@ -139,6 +139,14 @@ class Daemon:
             version=version("llmd-appliance"),
         )
 
+    def _use(self, new: Config) -> None:
+        """What a reload has changed is used from now on, by deployments from the next one on."""
+        if new.audit_on_failure != self.config.audit_on_failure:
+            self.audit.event("audit.on_failure", value=new.audit_on_failure)
+        self.config = self.service.config = self.service.doctor.config = new
+        self.serving.admission.queue = new.queue
+        self.serving.serve_unaudited = self.acts.unlogged = new.audit_on_failure == "serve"
+
     # --- life
 
     async def run(self, default_model: tuple[str, Path] | None = None) -> None:
@@ -151,7 +159,7 @@ class Daemon:
             ssl=lambda: self.tls.context,
             connections=self.connections,
             refusals=self.refusals,
-            hosts=self.config.allowed_hosts,
+            hosts=lambda: self.config.allowed_hosts,
             tasks=self.tasks,
         )
         admin = Listener(
@@ -159,7 +167,7 @@ class Daemon:
             refusals=self.refusals,
             tasks=self.tasks,
         )
-        upkeep = self.tasks.start(CERTIFICATES, self._maintain)
+        upkeep = self.upkeep.start()
         self.watcher.start(asyncio.get_running_loop())
         try:
             if await self._unless_stopped(self._start(clients, admin, default_model)):
@@ -234,7 +242,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for kind in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(kind, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self.upkeep.reload)
 
     def _client_app(self) -> object:
         identity = Identity(self.authority.node, lambda: self.authority.revoked, self.service.clients.roles.get)
@@ -270,40 +278,6 @@ class Daemon:
         told = f"ready: {', '.join(sorted(ready)) or 'no model'}"
         told += f"; {len(deployed) - len(ready)} not ready" if len(ready) < len(deployed) else ""
         return f"{told}; {busy} running or waiting; audit log {'written' if self.audit.writable else 'NOT WRITTEN'}"
-
-    # --- certificates
-
-    def _reload(self) -> None:
-        self._reloading = self.tasks.start("reload", self._reload_now)
-
-    async def _reload_now(self) -> None:
-        if self._read and (news := config.news(self.config, self._read)):
-            log.warning("%s", news)
-        try:
-            done = await self.service.reload("signal")
-        except (LlmdError, OSError) as e:
-            log.error("reload failed: %s", e)
-            return
-        log.info(
-            "reloaded: the server's certificate is good until %s, revoked certificates: %d",
-            done["server_certificate_until"], done["revoked_certificates"],
-        )  # fmt: skip
-
-    async def _maintain(self) -> None:
-        """What the CA made is renewed long before it ends, and soon after a wrong clock was set right."""
-        while True:
-            pause = MAINTAIN_SECONDS
-            try:
-                self.refusals.flush()
-                await self.service.renew()
-                self.tasks.failed.discard(CERTIFICATES)
-            except (LlmdError, OSError) as e:
-                log.error("certificates could not be renewed: %s", e)
-                pause = RETRY_SECONDS
-            except Exception as e:
-                self.tasks.unexpected(CERTIFICATES, e)
-                pause = RETRY_SECONDS
-            await asyncio.sleep(pause)
 
     async def _demo_client(self) -> None:
         """On an empty state directory: one client certificate, so that a first request needs no further step. Its files

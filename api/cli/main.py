@@ -202,7 +202,7 @@ def undeploy(client: Client, model: str, json_: bool) -> None:
 @as_json
 @click.pass_obj
 def reload(client: Client, json_: bool) -> None:
-    """Read the CA's files again, all or nothing, and renew what is due."""
+    """Read the configuration and the CA's files again, all or nothing, and renew what is due."""
     done = client.call("POST", "/reload")
     if json_:
         return show_json(done)
@@ -210,6 +210,9 @@ def reload(client: Client, json_: bool) -> None:
         f"reloaded: the server's certificate is good until {moment(done['server_certificate_until'])}, revoked "
         f"certificates: {done['revoked_certificates']}"
     )
+    for key, when in (("changed", "from now on"), ("next_start", "from the next start on")):
+        if done[key]:
+            click.echo(f"changed in llmd.toml, and used {when}: {', '.join(done[key])}")
 
 
 for command in (

@@ -32,7 +32,7 @@ BACKLOG = 2048
 
 class Listener:
     """`await start(host, port)` for TLS, or `await start_unix(path, mode)`; then `await stop(grace)`. `ssl` gives the
-    context of the next handshake."""
+    context of the next handshake, `hosts` the Host headers that its connection may send; none: any."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Listener:
         ssl: Callable[[], ssl_module.SSLContext] | None = None,
         connections: Connections | None = None,
         refusals: Refusals | None = None,
-        hosts: Sequence[str] = (),
+        hosts: Callable[[], Sequence[str]] = tuple,
         tasks: Tasks | None = None,
     ) -> None:
         # proxy_headers would let any client choose the address that the audit log shows
@@ -73,8 +73,10 @@ class Listener:
     async def start(self, host: str, port: int, given: Sequence[socket.socket] = ()) -> None:
         """Listen with TLS, on sockets that are `given` for that address where there are any. Raises OSError when the
         address cannot be had, Conflict where the given ones are another's."""
-        make = functools.partial(ClientProtocol, self._config, self._state, self._hosts, self._open, self._refusals)
         loop = asyncio.get_running_loop()
+
+        def make() -> ClientProtocol:
+            return ClientProtocol(self._config, self._state, self._hosts(), self._open, self._refusals)
 
         async def shake(connection: socket.socket) -> object:
             return await loop.connect_accepted_socket(

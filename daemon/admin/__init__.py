@@ -3,5 +3,6 @@
 service.py    its models, and the parts that the admin's commands use
 evictions.py  which idle models go where another one needs their room
 clients.py    who may connect: issue, revoke, roles
+upkeep.py     reloads by a signal, and what is renewed by itself
 doctor.py     what is wrong on this machine, and what ends when
 """

@@ -12,7 +12,7 @@ from llmd.daemon.admin.clients import Clients
 from llmd.daemon.admin.doctor import Doctor, rfc3339
 from llmd.daemon.admin.evictions import Evictions, made_room
 from llmd.daemon.audit.acts import Acts
-from llmd.daemon.config import Config
+from llmd.daemon.config import Config, ConfigError, changes
 from llmd.daemon.engine.messages import Chat, ChatMessage, encode_chat
 from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, NotFound, Unavailable
 from llmd.daemon.gpus.watch import Watcher
@@ -33,9 +33,12 @@ MIN_CONTEXT = 256
 
 @dataclass(slots=True)
 class Service:
-    """The daemon's parts as an admin's commands use them. Made once, by `main`."""
+    """The daemon's parts as an admin's commands use them. Made once, by `main`. `read` reads the configuration anew,
+    `use` has the daemon use one from now on."""
 
     config: Config
+    read: Callable[[], Config]
+    use: Callable[[Config], None]
     serving: Serving
     acts: Acts
     store: Store
@@ -272,16 +275,27 @@ class Service:
             "certificates_ending_soon": [ending.to_dict() for ending in self.doctor.soon()],
         }
 
-    # --- certificates
+    # --- the configuration, certificates
 
     async def reload(self, actor: str) -> dict[str, Any]:
-        """New handshakes use the certificates that are on disk now, and what is due is renewed. Tells what they are.
-        Raises Conflict, and keeps everything as it was, when one of the files does not work."""
-        async with self.acts("reload", actor):
+        """What the configuration says is used from now on, and new handshakes use the certificates that are on disk
+        now; what is due is renewed. Tells what they are, and which keys changed. Raises Conflict, and keeps everything
+        as it was, when one of the files does not work."""
+        async with self.acts("reload", actor) as result:
+            try:
+                found = await self.state.run(self.read)
+            except ConfigError as e:
+                raise Conflict(f"{e}; what was read before stays in use, but the next start would fail") from e
+            usable, changed, waiting = changes(self.config, found)
             await self.state.run(self.tls.reload)
             await self.renew()
+            self.use(usable)
+            result["changed"] = ",".join(changed) or None
         until = await self.state.run(lambda: self.authority.end("server").timestamp())
-        return {"server_certificate_until": rfc3339(until), "revoked_certificates": len(self.authority.revoked)}
+        return {
+            "server_certificate_until": rfc3339(until), "revoked_certificates": len(self.authority.revoked),
+            "changed": changed, "next_start": waiting,
+        }  # fmt: skip
 
     async def renew(self) -> None:
         """Renew what is due. Raises NoSpace, Unavailable, Conflict."""

@@ -18,7 +18,7 @@ class Acts:
     """`unlogged`: the configuration lets acts happen that cannot be logged."""
 
     def __init__(self, log: AuditLog, *, unlogged: bool = False) -> None:
-        self.log, self._unlogged = log, unlogged
+        self.log, self.unlogged = log, unlogged
 
     @asynccontextmanager
     async def __call__(
@@ -35,7 +35,7 @@ class Acts:
         try:
             await self.log.event_durable(kind, request=request, **{**fields, "result": "begun"})
         except AuditUnavailable:
-            if not (self._unlogged or takes_away):
+            if not (self.unlogged or takes_away):
                 raise
             self.log.event(kind, request=request, **{**fields, "result": "begun"})
         result: dict[str, Value] = {}

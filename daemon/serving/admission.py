@@ -39,7 +39,7 @@ class Admission:
     """`queue`: how many sequences may wait for a slot, a model."""
 
     def __init__(self, queue: int) -> None:
-        self._queue = queue
+        self.queue = queue
         self._models: dict[str, _Model] = {}
 
     def enter(self, model: str, count: int, slots: int) -> Place:
@@ -50,16 +50,16 @@ class Admission:
         """
         known = self._models.setdefault(model, _Model())
         waiting = known.inside + count - slots
-        if known.inside and waiting > self._queue:
+        if known.inside and waiting > self.queue:
             after = max(1, min(60, round(known.seconds * waiting / slots)))
-            raise QueueFull(f"{model} has {self._queue} requests waiting; try again in {after} s", retry_after=after)
+            raise QueueFull(f"{model} has {self.queue} requests waiting; try again in {after} s", retry_after=after)
         return Place(known, count)
 
     def wait(self, model: str, count: int) -> Place:
         """Room to wait for a model whose settings change: it has no slots then. Raises ModelNotReady where what is
         inside and these are more than the queue takes."""
         known = self._models.setdefault(model, _Model())
-        if known.waiting + count > self._queue:
+        if known.waiting + count > self.queue:
             raise ModelNotReady(f"{model} is being deployed anew; try again soon", retry_after=5)
         return Place(known, count, waits=True)
 

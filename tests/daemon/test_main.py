@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from real_daemon import Llmd, start_llmd
 from llmd.daemon import config as config_module
 from llmd.daemon import files
 from llmd.daemon import main as main_module
+from llmd.daemon.admin import upkeep as upkeep_module
 from llmd.daemon.config import ConfigError
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.store import Store
@@ -270,18 +270,49 @@ def test_every_setting_stands_in_the_docs() -> None:
         assert f"`{name}`" in page
 
 
-def test_what_is_new_in_the_file_is_said_and_what_was_read_stays(tmp_path: Path) -> None:
-    file = tmp_path / "llmd.toml"
-    file.write_text("queue = 5\n")
-    read = partial(config_module.load, file, state_dir="/srv/x")
-    used = read()
-    assert config_module.news(used, read) == ""
-    file.write_text("queue = 6\nevict = true\n")
-    told = config_module.news(used, read)
-    assert told == "changed in the configuration, and used from the next start on: queue, evict"
-    file.write_text("queue = 6\nquue = 7\n")
-    told = config_module.news(used, read)
-    assert told.startswith(f"{file}:2: there is no setting 'quue': ") and "the next start would fail" in told
+def test_what_a_reload_can_use_and_what_it_cannot() -> None:
+    used = config_module.Config(queue=5, listen="127.0.0.1:1", drain_seconds=7)
+    assert config_module.changes(used, used) == (used, [], [])
+    new = dataclasses.replace(used, queue=6, evict=True, listen="0.0.0.0:1", node="other")
+    usable = dataclasses.replace(used, queue=6, evict=True)
+    assert config_module.changes(used, new) == (usable, ["queue", "evict"], ["listen", "node"])
+
+
+def test_a_reload_uses_what_the_file_says_now(llmd: Llmd) -> None:
+    file = llmd.state / "llmd.toml"
+    before = file.read_text()
+    try:
+        file.write_text(before + 'allowed_hosts = ["llm.example"]\nserver_names = ["llm.example"]\n')
+        done = llmd.llmctl("reload")
+        assert done["changed"] == ["allowed_hosts"] and done["next_start"] == ["server_names"]
+        assert llmd.get("/livez")[0] == 400, "another Host is asked for"
+        file.write_text(before + "quue = 7\n")
+        refused = llmd.llmctl("reload", code=1)["error"]["message"]
+        assert "there is no setting 'quue'; what was read before stays" in refused
+        assert llmd.get("/livez")[0] == 400
+        rows = [row["body"] for row in llmd.llmctl("audit", "query", "--kind", "reload")[-3:]]
+        assert [(row["result"], row.get("changed")) for row in rows] == [
+            ("done", "allowed_hosts"), ("begun", None), ("failed", None),
+        ]  # fmt: skip
+    finally:
+        file.write_text(before)
+    assert llmd.llmctl("reload")["changed"] == ["allowed_hosts"] and llmd.get("/livez")[0] == 200
+
+
+async def test_every_part_uses_what_a_reload_has_read(tmp_path: Path) -> None:
+    new = [config_module.Config(state_dir=str(tmp_path))]
+    daemon = main_module.Daemon(new[0], lambda: new[0])
+    new[0] = dataclasses.replace(new[0], queue=9, drain_seconds=3, slots=2, audit_on_failure="serve")
+    changed = (await daemon.service.reload("test"))["changed"]
+    assert sorted(changed) == ["audit_on_failure", "drain_seconds", "queue", "slots"]
+    assert daemon.config is daemon.service.config is daemon.service.doctor.config
+    assert daemon.config == new[0]
+    assert daemon.serving.admission.queue == 9
+    assert daemon.serving.serve_unaudited and daemon.acts.unlogged
+    kinds = [(row["kind"], row["body"].get("value")) for row in await daemon.audit.tail(3)]
+    assert ("audit.on_failure", "serve") in kinds
+    await daemon.pool.close(0)
+    await daemon.close()
 
 
 def test_a_missing_file_that_was_named_is_an_error(tmp_path: Path) -> None:
@@ -340,7 +371,7 @@ async def test_upkeep_that_fails_is_tried_again_and_told_of_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task that renews certificates ended at its first unexpected exception, and nobody was told."""
-    monkeypatch.setattr(main_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(upkeep_module, "RETRY_SECONDS", 0.05)
     daemon = main_module.Daemon(config_module.Config(state_dir=str(tmp_path)))
     calls = 0
 
@@ -353,7 +384,7 @@ async def test_upkeep_that_fails_is_tried_again_and_told_of_meanwhile(
         return []
 
     monkeypatch.setattr(daemon.authority, "maintain", maintain)
-    upkeep = daemon.tasks.start(main_module.CERTIFICATES, daemon._maintain)
+    upkeep = daemon.upkeep.start()
     async with asyncio.timeout(5):
         while calls < 3:
             await asyncio.sleep(0.01)

@@ -31,7 +31,8 @@ UPKEEP = 0.05  # seconds between two looks at the clock: a test's day is short
 DAEMON = f"""
 import sys
 from llmd.daemon import main
-main.MAINTAIN_SECONDS = main.RETRY_SECONDS = {UPKEEP}
+from llmd.daemon.admin import upkeep
+upkeep.MAINTAIN_SECONDS = upkeep.RETRY_SECONDS = {UPKEEP}
 main.main(sys.argv[1:])
 """
 

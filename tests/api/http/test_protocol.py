@@ -312,7 +312,7 @@ async def test_a_body_that_comes_with_its_head_is_no_large_head(server: Server) 
 
 
 async def test_only_the_named_hosts_are_answered(tmp_path: Path, server: Server) -> None:
-    listener = Listener(Starlette(), ssl=lambda: server.tls.context, hosts=["llm.example", "[::1]"])
+    listener = Listener(Starlette(), ssl=lambda: server.tls.context, hosts=lambda: ["llm.example", "[::1]"])
     await listener.start("127.0.0.1", 0)
     other = Server(server.folder, server.authority, server.tls, server.connections, listener)
     wanted = {b"llm.example": 404, b"LLM.example:8443": 404, b"[::1]:1": 404, b"localhost": 400, b"evil.example": 400}
