@@ -7,6 +7,7 @@ config.py    the one frozen dataclass, its TOML file
 cpu.py       which of the engine's libraries runs on this CPU
 errors.py    the error tree
 files.py     atomic writes
+groups.py    control groups that limit workers' memory
 limits.py    every limit on what comes in
 logs.py      lines to standard error that block nobody
 memory.py    what a new process can have

@@ -50,15 +50,18 @@ async def start(
     descriptors: Sequence[int] = (),
     variables: Mapping[str, str] | None = None,
     limits: Limits = NO_LIMITS,
+    group: os.PathLike[str] | None = None,
     stdout: int | None = None,
     stderr: int | None = None,
     interpreter: str = sys.executable,
 ) -> asyncio.subprocess.Process:
     """Run `module` in a process of its own, with nothing on its standard input. Raises OSError.
 
-    `variables` are added to its environment; `interpreter` is the Python that has what the module needs.
+    `variables` are added to its environment, `group` is the control group that it runs in, `interpreter` the Python
+    that has what the module needs.
     """
-    terms = json.dumps({"parent": os.getpid(), **asdict(limits)})
+    given = {"parent": os.getpid(), "group": os.fspath(group) if group else ""}
+    terms = json.dumps({**given, **asdict(limits)})
     return await asyncio.create_subprocess_exec(
         interpreter,
         "-P",
@@ -82,6 +85,9 @@ def _take_on(terms: str) -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != given["parent"]:
         os._exit(0)
+    if given["group"]:  # before it takes any memory that counts
+        with open(os.path.join(given["group"], "cgroup.procs"), "w") as group:
+            group.write("0")
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts

@@ -42,6 +42,7 @@ from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.inventory import Inventory
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher, figures
+from llmd.daemon.groups import Groups
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import Authority, IssuedClient
 from llmd.daemon.identity.principal import Identity
@@ -82,7 +83,7 @@ class Daemon:
         self.tasks = Tasks()
         self.watcher = Watcher(Nvml(), self._gpus_seen, self._gpu_faults)
         self.planner = planner(self.watcher, self.store, self.state, self.tasks)
-        self.pool = Pool(self.metrics, self.tasks, self.planner, audit=self.audit.event)
+        self.pool = Pool(self.metrics, self.tasks, self.planner, audit=self.audit.event, groups=Groups.open())
         self.serving = Serving(
             self.pool,
             Admission(settings.queue),

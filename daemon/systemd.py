@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("llmd.systemd")
@@ -35,6 +36,13 @@ def sockets() -> list[socket.socket]:
     """What systemd listens on for this process (llmd.socket). It is given once."""
     daemon = bindings("daemon") if os.environ.get("LISTEN_PID") == str(os.getpid()) else None
     return [socket.socket(fileno=fd) for fd in daemon.listen_fds()] if daemon else []
+
+
+def credential(name: str) -> Path | None:
+    """A file that systemd hands in for this service alone (LoadCredential=); None: it does not."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    file = Path(folder, name) if folder else None
+    return file if file and file.exists() else None
 
 
 def deadline() -> float:

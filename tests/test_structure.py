@@ -23,6 +23,7 @@ LEAVES = {
         "cpu",
         "errors",
         "files",
+        "groups",
         "limits",
         "logs",
         "memory",

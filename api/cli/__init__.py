@@ -9,6 +9,7 @@ chat.py        `llmctl chat`
 gpu.py         `llmctl gpus`
 plan.py        `llmctl plan`
 network.py     `llmctl network`
+credential.py  `llmctl ca-key`
 unit.py        what systemd knows of the installed service, and drop-ins to its units
 connection.py  HTTP over the admin socket
 terminal.py    tables, progress bars, text that is safe to print

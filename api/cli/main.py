@@ -14,6 +14,7 @@ from llmd.api.cli import audit as cli_audit
 from llmd.api.cli import bench as cli_bench
 from llmd.api.cli import chat as cli_chat
 from llmd.api.cli import client as cli_client
+from llmd.api.cli import credential as cli_credential
 from llmd.api.cli import gpu as cli_gpu
 from llmd.api.cli import model as cli_model
 from llmd.api.cli import network as cli_network
@@ -140,7 +141,7 @@ def doctor(client: Client, json_: bool) -> None:
         checks = client.call("GET", "/doctor")["checks"]
     except NoDaemon as e:
         checks = [{"name": "daemon", "ok": False, "message": str(e), "fix": "systemctl start llmd, or llmd serve"}]
-    checks += cli_network.checks()
+    checks += [*cli_network.checks(), *cli_credential.checks()]
     if json_:
         show_json({"checks": checks})
     else:
@@ -219,6 +220,7 @@ for command in (
     cli_model.model,
     cli_client.client,
     cli_network.network,
+    cli_credential.ca_key,
     cli_audit.audit,
     cli_chat.chat,
     cli_bench.bench,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llmd.daemon import files
+from llmd.daemon import files, systemd
 from llmd.daemon.config import Config
 from llmd.daemon.cpu import Choice
 from llmd.daemon.errors import AuditUnavailable
@@ -59,7 +59,7 @@ class Doctor:
         audit, latest = await self._audit()
         checks = [*self.tasks(), *self._models(), audit, self._disk()]
         checks += await self.state.run(lambda: [*self._clock(latest), *self._files(), *self._ends(), *self._names()])
-        return [*checks, *self._cpu(), *self._gpus()]
+        return [*checks, *self._cpu(), *self._groups(), *self._gpus()]
 
     async def endings(self) -> list[Ending]:
         """Of the CA's own, and of every client's certificate that is not revoked and has not ended."""
@@ -129,6 +129,12 @@ class Doctor:
         fix = "nothing, if this is a virtual machine that shows what it has not" if self.cpu.failed else ""
         return [check("cpu engine", None if self.cpu.failed else True, self.cpu.text, fix)]
 
+    def _groups(self) -> list[Check]:
+        """Where systemd would have workers' memory limited and the kernel does not."""
+        why = self.serving.pool.groups.reason
+        fix = "boot with version 2 of control groups (systemd.unified_cgroup_hierarchy=1)"
+        return [check("memory limits", None, f"workers have none: {why}", fix)] if why else []
+
     def _gpus(self) -> list[Check]:
         view = self.watcher.view
         checks = [_gpu(gpu, view.health[gpu.uuid]) for gpu in view.inventory.gpus]
@@ -165,6 +171,9 @@ class Doctor:
             yield check("audit.key", False, "is missing", "put back a copy before llmd is restarted")
         elif files.exposed(key):
             yield check("audit.key", False, "may be read or written by others", f"chmod 600 {key}")
+        here = self.config.state / "pki" / "root.key"
+        if here.exists() and systemd.credential(here.name):
+            yield check(here.name, False, "systemd hands it in, and it lies in the state folder too", f"rm {here}")
         if not self.authority.root_key_here:
             until = rfc3339(self.authority.end("issuer").timestamp())[:10]
             yield check(

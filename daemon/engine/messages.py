@@ -48,6 +48,7 @@ class Settings:
     kv_type: str = "f16"  # of keys and values: f16, q8_0, q4_0
     ubatch: int = 0  # most tokens the device computes in one pass; 0: 512
     form: str = ""  # which of the model's files it is, for people
+    memory: int = 0  # bytes of the machine's memory that it may hold; 0: as many as there are
     runner: str = "llama"
     fake: dict[str, Any] | None = None
 

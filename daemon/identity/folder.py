@@ -1,6 +1,7 @@
 """The CA's folder: what its files hold, and whether they belong together.
 
-root.key     the root's key and certificate; without it everything works until a new issuer is due
+root.key     the root's key and certificate; without it everything works until a new issuer is due. systemd may hand it
+             in instead (LoadCredential=root.key:FILE), from where only root reads
 ca.crt       the root's certificate: what clients trust
 issuers.key  every issuer's key and certificate, the oldest first
 server.key   the server's key, its certificate and that one's issuer
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmd.daemon import files
+from llmd.daemon import files, systemd
 from llmd.daemon.identity import certificates
 from llmd.daemon.identity.certificates import Certificate, Key, RevocationList, Signer
 
@@ -63,7 +64,13 @@ class _Wrong(Exception):
 
 def is_new(folder: Path) -> bool:
     """No CA was ever made here."""
-    return not any((folder / name).exists() for name in (ROOT_KEY, CA, ISSUERS, "issuer.key", "issuer.crt"))
+    own = (CA, ISSUERS, "issuer.key", "issuer.crt")
+    return not root_key(folder).exists() and not any((folder / name).exists() for name in own)
+
+
+def root_key(folder: Path) -> Path:
+    """Where the root's key is, or would be."""
+    return systemd.credential(ROOT_KEY) or folder / ROOT_KEY
 
 
 def read(folder: Path) -> Contents:
@@ -73,26 +80,26 @@ def read(folder: Path) -> Contents:
         for name in _KEYS
         if (folder / name).exists() and files.exposed(folder / name)
     ]
-    root_key, kept, root_damages = _root_key(folder)
+    key, kept, root_damages = _root_key(folder)
     issuers, issuer_damages = _issuers(folder)
     if kept and issuers and _has_root_of(folder, issuers) and not _all_of(issuers, kept):
-        root_key, kept, root_damages = None, None, [_root_damage("is another CA's")]
+        key, kept, root_damages = None, None, [_root_damage("is another CA's")]
     root, ca_damages = _root(folder, kept)
-    if root and root_key and not certificates.fits(root_key, root):
-        root_damages, root_key = [_root_damage("does not belong to ca.crt")], None
+    if root and key and not certificates.fits(key, root):
+        root_damages, key = [_root_damage("does not belong to ca.crt")], None
     if root and not _all_of(issuers, root):
         issuers, issuer_damages = (), [Damage(ISSUERS, "is another CA's", _ISSUERS_FIX, stops=True)]
     server, server_damages = _server(folder, issuers)
     lists, list_damages = _lists(folder, issuers)
     found = (*damages, *ca_damages, *root_damages, *issuer_damages, *server_damages, *list_damages)
-    return Contents(root, root_key, issuers, server, lists, found)
+    return Contents(root, key, issuers, server, lists, found)
 
 
 def _root_key(folder: Path) -> tuple[Key | None, Certificate | None, list[Damage]]:
-    if not (folder / ROOT_KEY).exists():
+    if not root_key(folder).exists():
         return None, None, []
     try:
-        match _objects(folder / ROOT_KEY):
+        match _objects(root_key(folder)):
             case [Key() as key]:  # of a CA made before the certificate stood beside it
                 return key, None, []
             case [Key() as key, Certificate() as root] if certificates.fits(key, root):

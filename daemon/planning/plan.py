@@ -40,6 +40,8 @@ class Placement:
 
 
 ON_CPU = Placement()
+# bytes of a worker's memory beside its model: the interpreter and its libraries; what a GPU's driver keeps
+BESIDE, BESIDE_GPU = 2 << 30, 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,10 @@ def forms(wish: Wish) -> list[Wish]:
 
 def plan(wish: Wish) -> Settings:
     """On the GPUs that were named, else on the CPU."""
+    return replace(_settings(wish), memory=_most(wish))
+
+
+def _settings(wish: Wish) -> Settings:
     where = wish.placement
     return Settings(
         path=wish.path,
@@ -109,7 +115,14 @@ def plan(wish: Wish) -> Settings:
 
 def memory(wish: Wish) -> Need:
     """What it takes of this machine's memory; nothing where that is not known."""
-    return _host(Shape.from_dict(wish.shape), plan(wish)) if wish.shape else Need()
+    return _host(Shape.from_dict(wish.shape), _settings(wish)) if wish.shape else Need()
+
+
+def _most(wish: Wish) -> int:
+    """Bytes of this machine's memory that a worker may hold, and not more: far enough above the plan to meet only what
+    goes wrong. The file that it reads counts as long as the kernel keeps it, and makes the next start a fast one."""
+    need = memory(wish).total
+    return need + need // 4 + wish.size + BESIDE + BESIDE_GPU * len(wish.placement.gpus) if need else 0
 
 
 def check_memory(wish: Wish, free: int) -> None:

@@ -24,6 +24,7 @@ from llmd.daemon.errors import (
     WorkerLost,
 )
 from llmd.daemon.gpus.faults import Action
+from llmd.daemon.groups import Groups
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
@@ -48,7 +49,7 @@ from llmd.daemon.serving.lifecycle import (
     Withdrawn,
 )
 from llmd.daemon.serving.rollout import Add, Release, Replace
-from llmd.daemon.serving.worker import Worker
+from llmd.daemon.serving.worker import NO_GROUPS, Worker
 from llmd.daemon.tasks import Tasks
 
 log = logging.getLogger("llmd.pool")
@@ -69,7 +70,9 @@ class Pool:
         planner: Planner | None = None,
         pause: tuple[float, float] = PAUSE_SECONDS,
         audit: Callable[..., None] = lambda kind, **fields: None,
+        groups: Groups = NO_GROUPS,
     ) -> None:
+        self.groups = groups
         self._metrics, self._tasks, self._pause, self._audit = metrics, tasks, pause, audit
         self._planner = planner or Planner()
         self._deployed: dict[str, Deployment] = {}
@@ -294,7 +297,8 @@ class Pool:
             r.starved = False
             if r.stopped == run:
                 raise ModelNotReady("the model was taken out of service")
-            r.worker = worker = Worker(settings, self._metrics.model(d.model), self._planner.lost)
+            metrics = self._metrics.model(d.model)
+            r.worker = worker = Worker(settings, metrics, self._planner.lost, self.groups)
             self._planner.started(lease, lambda: worker.pid if worker else 0)
             await worker.start()
             self._planner.ready(lease)

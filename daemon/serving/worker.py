@@ -15,8 +15,9 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-from llmd.daemon import children
+from llmd.daemon import children, groups
 from llmd.daemon.engine import messages
 from llmd.daemon.engine.messages import (
     Beat,
@@ -43,6 +44,7 @@ from llmd.daemon.errors import (
     WorkerLost,
     from_wire,
 )
+from llmd.daemon.groups import Groups
 from llmd.daemon.metrics import ModelMetrics
 from llmd.daemon.serving import aborts
 from llmd.daemon.serving.stream import Stream
@@ -66,6 +68,7 @@ WHY = {
     GpuLost: "the model's GPU was lost; try again",
 }
 
+NO_GROUPS = Groups()
 Gone = Callable[[tuple[str, ...]], Awaitable[bool]]
 
 
@@ -95,10 +98,13 @@ class _Link(asyncio.Protocol):
 class Worker:
     """`await start()`, then `open` streams until `lost` is set. A worker is used once; the pool makes a new one.
 
-    `gone` tells whether one of these GPUs is lost now. `cause`: what kind of end it had, once `answered` is set.
+    `gone` tells whether one of these GPUs is lost now. `groups`: where its memory is limited. `cause`: what kind of end
+    it had, once `answered` is set.
     """
 
-    def __init__(self, settings: Settings, metrics: ModelMetrics, gone: Gone = nobody) -> None:
+    def __init__(
+        self, settings: Settings, metrics: ModelMetrics, gone: Gone = nobody, groups: Groups = NO_GROUPS
+    ) -> None:
         self.settings, self.metrics = settings, metrics
         self.cause: type[WorkerLost] = WorkerLost
         self.info: Ready | None = None
@@ -115,7 +121,8 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._transport: asyncio.Transport | None = None
         self._heard = self._loop.time()
-        self._gone = gone
+        self._gone, self._groups = gone, groups
+        self._group: Path | None = None
         self._error: LlmdError | None = None  # what it said as it gave up
         self._lines: deque[str] = deque(maxlen=aborts.KEPT_LINES)
         self._listening: asyncio.Task[None] | None = None
@@ -142,12 +149,14 @@ class Worker:
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "NCCL_SOCKET_IFNAME": "lo",
         }
+        self._group = self._groups.make(self.settings.memory)
         with theirs:
             self._process = await children.start(
                 PROGRAM,
                 str(theirs.fileno()),
                 descriptors=[theirs.fileno()],
                 variables=seen,
+                group=self._group,
                 stderr=asyncio.subprocess.PIPE,
             )
         self.pid = self._process.pid
@@ -179,7 +188,12 @@ class Worker:
         if self._process:
             code = await self._exit()
             if self.reason == "it stopped":
-                self.reason = _ended(code)
+                full = self._group is not None and groups.over(self._group)
+                self.reason = (
+                    f"it took more memory than the {self.settings.memory / (1 << 30):.1f} GiB that it may"
+                    if full
+                    else _ended(code)
+                )
 
     async def _listen(self) -> None:
         """What it prints, to the log; its last lines are kept."""
@@ -217,6 +231,8 @@ class Worker:
         self.kill(self.reason)
         if self._process:
             await self._process.wait()
+        if self._group:
+            groups.remove(self._group)
         for task in (self._listening, self._finding):
             if task:
                 with contextlib.suppress(TimeoutError):

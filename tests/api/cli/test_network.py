@@ -1,5 +1,5 @@
-"""`llmctl network` and what it writes. systemctl is scripted here; packaging/test_appliance.sh has the real one, and
-what the kernel makes of it."""
+"""`llmctl network` and `llmctl ca-key`, and what they write. systemctl is scripted here; packaging/test_appliance.sh
+has the real one, and what the kernel makes of it."""
 
 import ipaddress
 import json
@@ -9,47 +9,20 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from scripted_systemd import Systemd
 
-from llmd.api.cli import network, unit
+from llmd.api.cli import credential, network, unit
 from llmd.api.cli.connection import DaemonError
 from llmd.api.cli.main import main
 
 
-class Systemd:
-    """What `systemctl show` says of units with these drop-ins."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.reloads = folder, 0
-        self.loaded, self.deny, self.listens = "loaded", "0.0.0.0/0 ::/0", "127.0.0.1:8443 (Stream)"
-
-    def lines(self, name: str) -> list[str]:
-        file = self.folder / f"{name}.d" / "network.conf"
-        return file.read_text().splitlines() if file.exists() else []
-
-    def __call__(self, command: str, *rest: str) -> str:
-        if command == "daemon-reload":
-            self.reloads += 1
-            return ""
-        found = {"LoadState": self.loaded, "IPAddressDeny": self.deny, "Listen": self.listens}
-        named = [line.partition("=")[2] for line in self.lines(rest[0]) if line.startswith("IPAddressAllow=")]
-        every = ["127.0.0.0/8", "::1/128", *(network.ANY if "any" in named else named)]
-        found["IPAddressAllow"] = " ".join(every)
-        asked = [one.removeprefix("--property=") for one in rest[1:]]
-        return "".join(f"{name}={found[name]}\n" for name in asked if name in found)
-
-
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemd:
-    fake = Systemd(tmp_path)
-    monkeypatch.setattr(unit, "RUNS", tmp_path)
-    monkeypatch.setattr(unit, "SYSTEM", tmp_path)
-    monkeypatch.setattr(unit, "_systemctl", fake)
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    return fake
+    return Systemd.installed(tmp_path, monkeypatch)
 
 
-def run(*arguments: str, code: int = 0) -> str:
-    done = CliRunner().invoke(main, ["network", *arguments])
+def run(*arguments: str, code: int = 0, command: str = "network") -> str:
+    done = CliRunner().invoke(main, [command, *arguments])
     assert done.exit_code == code, done.output
     return done.output
 
@@ -136,3 +109,32 @@ def test_systemctl_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_networks_are_as_systemd_writes_them() -> None:
     for text in ("10.0.0.0/8", "192.0.2.7", "fd00::/8", "::1"):
         assert network._network(text) == str(ipaddress.ip_network(text))
+
+
+def test_the_roots_key_from_elsewhere(systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = tmp_path / "root.key"
+    key.write_text("-----BEGIN PRIVATE KEY-----\n")
+    key.chmod(0o640)
+    assert f"chown root: {key} && chmod 600 {key}" in run(str(key), code=1, command="ca-key")
+    key.chmod(0o600)
+    assert "systemctl restart llmd" in run(str(key), command="ca-key")
+    file = tmp_path / "llmd.service.d" / "credential.conf"
+    assert file.read_text().splitlines()[1:] == ["[Service]", f"LoadCredential=root.key:{key}"]
+    assert credential.checks()[0]["message"] == f"systemd hands it in from {key}"
+    run("--none", command="ca-key")
+    assert not file.exists() and credential.checks() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "says"),
+    [("none.key", 1, "No such file"), ("", 1, "is no file"), ("a b", 2, "FILE begins at /"),
+     ("ca.crt", 1, "holds no private"), ("%h", 2, "FILE begins at /")],
+)  # fmt: skip
+def test_what_is_no_key_is_refused(systemd: Systemd, tmp_path: Path, name: str, code: int, says: str) -> None:
+    (tmp_path / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\n")
+    assert says in run(str(tmp_path / name), code=code, command="ca-key")
+    assert not list(systemd.folder.rglob("*.conf"))
+
+
+def test_a_file_or_none(systemd: Systemd) -> None:
+    assert "give FILE, or --none" in run(code=2, command="ca-key")

@@ -402,3 +402,20 @@ def test_what_openssl_does_not_take_is_not_taken_by_the_ca_either(tmp_path: Path
     assert authority.trust_pem == before
     authority.reload()
     assert authority.trust_pem != before
+
+
+def test_the_roots_key_may_be_handed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By systemd, from where only root reads: a new CA's folder gets all but the key from it, too."""
+    at, handed = tmp_path / "pki", tmp_path / "credentials"
+    handed.mkdir()
+    first = Authority.open(at, "node")
+    client = first.issue_client("ann")
+    (at / "root.key").rename(handed / "root.key")
+    assert not Authority.open(at, "node").root_key_here
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(handed))
+    assert Authority.open(at, "node").root_key_here and not (at / "root.key").exists()
+    for file in at.iterdir():
+        file.unlink()
+    again = Authority.open(at, "another")
+    assert again.ca_pem == first.ca_pem and again.node == "node" and not (at / "root.key").exists()
+    assert again.issue_client("ann").uri == client.uri
