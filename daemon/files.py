@@ -19,6 +19,13 @@ def write(file: Path, data: bytes, mode: int) -> None:
     sync_folder(file.parent)
 
 
+def why(error: OSError) -> str:
+    """In words for a person, with what to do where that is known."""
+    said = error.strerror or str(error)
+    denied = isinstance(error, PermissionError) and error.filename
+    return f"{said}; chown it to the user that llmd runs as" if denied else said
+
+
 def exposed(file: Path) -> bool:
     """Whether others than its owner may read or write it. Raises OSError."""
     return bool(file.stat().st_mode & 0o077)

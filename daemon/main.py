@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import uvloop
 
@@ -132,7 +132,7 @@ class Daemon:
             authority=authority,
             tls=self.tls,
             clients=Clients(store, state, authority, self.connections, self.acts),
-            doctor=Doctor(c, self.serving, store, state, authority, self.watcher),
+            doctor=Doctor(c, self.serving, store, state, authority, self.watcher, self._read),
             watcher=self.watcher,
             planner=self.planner,
             evictions=Evictions(self.pool, self.planner, store, state, self.acts),
@@ -343,6 +343,12 @@ async def _init(read: Callable[[], Config]) -> None:
     await Daemon(read()).close()
 
 
+def _fail(message: str) -> NoReturn:
+    """The last words; `llmctl doctor` gets them from systemd."""
+    systemd.notify(STATUS=f"failed: {message}")
+    sys.exit(f"llmd: {message}")
+
+
 def main(argv: list[str] | None = None) -> None:
     """The `llmd` command. Exits 0 after a drain, 1 when it cannot run."""
     given = arguments().parse_args(argv)
@@ -358,11 +364,11 @@ def main(argv: list[str] | None = None) -> None:
         work = _serve(read, (name, Path(file)) if file else None) if given.command == "serve" else _init(read)
         uvloop.run(work)
     except (Fatal, ConfigError) as e:
-        sys.exit(f"llmd: {e}")
+        _fail(str(e))
     except LlmdError as e:
-        sys.exit(f"llmd: {e.message}")
+        _fail(e.message)
     except OSError as e:
-        sys.exit(f"llmd: {e.strerror}: {e.filename or given.listen or ''}")
+        _fail(f"{e.filename}: {files.why(e)}" if e.filename else files.why(e))
     finally:
         lines.flush(FLUSH_SECONDS)
 

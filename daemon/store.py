@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
-from llmd.daemon import versions
+from llmd.daemon import files, versions
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
 from llmd.daemon.schema import MIGRATIONS, VERSION
 
@@ -393,4 +393,4 @@ def _explained(conflict: str = "") -> Iterator[None]:
             raise Unavailable("the state database is damaged: restore it from a backup") from e
         raise Unavailable(f"the state database cannot be used: {e}") from e
     except OSError as e:
-        raise Unavailable(f"the state database cannot be opened: {e.strerror}") from e
+        raise Unavailable(f"the state database cannot be opened: {files.why(e)}") from e

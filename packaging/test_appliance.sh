@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 NAME=test-appliance
 source packaging/debian_root.sh # CACHE, BASE, say, fail, tools, base, inside
 MODEL=$PWD/.build/models/SmolLM2-135M-Instruct.Q4_1.gguf
-TESTS=(first_run watchdog killed socket reload sandbox network upgrade disk_full)
+TESTS=(first_run watchdog killed socket reload sandbox faults network upgrade disk_full)
 
 WORK=$(mktemp -d)
 BOOTED=()
@@ -176,6 +176,8 @@ first_run() {
     on runuser -u alice -- llmctl status | grep small >/dev/null || broken "llmctl of a member of llmd-admin"
     on useradd mallory
     ! on runuser -u mallory -- llmctl status >/dev/null 2>&1 || broken "llmctl of anybody"
+    # a container's kernel does not limit memory: that is said
+    doctor 'info  memory limits: workers have none' || broken "doctor does not say that workers' memory is not limited"
     # lines in the journal say what they are about
     until_ 10 "no line of the model in the journal" journal "small is ready" MODEL=small
     [[ $(on journalctl -u llmd SYSLOG_IDENTIFIER=llmd PRIORITY=6 -o cat | grep -c 'clients on') == 1 ]] || broken "priority in the journal"
@@ -278,6 +280,80 @@ sandbox() {
     on llmctl model import /srv/model.gguf --name small >/dev/null && on llmctl deploy small >/dev/null || broken "deploy"
 }
 
+# fault WHAT DOCTOR PLANT UNDO: doctor, as it is while the fault is planted, and no longer
+fault() {
+    ! doctor "$2" || broken "$1: doctor says so without it"
+    on sh -c "$3" >/dev/null 2>&1 || broken "$1: it could not be planted"
+    doctor "$2" || { on llmctl doctor || true; broken "$1: doctor does not find it"; }
+    on sh -c "$4" >/dev/null 2>&1 || broken "$1: it could not be undone"
+    FAULTS=$((FAULTS + 1))
+}
+
+# fault_at_start WHAT DOCTOR PLANT UNDO: one that keeps llmd from starting
+fault_at_start() {
+    on systemctl stop llmd.socket 2>/dev/null
+    on sh -c "$3" >/dev/null 2>&1 || broken "$1: it could not be planted"
+    on systemctl start --no-block llmd
+    sleep 1
+    doctor "FAIL  daemon: .*$2" || { on llmctl doctor || true; broken "$1: doctor does not find it"; }
+    on systemctl stop llmd.socket llmd.service 2>/dev/null
+    on sh -c "$4" >/dev/null 2>&1 || broken "$1: it could not be undone"
+    on systemctl start llmd || broken "$1: it does not start any more"
+    FAULTS=$((FAULTS + 1))
+}
+
+# with the ones that other tests plant (a full disk, twice; a network that nobody may come in from; no limits on memory)
+faults() {
+    local state=/var/lib/llmd pki=/var/lib/llmd/pki toml=/etc/llmd/llmd.toml
+    FAULTS=0
+    until_ 30 "it is not active" active
+    on llmctl model import /srv/model.gguf --name small >/dev/null && on llmctl deploy small >/dev/null || broken "deploy"
+    on systemctl stop llmd.socket
+    doctor 'FAIL  daemon: it is stopped' || broken "doctor does not say that it is stopped"
+    on sh -c "cp $toml /srv/llmd.toml && cp -a $state /srv/state && llmd init --state-dir /srv/other" >/dev/null 2>&1 || broken "copies"
+    on systemctl start llmd || broken "start"
+    cp "$(packaging/faketime.sh)" "$WORK/faults/tree/srv/"
+    local back="cp /srv/llmd.toml $toml" state_back="rm $state/state.db*; cp -a /srv/state/state.db $state/"
+    fault "no model" 'FAIL  models: no model is deployed' 'llmctl undeploy small' 'llmctl deploy small'
+    fault "an unknown key" "FAIL  configuration: .*no setting 'quue'" "echo 'quue = 7' >>$toml" "$back"
+    fault "a file for everybody" 'FAIL  configuration: .*may be written by others: chmod go-w' "chmod o+w $toml" "chmod o-w $toml"
+    fault "a change that waits" 'info  configuration: changed, for the next start: listen' "echo 'listen = \"127.0.0.1:1\"' >>$toml" "$back"
+    fault "a key for everybody" 'FAIL  audit.key: may be read' "chmod o+r $state/audit.key" "chmod o-r $state/audit.key"
+    fault "no key of the log" 'FAIL  audit.key: is missing' "mv $state/audit.key /srv/" "mv /srv/audit.key $state/"
+    fault "a foreign CA" "FAIL  ca.crt: is another CA's" "cp /srv/other/pki/ca.crt $pki/" "cp /srv/state/pki/ca.crt $pki/"
+    fault "a foreign certificate" 'FAIL  server.key: ' "cp /srv/other/pki/server.key $pki/" "cp /srv/state/pki/server.key $pki/"
+    fault "a damaged list" 'FAIL  crl.pem: is damaged' "echo x >$pki/crl.pem" "cp /srv/state/pki/crl.pem $pki/"
+    fault "no root key" 'info  root.key: it is not here' "mv $pki/root.key /srv/; systemctl restart llmd" \
+        "cp -a /srv/state/pki/root.key $pki/; systemctl restart llmd"
+    fault "another host name" 'FAIL  host name: this host is other' 'hostname other' "hostname $(on hostname)"
+    fault_at_start "the port is taken" '127.0.0.1:8443: Address already in use: end what listens' \
+        'setsid /usr/bin/python3 -c "import socket, time; s = socket.create_server((\"127.0.0.1\", 8443)); time.sleep(60)" & sleep 1' \
+        'pkill -f create_server'
+    fault_at_start "a wrong owner" 'chown it to the user that llmd runs as' "chown root: $state/state.db" "chown llmd: $state/state.db"
+    fault_at_start "a damaged state database" 'the state database is damaged: restore it' "echo xxxxxxxxxxxxxxxxxxxxxx >$state/state.db" \
+        "$state_back"
+    fault_at_start "a damaged log" 'the audit log is damaged' "cp -a $state/audit.db /srv/; echo xxxxxxxxxxxxxxxxxxxxxx >$state/audit.db" \
+        "cp -a /srv/audit.db $state/"
+    fault_at_start "the log's key is gone" 'audit.key is missing' "mv $state/audit.key /srv/" "mv /srv/audit.key $state/"
+    fault_at_start "a broken configuration" "no setting 'quue'" "echo 'quue = 7' >>$toml" "$back"
+    fault_at_start "a newer state database" 'a newer llmd wrote the state database' \
+        "/usr/bin/python3 -c 'import sqlite3; sqlite3.connect(\"$state/state.db\").execute(\"PRAGMA user_version = 99\")'" \
+        "$state_back"
+    fault_at_start "the CA's key is away" "cannot hand in the CA's key" \
+        "mkdir -p -m 0700 /etc/llmd/private && mv $pki/root.key /etc/llmd/private/ && chown root: /etc/llmd/private/root.key &&
+            llmctl ca-key /etc/llmd/private/root.key && mv /etc/llmd/private/root.key /srv/" 'mv /srv/root.key /etc/llmd/private/'
+    doctor 'ok    ca key: systemd hands it in from /etc/llmd/private/root.key' || broken "the CA's key is not handed in"
+    ! doctor 'root.key: it is not here' || broken "the CA's key that is handed in is not used"
+    # a clock that is wrong is not the machine's here, but this process's
+    local conf=/run/systemd/system/llmd.service.d/test.conf
+    fault "a wrong clock" "FAIL  clock: this machine's clock is before the CA was made" \
+        "mkdir -p ${conf%/*} && printf '[Service]\nEnvironment=LD_PRELOAD=/srv/libfaketime.so.1 FAKETIME=-400d\n' >$conf &&
+            systemctl daemon-reload && systemctl restart llmd" "rm $conf && systemctl daemon-reload && systemctl restart llmd"
+    until_ 60 "the model does not serve any more" ready
+    on llmctl audit verify >/dev/null || broken "the audit log's chain"
+    ((FAULTS >= 20)) || broken "only $FAULTS faults"
+}
+
 # reach ADDRESS: from the client's machine, with nothing but its certificate; "" or why not
 reach() {
     nsenter -t "$CLIENT1" -m -u -i -n -p -C -r -w /usr/bin/python3 - "$1" <<'PY'
@@ -373,10 +449,12 @@ disk_full() {
     on mount -o remount,size=200m /var/lib/llmd
     on llmctl model import /srv/model.gguf --name small >/dev/null 2>&1 && on llmctl deploy small >/dev/null || broken "with room again"
     ask 200 || broken "a request"
+    doctor 'FAIL  disk: .*free at least 1 GiB' || broken "doctor does not find a small disk"
     # the audit log: what cannot be logged is not answered
     on sh -c 'cat /dev/zero >/var/lib/llmd/fill 2>/dev/null || true'
     until_ 20 "a request that cannot be logged is answered" ask 503 audit_unavailable
     until_ 40 "the status line does not say so" says "NOT WRITTEN"
+    doctor 'FAIL  audit: the audit log cannot be written' || broken "doctor does not find a log that cannot be written"
     [[ $(show NRestarts) == 0 ]] && active || broken "a full disk ended it"
     on rm /var/lib/llmd/fill
     until_ 30 "no request is answered with room again" ask 200

@@ -8,6 +8,7 @@ bench.py       how fast a deployed model answers
 chat.py        `llmctl chat`
 gpu.py         `llmctl gpus`
 plan.py        `llmctl plan`
+doctor.py      `llmctl doctor`
 network.py     `llmctl network`
 credential.py  `llmctl ca-key`
 unit.py        what systemd knows of the installed service, and drop-ins to its units

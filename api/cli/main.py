@@ -15,6 +15,7 @@ from llmd.api.cli import bench as cli_bench
 from llmd.api.cli import chat as cli_chat
 from llmd.api.cli import client as cli_client
 from llmd.api.cli import credential as cli_credential
+from llmd.api.cli import doctor as cli_doctor
 from llmd.api.cli import gpu as cli_gpu
 from llmd.api.cli import model as cli_model
 from llmd.api.cli import network as cli_network
@@ -133,29 +134,6 @@ def _copies(model: dict[str, Any]) -> str:
 
 
 @main.command()
-@as_json
-@click.pass_obj
-def doctor(client: Client, json_: bool) -> None:
-    """What is wrong on this machine, and what to do."""
-    try:
-        checks = client.call("GET", "/doctor")["checks"]
-    except NoDaemon as e:
-        checks = [{"name": "daemon", "ok": False, "message": str(e), "fix": "systemctl start llmd, or llmd serve"}]
-    checks += [*cli_network.checks(), *cli_credential.checks()]
-    if json_:
-        show_json({"checks": checks})
-    else:
-        for c in checks:
-            mark = {True: "ok  ", False: "FAIL", None: "info"}[c["ok"]]
-            click.echo(
-                f"{mark}  {safe(c['name'])}: {safe(c['message'])}"
-                + (f"\n      do: {safe(c['fix'])}" if c["fix"] else "")
-            )
-    if any(c["ok"] is False for c in checks):
-        sys.exit(3 if checks[0]["name"] == "daemon" else 1)
-
-
-@main.command()
 @click.argument("model")
 @click.option("--ctx", type=int, metavar="N", help="Tokens a slot. Default: the configuration's.")
 @click.option("--slots", type=int, metavar="N", help="Requests answered at once. Default: the configuration's.")
@@ -219,6 +197,7 @@ def reload(client: Client, json_: bool) -> None:
 for command in (
     cli_model.model,
     cli_client.client,
+    cli_doctor.doctor,
     cli_network.network,
     cli_credential.ca_key,
     cli_audit.audit,

@@ -2,6 +2,7 @@
 its own."""
 
 import asyncio
+import errno
 import functools
 import logging
 import os
@@ -28,6 +29,12 @@ from llmd.daemon.tasks import Tasks
 log = logging.getLogger("llmd.http")
 
 BACKLOG = 2048
+# what to do where an address cannot be had
+FIXES = {
+    errno.EADDRINUSE: "end what listens there (ss -ltnp shows it), or give another listen",
+    errno.EADDRNOTAVAIL: "give an address that this machine has (ip address shows them), or 0.0.0.0 for all",
+    errno.EACCES: "ports below 1024 are for root, and for systemd's llmd.socket: give another listen",
+}
 
 
 class Listener:
@@ -182,7 +189,7 @@ async def _taken(given: Sequence[socket.socket], host: str, port: int) -> list[s
 
 
 async def _listening(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address of `host`. Raises OSError when one cannot be had."""
+    """A socket for each address of `host`. Raises OSError when one cannot be had, with what to do."""
     sockets: list[socket.socket] = []
     try:
         for family, address in await _addresses(host, port):
@@ -191,10 +198,11 @@ async def _listening(host: str, port: int) -> list[socket.socket]:
             listening = socket.create_server(chosen, family=family, backlog=BACKLOG)
             sockets.append(listening)
             listening.setblocking(False)
-    except OSError:
+    except OSError as e:
         for listening in sockets:
             listening.close()
-        raise
+        fix = FIXES.get(e.errno or 0, "give another listen")
+        raise OSError(e.errno, f"{host}:{port}: {os.strerror(e.errno or 0)}: {fix}") from e
     return sockets
 
 

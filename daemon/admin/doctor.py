@@ -3,13 +3,13 @@
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llmd.daemon import files, systemd
-from llmd.daemon.config import Config
+from llmd.daemon.config import Config, ConfigError, changes
 from llmd.daemon.cpu import Choice
 from llmd.daemon.errors import AuditUnavailable
 from llmd.daemon.gpus.inventory import Gpu
@@ -52,13 +52,16 @@ class Doctor:
     state: StateThread
     authority: Authority
     watcher: Watcher
+    read: Callable[[], Config]
     cpu: Choice | None = None
 
     async def checks(self) -> list[Check]:
         """`ok` is true, false, or None for what is only information."""
         audit, latest = await self._audit()
         checks = [*self.tasks(), *self._models(), audit, self._disk()]
-        checks += await self.state.run(lambda: [*self._clock(latest), *self._files(), *self._ends(), *self._names()])
+        checks += await self.state.run(
+            lambda: [*self._configuration(), *self._clock(latest), *self._files(), *self._ends(), *self._names()]
+        )
         return [*checks, *self._cpu(), *self._groups(), *self._gpus()]
 
     async def endings(self) -> list[Ending]:
@@ -121,6 +124,19 @@ class Doctor:
         free = shutil.disk_usage(self.config.state).free
         enough = free > 1 << 30
         return check("disk", enough, f"{free / (1 << 30):.1f} GiB free", "" if enough else "free at least 1 GiB")
+
+    def _configuration(self) -> Iterator[Check]:
+        """The file as it is now."""
+        try:
+            _, changed, waiting = changes(self.config, self.read())
+        except ConfigError as e:
+            yield check("configuration", False, f"{e}; the next start would fail", "correct it, then llmctl reload")
+            return
+        if changed:
+            yield check("configuration", None, f"changed and not read yet: {', '.join(changed)}", "llmctl reload")
+        if waiting:
+            fix = "systemctl daemon-reload, then systemctl restart llmd.socket; or restart llmd"
+            yield check("configuration", None, f"changed, for the next start: {', '.join(waiting)}", fix)
 
     def _cpu(self) -> list[Check]:
         """Where the engine has libraries to choose from."""

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sqlite_utils import Database, Migrations
 
+from llmd.daemon import files
 from llmd.daemon.audit import chain
 from llmd.daemon.audit.chain import COLUMNS, GENESIS, Entry, Row, Value
 from llmd.daemon.errors import AuditUnavailable, Conflict
@@ -265,7 +266,8 @@ def _explain(error: Exception) -> Exception:
     if isinstance(error, NotALog):
         return Conflict(f"the audit log's file cannot be used: {error}")
     if isinstance(error, sqlite3.Error | OSError):
-        return AuditUnavailable(f"the audit log cannot be opened: {getattr(error, 'strerror', None) or error}")
+        why = files.why(error) if isinstance(error, OSError) else error
+        return AuditUnavailable(f"the audit log cannot be opened: {why}")
     return error
 
 
