@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python -P
 PACKAGES := llmd.daemon llmd.quantize llmd.api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow clients check bench wheelhouse deb deb-cuda test-deb test-appliance clean
+.PHONY: help setup run test test-slow clients check bench wheelhouse deb deb-cuda test-deb test-appliance test-power clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,10 @@ test-deb: wheelhouse ## the package in a Debian 12 of its own: install, first to
 
 test-appliance: wheelhouse ## the installed package under systemd: first run, watchdog, kills, reload; TESTS names some
 	@packaging/test_appliance.sh $(TESTS)
+
+TIMES ?= 2
+test-power: wheelhouse ## the installed package in qemu, whose power fails under load; TIMES=20
+	@packaging/test_power.sh $(TIMES)
 
 clean: ## .venv, the model and everything built; not the wheels in ~/.cache/llmd, not STATE
 	@rm -rf .venv .build build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -325,7 +325,7 @@ faults() {
     fault "a damaged list" 'FAIL  crl.pem: is damaged' "echo x >$pki/crl.pem" "cp /srv/state/pki/crl.pem $pki/"
     fault "no root key" 'info  root.key: it is not here' "mv $pki/root.key /srv/; systemctl restart llmd" \
         "cp -a /srv/state/pki/root.key $pki/; systemctl restart llmd"
-    fault "another host name" 'FAIL  host name: this host is other' 'hostname other' "hostname $(on hostname)"
+    fault "a certificate that ends" 'info  client certificates: 1 end soon' 'llmctl client issue eve --days 5 --out /srv' 'llmctl client revoke eve'
     fault_at_start "the port is taken" '127.0.0.1:8443: Address already in use: end what listens' \
         'setsid /usr/bin/python3 -c "import socket, time; s = socket.create_server((\"127.0.0.1\", 8443)); time.sleep(60)" & sleep 1' \
         'pkill -f create_server'

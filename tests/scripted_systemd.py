@@ -13,6 +13,7 @@ class Systemd:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.reloads = folder, 0
+        self.properties: dict[str, str] = {}
         self.loaded, self.deny, self.listens = "loaded", "0.0.0.0/0 ::/0", "127.0.0.1:8443 (Stream)"
 
     def lines(self, name: str) -> list[str]:
@@ -23,7 +24,7 @@ class Systemd:
         if command == "daemon-reload":
             self.reloads += 1
             return ""
-        found = {"LoadState": self.loaded, "IPAddressDeny": self.deny, "Listen": self.listens}
+        found = {"LoadState": self.loaded, "IPAddressDeny": self.deny, "Listen": self.listens} | self.properties
         named = [line.partition("=")[2] for line in self.lines(rest[0]) if line.startswith("IPAddressAllow=")]
         every = ["127.0.0.0/8", "::1/128", *(network.ANY if "any" in named else named)]
         found["IPAddressAllow"] = " ".join(every)

@@ -1,12 +1,16 @@
 """What `status` and `doctor` tell of what ends, and of what is wrong."""
 
+import dataclasses
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from llmd.daemon.admin import doctor
 from llmd.daemon.audit.offline import verify_file
+from llmd.daemon.config import Config, ConfigError
+from llmd.daemon.groups import Groups
 from llmd.daemon.main import Daemon
 
 DAY = 86400.0
@@ -101,3 +105,36 @@ async def test_an_audit_log_that_is_broken_or_cannot_be_checked(
     monkeypatch.setattr(daemon.audit, "verify", unread)
     ok, said = (await named(daemon))["audit"]
     assert ok is False and "could not be checked" in said
+
+
+async def test_the_configuration_file_as_it_is_now(daemon: Daemon) -> None:
+    assert "configuration" not in await named(daemon)
+    now = dataclasses.replace(daemon.config, queue=9)
+    daemon.service.doctor.read = lambda: now
+    ok, said = (await named(daemon))["configuration"]
+    assert ok is None and said == "changed and not read yet: queue | llmctl reload"
+    now = dataclasses.replace(daemon.config, listen="0.0.0.0:1")
+    assert "for the next start: listen | systemctl daemon-reload" in (await named(daemon))["configuration"][1]
+
+    def broken() -> Config:
+        raise ConfigError("llmd.toml:3: there is no setting 'quue'")
+
+    daemon.service.doctor.read = broken
+    ok, said = (await named(daemon))["configuration"]
+    assert ok is False and "no setting 'quue'; the next start would fail | correct it" in said
+
+
+async def test_limits_on_memory_that_there_are_not(daemon: Daemon) -> None:
+    assert "memory limits" not in await named(daemon)
+    daemon.pool.groups = Groups(reason="the kernel does not")
+    assert (await named(daemon))["memory limits"][0] is None
+
+
+async def test_a_key_that_is_handed_in_and_lies_here_too(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = daemon.config.state / "pki" / "root.key"
+    (tmp_path / "root.key").write_bytes(key.read_bytes())
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    ok, said = (await named(daemon))["root.key"]
+    assert ok is False and said.endswith(f"| rm {key}")
