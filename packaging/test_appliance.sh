@@ -328,7 +328,7 @@ faults() {
     fault "a certificate that ends" 'info  client certificates: 1 end soon' 'llmctl client issue eve --days 5 --out /srv' 'llmctl client revoke eve'
     fault_at_start "the port is taken" '127.0.0.1:8443: Address already in use: end what listens' \
         'setsid /usr/bin/python3 -c "import socket, time; s = socket.create_server((\"127.0.0.1\", 8443)); time.sleep(60)" & sleep 1' \
-        'pkill -f create_server'
+        'pkill -f "[c]reate_server"'
     fault_at_start "a wrong owner" 'chown it to the user that llmd runs as' "chown root: $state/state.db" "chown llmd: $state/state.db"
     fault_at_start "a damaged state database" 'the state database is damaged: restore it' "echo xxxxxxxxxxxxxxxxxxxxxx >$state/state.db" \
         "$state_back"
