@@ -353,7 +353,7 @@ def main(argv: list[str] | None = None) -> None:
     """The `llmd` command. Exits 0 after a drain, 1 when it cannot run."""
     given = arguments().parse_args(argv)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys and prompts
-    os.umask(0o027)
+    os.umask(0o077)
     lines = logs.start()
     name, _, file = (given.default_model or "").partition("=")
     if given.default_model and not (name and file):

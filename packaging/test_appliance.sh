@@ -2,7 +2,7 @@
 # The installed package under systemd as PID 1: a Debian 12 of its own with no network but lo, an overlay for each test.
 # Root. Each test is a function below; what a test says stands in its log, which is shown where it fails.
 #
-#   packaging/test_appliance.sh [TEST ...]      default: all
+#   packaging/test_appliance.sh [TEST ...]      default: all; PACKAGE=FILE.deb: that one instead of one that is built
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -466,7 +466,7 @@ disk_full() {
 tools debhelper dpkg-dev mmdebstrap gpg iproute2 util-linux python3 python3-venv python3-pip systemd-container
 base
 say "building"
-package=$(packaging/deb.sh "$WORK/deb" 2>/dev/null)
+package=${PACKAGE:-$(packaging/deb.sh "$WORK/deb" 2>/dev/null)}
 say "installing"
 mkdir "$WORK/installed"
 tar -xf "$BASE" -C "$WORK/installed"

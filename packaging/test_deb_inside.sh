@@ -102,8 +102,9 @@ dpkg -V llmd-cuda || fail "dpkg -V llmd-cuda"
 apt-get remove -y llmd >/dev/null 2>&1
 [[ ! -e /usr/lib/llmd/cuda ]] || fail "llmd-cuda is left without llmd"
 [[ -f /var/lib/llmd/audit.db && ! -e /usr/lib/llmd/bin/llmd ]] || fail "remove does not keep the state"
+mkdir -p /etc/systemd/system/llmd.socket.d && touch /etc/systemd/system/llmd.socket.d/network.conf # as llmctl network does
 apt-get purge -y llmd >/tmp/purge.log 2>&1 || { cat /tmp/purge.log; fail "purge"; }
-[[ ! -e /var/lib/llmd && ! -e /etc/llmd && -f /var/backups/llmd/audit.db ]] ||
+[[ ! -e /var/lib/llmd && ! -e /etc/systemd/system/llmd.socket.d && ! -e /etc/llmd && -f /var/backups/llmd/audit.db ]] ||
     { cat /tmp/purge.log; ls -la /var/lib/llmd /etc/llmd /var/backups; fail "what purge leaves"; }
 # somebody who says that the log may go
 rm -rf /var/backups/llmd

@@ -31,7 +31,7 @@ def show(json_: bool) -> None:
     """The networks that are allowed now."""
     found = allowed()
     if found is None:
-        raise DaemonError("systemd does not know llmd.service here: this is for the installed package")
+        raise DaemonError(unit.NOT_INSTALLED)
     if json_:
         return show_json({"networks": found})
     click.echo("\n".join(safe(one) for one in found) or "this machine only: llmctl network allow NETWORK adds one")
@@ -83,9 +83,9 @@ def _network(text: str) -> str:
     raise click.UsageError(f"{text} is an address in a network: {likely}, or {text.split('/')[0]}")
 
 
-def allowed() -> list[str] | None:
+def allowed(name: str = unit.SERVICE) -> list[str] | None:
     """The networks besides this machine, whoever allowed them; None without an installed service."""
-    found = unit.told(unit.SERVICE, ALLOW, DENY)
+    found = unit.told(name, ALLOW, DENY)
     if not found:
         return None
     if not set(ANY) <= set(found.get(DENY, "").split()):
@@ -101,6 +101,9 @@ def checks() -> list[dict[str, Any]]:
         return []
     listens = unit.told(unit.SOCKET, "Listen").get("Listen", "")
     elsewhere = not listens.startswith(("127.", "[::1]"))
+    if sorted(allowed(unit.SOCKET) or found) != sorted(found):
+        fix = f"take drop-ins that say so away (systemctl cat {unit.SERVICE} {unit.SOCKET}), and use llmctl network"
+        return [_check(False, "other networks may connect than llmd may answer", fix)]
     if found == ["any"]:
         return [_check(None, "any network may reach llmd", "llmctl network remove any, and allow the ones you know")]
     if not found and elsewhere:

@@ -14,6 +14,7 @@ RUNS = Path("/run/systemd/system")  # it is there where systemd runs the machine
 SERVICE, SOCKET = "llmd.service", "llmd.socket"
 SECTIONS = {SERVICE: "Service", SOCKET: "Socket"}
 HEAD = "# written by llmctl\n"
+NOT_INSTALLED = "systemd does not know llmd.service here: this is for the installed package"
 SECONDS = 60.0
 
 
@@ -42,7 +43,7 @@ def change(name: str, lines: Mapping[str, Sequence[str]]) -> None:
     """Write the drop-in `name` of each unit, whole or not at all; one without lines goes. systemd then reads it. Raises
     DaemonError."""
     if not told(SERVICE):
-        raise DaemonError("systemd does not know llmd.service here: this is for the installed package")
+        raise DaemonError(NOT_INSTALLED)
     if os.geteuid() != 0:
         raise DaemonError("only root may change a unit: sudo llmctl …")
     for unit, wanted in lines.items():

@@ -87,6 +87,10 @@ def test_doctor(systemd: Systemd) -> None:
     assert ok is False and "no other machine may reach llmd | llmctl network allow" in said
     run("allow", "10.0.0.0/8")
     assert told() == (True, "this machine and 10.0.0.0/8 may reach llmd | ")
+    service = systemd.folder / "llmd.service.d" / "network.conf"
+    service.write_text(service.read_text() + "IPAddressAllow=10.1.0.0/16\n")
+    assert told()[0] is False and "than llmd may answer | take drop-ins" in told()[1]
+    run("remove", "10.1.0.0/16")
     run("allow", "any")
     assert told()[0] is None and "any network" in told()[1]
     run("remove", "any")
