@@ -3,7 +3,7 @@
 # by then is there at the next start, and the audit log's chain holds. Its kernel can also limit memory, which a container's
 # cannot: so workers' limits are tried here. Root.
 #
-#   packaging/test_power.sh [TIMES]      default: 2
+#   packaging/test_power.sh [TIMES]      default: 2; PACKAGE=FILE.deb: that one instead of one that is built
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
