@@ -449,7 +449,7 @@ disk_full() {
     on mount -o remount,size=200m /var/lib/llmd
     on llmctl model import /srv/model.gguf --name small >/dev/null 2>&1 && on llmctl deploy small >/dev/null || broken "with room again"
     ask 200 || broken "a request"
-    doctor 'FAIL  disk: .*free at least 1 GiB' || broken "doctor does not find a small disk"
+    doctor 'FAIL  disk: ' || broken "doctor does not find a small disk"
     # the audit log: what cannot be logged is not answered
     on sh -c 'cat /dev/zero >/var/lib/llmd/fill 2>/dev/null || true'
     until_ 20 "a request that cannot be logged is answered" ask 503 audit_unavailable
