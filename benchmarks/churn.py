@@ -102,8 +102,8 @@ class Box:
             time.sleep(0.1)
         raise SystemExit("the daemon did not start")
 
-    def ask(self, model: str, tokens: int) -> Asked:
-        """One stream, read to its end."""
+    def ask(self, model: str, tokens: int, slow: float = SLOW) -> Asked:
+        """One stream, read to its end; waits of more than `slow` seconds are kept."""
         asked = Asked(model, time.monotonic())
         connection = http.client.HTTPSConnection("127.0.0.1", PORT, context=self.tls, timeout=120)
         body = {"model": model, "prompt": "Once upon a time " * 8, "max_tokens": tokens, "stream": True}
@@ -119,7 +119,7 @@ class Box:
                 elif line.startswith(b"data: {") and b'"error"' in line:
                     asked.end = json.loads(line[6:])["error"]["code"]
                 elif line.startswith(b"data: {"):
-                    if last and now - last > SLOW:
+                    if last and now - last > slow:
                         asked.waits.append((last, now - last))
                     last = now
         except (OSError, http.client.HTTPException) as e:

@@ -15,6 +15,7 @@ metrics.py   Prometheus metrics
 process.py   what a daemon takes of its machine before it begins
 systemd.py   what systemd is told
 tasks.py     the tasks that live as long as the daemon
+records.py   what `state.db` holds, a row each
 schema.py    the tables of `state.db`
 store.py     `state.db`: clients, models, deployments
 versions.py  `state.db` from one version of llmd to the next, and back

@@ -31,6 +31,7 @@ from llmd.daemon import banner, config, cpu, files, logs, process, systemd
 from llmd.daemon.admin.clients import Clients, reconcile, revocations
 from llmd.daemon.admin.doctor import Doctor, config_names
 from llmd.daemon.admin.evictions import Evictions
+from llmd.daemon.admin.forms import Forms, said
 from llmd.daemon.admin.service import Service
 from llmd.daemon.admin.upkeep import Upkeep
 from llmd.daemon.audit.acts import Acts
@@ -49,6 +50,8 @@ from llmd.daemon.identity.principal import Identity
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.files import ModelStore
+from llmd.daemon.models.jobs import Jobs
+from llmd.daemon.models.making import Maker
 from llmd.daemon.planning.measurements import planner
 from llmd.daemon.process import Fatal
 from llmd.daemon.serving.admission import Admission
@@ -120,6 +123,9 @@ class Daemon:
 
     def _service(self) -> Service:
         c, store, state, authority = self.config, self.store, self.state, self.authority
+        models = ModelStore(c.state / "models", store, state)
+        maker = Maker(models, state, c.threads)
+        self.jobs = Jobs(store, state, maker.make, lambda job: self.audit.event("job.ended", **said(job)))
         return Service(
             config=c,
             read=self._read,
@@ -128,7 +134,8 @@ class Daemon:
             acts=self.acts,
             store=store,
             state=state,
-            models=ModelStore(c.state / "models", store, state),
+            models=models,
+            forms=Forms(models, maker, self.jobs, self.pool, state, self.acts),
             authority=authority,
             tls=self.tls,
             clients=Clients(store, state, authority, self.connections, self.acts),
@@ -168,7 +175,7 @@ class Daemon:
             refusals=self.refusals,
             tasks=self.tasks,
         )
-        upkeep = self.upkeep.start()
+        beside = [self.upkeep.start(), self.jobs.start(self.tasks)]
         self.watcher.start(asyncio.get_running_loop())
         try:
             if await self._unless_stopped(self._start(clients, admin, default_model)):
@@ -184,7 +191,9 @@ class Daemon:
             self.pool.draining = True
             await self._drain(clients)
         finally:
-            upkeep.cancel()
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await self.pool.close(0)
             await clients.stop(0)
             await admin.stop(0)

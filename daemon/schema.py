@@ -4,7 +4,7 @@ from sqlite_utils import Database, Migrations
 
 # a migration is never edited once it has shipped: a change is a new one at the end, with the next number
 MIGRATIONS = Migrations("state")
-VERSION = 6
+VERSION = 7
 
 _FIRST = (
     "CREATE TABLE IF NOT EXISTS principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT",
@@ -72,3 +72,14 @@ def forms(db: Database) -> None:
             SELECT name, COALESCE(json_extract(info, '$.file_type'), 'GGUF'), digest, size, info FROM models"""
     )
     db.execute("PRAGMA user_version = 6")
+
+
+@MIGRATIONS()
+def jobs(db: Database) -> None:
+    db.execute(
+        """CREATE TABLE IF NOT EXISTS jobs (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, model TEXT NOT NULL, asked TEXT NOT NULL,
+            actor TEXT NOT NULL, created REAL NOT NULL, state TEXT NOT NULL, started REAL, ended REAL,
+            error TEXT NOT NULL DEFAULT '', result TEXT NOT NULL DEFAULT '{}', log TEXT NOT NULL DEFAULT '') STRICT"""
+    )
+    db.execute("PRAGMA user_version = 7")

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,78 +20,13 @@ from sqlite_utils import Database
 
 from llmd.daemon import files, versions
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
+from llmd.daemon.records import Certificate, Deployment, Form, Job, Model, Principal
 from llmd.daemon.schema import MIGRATIONS, VERSION
 
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Someone who may connect. `role` is one of infer, operator, admin, auditor."""
-
-    name: str
-    role: str
-    created: float
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """A client certificate that the CA issued. `serial` is lower-case hex, `revoked_at` None while it is good."""
-
-    serial: str
-    principal: str
-    not_before: float
-    not_after: float
-    revoked_at: float | None
-    issued: float
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A name for a model file. `digest` is its SHA-256 in hex, `size` is in bytes, `source` is the file it came
-    from."""
-
-    name: str
-    digest: str
-    size: int
-    source: str
-    imported: float
-    info: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A file of a model: as it was imported, or quantized otherwise. `type` is what its weights are, as Q4_K_M."""
-
-    model: str
-    type: str
-    digest: str
-    size: int
-    info: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}@{self.type}"
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """A model that serves. `ctx` is tokens a slot; None in `ctx` or `slots` means the configuration's default.
-    `placement`: where it was put by hand, as `planning/plan.py` names it; empty: nowhere. `replicas`: how many; 0: one
-    on each GPU that holds it whole. `evicted`: for which model it made room (`for`), and when (`at`); empty: it
-    serves."""
-
-    model: str
-    ctx: int | None
-    slots: int | None
-    created: float
-    placement: dict[str, Any]
-    replicas: int
-    evicted: dict[str, Any]
-
-
 # columns that hold JSON
-_JSON = {"info", "placement", "evicted"}
+_JSON = {"info", "placement", "evicted", "asked", "result"}
 T = TypeVar("T")
-Row = TypeVar("Row", Principal, Certificate, Model, Form, Deployment)
+Row = TypeVar("Row", Principal, Certificate, Model, Form, Deployment, Job)
 
 
 class StateThread:
@@ -265,9 +200,26 @@ class Store:
             raise ModelNotFound.among("imported model", (m.name for m in self.models()), param="model")
         return found[0]
 
-    def models(self, digest: str | None = None) -> list[Model]:
-        """All, or the names that one file has."""
-        return self._rows(Model, "SELECT * FROM models WHERE ?1 IS NULL OR digest = ?1 ORDER BY name", digest)
+    def models(self) -> list[Model]:
+        return self._rows(Model, "SELECT * FROM models ORDER BY name")
+
+    def with_file(self, digest: str) -> list[Form]:
+        """The forms that one file is."""
+        return self._rows(Form, "SELECT * FROM forms WHERE digest = ? ORDER BY model, type", digest)
+
+    def files(self) -> set[str]:
+        """The digests of every form."""
+        return {form.digest for form in self._rows(Form, "SELECT * FROM forms")}
+
+    def remove_form(self, model: str, kind: str) -> Form:
+        """Raises ModelNotFound, NotFound, and Conflict for the form that was imported: it goes with its model."""
+        found = [form for form in self.forms(model) if form.type == kind]
+        if not found:
+            raise NotFound.among(f"form of {model}", (form.type for form in self.forms(model)), param="form")
+        if found[0].digest == self.model(model).digest:
+            raise Conflict(f"{found[0].name} is what was imported: it goes with its model")
+        self._write("DELETE FROM forms WHERE model = ? AND type = ?", model, kind)
+        return found[0]
 
     def rename_model(self, name: str, new: str) -> Model:
         """Its deployment goes with it. Raises ModelNotFound, Conflict when `new` is taken."""
@@ -327,6 +279,39 @@ class Store:
         """Raises ModelNotFound when it is not deployed."""
         if not self._write("DELETE FROM deployments WHERE model = ?", model):
             raise ModelNotFound.among("deployed model", (d.model for d in self.deployments()), param="model")
+
+    # --- jobs
+
+    def add_job(self, kind: str, model: str, asked: dict[str, Any], actor: str) -> Job:
+        """At the queue's end."""
+        values = kind, model, json.dumps(asked), actor, self._clock()
+        with _explained(), self._db.atomic():
+            made = self._db.execute(
+                "INSERT INTO jobs (kind, model, asked, actor, created, state) VALUES (?, ?, ?, ?, ?, 'queued')", values
+            )
+        return self.job(int(made.lastrowid or 0))
+
+    def job(self, number: int) -> Job:
+        """Raises NotFound."""
+        found = self._rows(Job, "SELECT * FROM jobs WHERE id = ?", number)
+        if not found:
+            raise NotFound.among("job", (str(job.id) for job in self.jobs()[-20:]), param="job")
+        return found[0]
+
+    def jobs(self) -> list[Job]:
+        """The oldest first."""
+        return self._rows(Job, "SELECT * FROM jobs ORDER BY id")
+
+    def set_job(self, number: int, **values: Any) -> Job:
+        """Columns that change: state, started, ended, error, result, log."""
+        given = {k: json.dumps(v) if k in _JSON else v for k, v in values.items()}
+        self._write(f"UPDATE jobs SET {', '.join(f'{k} = ?' for k in given)} WHERE id = ?", *given.values(), number)
+        return self.job(number)
+
+    def forget_jobs(self, most: int) -> None:
+        """Only the last `most` that have ended stay."""
+        ended = "SELECT id FROM jobs WHERE ended IS NOT NULL ORDER BY id DESC LIMIT -1 OFFSET ?"
+        self._write(f"DELETE FROM jobs WHERE id IN ({ended})", most)
 
     # --- what was measured
 

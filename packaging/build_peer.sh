@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds llama.cpp's own server from the source that the engine is built from, with the same flags, so that `make bench`
-# compares two servers and not two builds. The last line on stdout is the path of llama-server; llama-batched-bench
-# and the libraries lie beside it. Kept in ~/.cache/llmd/peer/VERSION-HASH_OF_THE_FLAGS.
+# compares two servers and not two builds. The last line on stdout is the path of llama-server; llama-batched-bench,
+# llama-quantize and the libraries lie beside it. Kept in ~/.cache/llmd/peer/VERSION-HASH_OF_THE_FLAGS.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/build_llama.sh" # say, die, with_progress, unpack_sdist, safe_flags
 
-TARGETS=(llama-server llama-batched-bench)
+TARGETS=(llama-server llama-batched-bench llama-quantize)
 OPTIONS=(-DLLAMA_BUILD_SERVER=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DCMAKE_BUILD_TYPE=Release
     -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON) # the libraries are found beside the program, wherever it is copied
@@ -45,7 +45,7 @@ main() {
     lock_cache
     flags=$(safe_flags)
     folder=$CACHE/peer/$LLAMA_VERSION-$(digest "$flags ${OPTIONS[*]}")
-    if [[ ! -x $folder/bin/llama-server ]]; then build_peer "$folder" "$flags"; fi
+    if [[ ! -x $folder/bin/llama-quantize ]]; then build_peer "$folder" "$flags"; fi
     "$folder/bin/llama-server" --version >/dev/null 2>&1 || die "$folder/bin/llama-server does not start; remove its folder and try again"
     echo "$folder/bin/llama-server"
 }

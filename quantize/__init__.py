@@ -2,8 +2,10 @@
 
 backends.py  ggml's libraries, where the engine is for many kinds of CPU
 header.py    reads a GGUF header; believes no size in it
+architectures.py  the architectures that llama.cpp loads
 check.py     judges a GGUF file; run as a child process
 shape.py     what a model's memory depends on, from its header
 compute.py   the compute buffer's size, as ggml's allocator finds it
+quantizing.py  other forms of a file, and what they would take; run as a child process
 memory.py    the bytes of a model on each device, from its shape alone
 """

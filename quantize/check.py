@@ -6,6 +6,7 @@ and lets llama.cpp load everything but the weights. It prints one JSON line and 
 `daemon/models/checking.py` runs it.
 """
 
+import difflib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 from llmd.daemon.errors import ModelInvalid
 from llmd.quantize import backends
+from llmd.quantize.architectures import KNOWN
 from llmd.quantize.header import Array, Header, read_header
 from llmd.quantize.shape import shape_of
 
@@ -23,7 +25,7 @@ MAX_CONTEXT = 1 << 27
 MAX_EMBEDDING = 1 << 20
 MAX_HEADS = 1 << 16
 MAX_ANSWER_BYTES = 256 * 1024
-MAX_MESSAGE_CHARS = 400
+MAX_MESSAGE_CHARS = 2000
 
 # what `info` holds; the daemon takes nothing else from a child that may have been taken over by the file
 INFO_FIELDS = {
@@ -62,7 +64,7 @@ def check_model(header: Header) -> None:
         raise ModelInvalid(f"the file is of type {str(kind)[:40]!r}, not a model")
     parts = keys.get("split.count", 0)
     if isinstance(parts, int) and parts > 1:
-        raise ModelInvalid(f"this is one of {parts} parts of a model: join them with llama-gguf-split --merge first")
+        raise ModelInvalid(f"this is one of {parts} parts of a model and not named so: NAME-00001-of-{parts:05}.gguf")
     if keys.get(f"{arch}.attention.causal") is False:
         raise ModelInvalid("this is an embedding model: it cannot generate text")
     blocks = _whole(keys, f"{arch}.block_count", 1, MAX_BLOCKS)
@@ -85,6 +87,10 @@ def _architecture(keys: dict[str, Any]) -> str:
         raise ModelInvalid("the key general.architecture is missing: this is not a model")
     if len(arch) > 64 or not arch.isprintable():
         raise ModelInvalid(f"the architecture {arch[:64]!r} is not a name")
+    if arch not in KNOWN:
+        near = difflib.get_close_matches(arch, KNOWN, 3)
+        meant = f" (is it {', '.join(near)}?)" if near else ""
+        raise ModelInvalid(f"unknown model architecture: {arch!r}{meant}. Known: {', '.join(sorted(KNOWN))}")
     return arch
 
 

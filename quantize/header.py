@@ -86,6 +86,7 @@ class Header:
     tensors: tuple[TensorInfo, ...]
     data_offset: int
     file_size: int
+    head_size: int = 0  # bytes up to the last tensor's entry
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -129,7 +130,7 @@ class _Reader:
         if len({t.name for t in raw}) != len(raw):
             raise ModelInvalid("two tensors have the same name")
         data_offset = _padded(self._at, alignment) if raw else self._at
-        return _laid_out(Header(version, alignment, metadata, tuple(raw), data_offset, self._size))
+        return _laid_out(Header(version, alignment, metadata, tuple(raw), data_offset, self._size, self._at))
 
     # --- pieces
 

@@ -29,6 +29,7 @@ LEAVES = {
         "memory",
         "metrics",
         "process",
+        "records",
         "schema",
         "store",
         "systemd",

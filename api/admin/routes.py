@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, Query, Request
+from fastapi import Query
 from pydantic import BeforeValidator, ConfigDict, Field
 from starlette.responses import Response
 
+from llmd.api.admin import forms
+from llmd.api.admin.service import Admin, who
 from llmd.api.http.body import Body
 from llmd.api.http.routes import ADMIN, Caller, Route
 from llmd.api.http.streams import progress
@@ -19,7 +21,6 @@ from llmd.daemon import limits
 from llmd.daemon.admin.doctor import rfc3339
 from llmd.daemon.admin.service import Service
 from llmd.daemon.errors import BadRequest, Conflict, ModelNotReady
-from llmd.daemon.identity.principal import Principal
 from llmd.daemon.planning.plan import Placement
 from llmd.daemon.serving.deployment import Deployment
 
@@ -76,19 +77,6 @@ class IssueBody(Body):
 
 class RoleBody(Body):
     role: _Name
-
-
-def who(request: Request) -> Principal:
-    """Whom the kernel names; the listener lets only admins in."""
-    return Principal(f"uid:{request.scope['extensions']['peer']['uid']}", "admin", "", "local")
-
-
-async def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-Admin = Annotated[Service, Depends(_service)]
 
 
 # --- the daemon
@@ -174,6 +162,12 @@ async def import_model(body: ImportBody, service: Admin, caller: Caller) -> Resp
 async def plan(body: DeployBody, service: Admin) -> dict[str, Any]:
     placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch, body.form)
     return await service.plan(body.model, body.ctx, body.slots, placement)
+
+
+async def fitting(body: ReplicasBody, service: Admin) -> dict[str, Any]:
+    placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch)
+    replicas = 0 if body.replicas == "auto" else body.replicas
+    return await service.fitting(body.model, body.ctx, body.slots, placement, replicas)
 
 
 async def deploy(body: ReplicasBody, service: Admin, caller: Caller) -> Response:
@@ -316,6 +310,8 @@ def _moment(text: str | None, name: str) -> datetime | None:
         raise BadRequest(f"{name} takes a date or time as in 2026-11-23 or 2026-11-23T18:00", param=name) from e
 
 
+__all__ = ["ROUTES", "who"]
+
 ROUTES = (
     Route("GET", "/status", status, ADMIN),
     Route("GET", "/doctor", doctor, ADMIN),
@@ -330,7 +326,9 @@ ROUTES = (
     Route("POST", "/models/{name}/rename", rename, ADMIN),
     Route("POST", "/models/{name}/template", template, ADMIN),
     Route("POST", "/models/{name}/verify", verify_model, ADMIN),
+    *forms.ROUTES,
     Route("POST", "/plan", plan, ADMIN),
+    Route("POST", "/fitting", fitting, ADMIN),
     Route("POST", "/deploy", deploy, ADMIN),
     Route("POST", "/undeploy", undeploy, ADMIN),
     Route("GET", "/clients", clients, ADMIN),

@@ -2,6 +2,8 @@
 
 main.py        the command, its exit codes, the daemon's own subcommands
 model.py       `llmctl model`
+deploy.py      `llmctl deploy`
+jobs.py        `llmctl jobs`
 client.py      `llmctl client`
 audit.py       `llmctl audit`, offline verification too
 bench.py       how fast a deployed model answers

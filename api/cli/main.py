@@ -15,8 +15,10 @@ from llmd.api.cli import bench as cli_bench
 from llmd.api.cli import chat as cli_chat
 from llmd.api.cli import client as cli_client
 from llmd.api.cli import credential as cli_credential
+from llmd.api.cli import deploy as cli_deploy
 from llmd.api.cli import doctor as cli_doctor
 from llmd.api.cli import gpu as cli_gpu
+from llmd.api.cli import jobs as cli_jobs
 from llmd.api.cli import model as cli_model
 from llmd.api.cli import network as cli_network
 from llmd.api.cli import plan as cli_plan
@@ -128,45 +130,6 @@ def _replicas(model: dict[str, Any]) -> str:
     return f"{serve}/{model['wanted_replicas']}"
 
 
-def _copies(model: dict[str, Any]) -> str:
-    serve = sum("slots" in one for one in model["replicas"])
-    return f", {serve} replicas" if serve > 1 else ""
-
-
-@main.command()
-@click.argument("model")
-@click.option("--ctx", type=int, metavar="N", help="Tokens a slot. Default: the configuration's.")
-@click.option("--slots", type=int, metavar="N", help="Requests answered at once. Default: the configuration's.")
-@click.option("--gpus", metavar="UUID,…", help="The GPUs that it is to lie on. Default: those of `llmctl plan`.")
-@click.option("--split", help="Over several GPUs: layer or tensor.")
-@click.option("--kv", help="Type of keys and values: f16, q8_0 or q4_0.")
-@click.option("--ubatch", type=int, metavar="N", help="The most tokens that a GPU computes in one pass.")
-@click.option("--form", metavar="TYPE", help="Of several forms this one, as `llmctl model show` names them: Q4_K_M.")
-@click.option(
-    "--replicas", metavar="N|auto", default="1", help="Copies on different GPUs; auto: one on each that holds it whole."
-)
-@click.option("--evict/--no-evict", default=None, help="Where there is no room: take idle models out of service.")
-@as_json
-@click.pass_obj
-def deploy(client: Client, /, model: str, gpus: str | None, replicas: str, json_: bool, **given: Any) -> None:
-    """Serve an imported model; waits until it is ready."""
-    last: dict[str, Any] = {}
-    named = [name.strip() for name in (gpus or "").split(",") if name.strip()]
-    if replicas != "auto" and not replicas.isdecimal():
-        raise click.UsageError("--replicas takes a number, or auto")
-    count = replicas if replicas == "auto" else int(replicas)
-    for last in client.events("POST", "/deploy", {"model": model, "gpus": named, "replicas": count, **given}):
-        if not json_ and last["state"] != "ready":
-            click.echo(f"{safe(model)}: {last['state']}", err=True)
-    if json_:
-        show_json(last)
-    else:
-        click.echo(
-            f"{safe(model)} is ready: {last['slots']} slots of {last['context']} tokens, keys and values {last['kv']}, "
-            f"on {safe(', '.join(last['gpus'])) or 'the CPU'}{_copies(last)}"
-        )
-
-
 @main.command()
 @click.argument("model")
 @as_json
@@ -196,6 +159,8 @@ def reload(client: Client, json_: bool) -> None:
 
 for command in (
     cli_model.model,
+    cli_deploy.deploy,
+    cli_jobs.jobs,
     cli_client.client,
     cli_doctor.doctor,
     cli_network.network,

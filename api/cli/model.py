@@ -1,6 +1,7 @@
 """`llmctl model`: the model files that the daemon has."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -8,6 +9,7 @@ from typing import Any, TextIO
 import click
 
 from llmd.api.cli.connection import Client
+from llmd.api.cli.jobs import follow
 from llmd.api.cli.terminal import (
     SHORT,
     Progress,
@@ -149,11 +151,65 @@ def rename(client: Client, name: str, new: str, json_: bool) -> None:
 
 @model.command()
 @click.argument("name")
+@click.option("--type", "kind", metavar="TYPE", help="As Q4_K_M; --dry-run lists them.")
+@click.option("--budget", metavar="SIZE", help="The largest standard type that takes no more: 5GiB.")
+@click.option("--bpw", type=float, metavar="BITS", help="The largest standard type with no more bits a weight: 4.5.")
+@click.option("--dry-run", is_flag=True, help="What each type would take; nothing is made.")
+@click.option("--requantize", is_flag=True, help="Of a file that is quantized already, which loses twice.")
+@click.option("--no-wait", is_flag=True, help="Only start it: `llmctl jobs` shows it.")
+@as_json
+@click.pass_obj
+def quantize(
+    client: Client, name: str, kind: str | None, budget: str | None, bpw: float | None, dry_run: bool,
+    requantize: bool, no_wait: bool, json_: bool,
+) -> None:  # fmt: skip
+    """Make another form of a model, in the background. Ctrl-C goes away from it, and it goes on."""
+    if dry_run:
+        return _sizes(client.call("GET", f"/models/{_part(name)}/sizes"), json_)
+    if sum(value is not None for value in (kind, budget, bpw)) != 1:
+        raise click.UsageError("give one of --type, --budget and --bpw, or --dry-run")
+    body = {"type": kind, "budget": _bytes(budget) if budget else None, "bpw": bpw, "requantize": requantize}
+    job = client.call("POST", f"/models/{_part(name)}/quantize", body)
+    if not json_:
+        what = f"{safe(name)} as {job['asked']['type']}, {size(job['asked']['bytes'])}"
+        click.echo(f"job {job['id']}: {what}", err=True)
+    if not no_wait:
+        job = follow(client, job["id"], json_)
+    if json_:
+        show_json(job)
+    if job["state"] in ("failed", "cancelled"):
+        sys.exit(1)
+
+
+def _sizes(found: dict[str, Any], json_: bool) -> None:
+    if json_:
+        return show_json(found)
+    rows = [
+        (s["type"], size(s["bytes"]), f"{s['bytes']:,}", f"{s['bits']:.2f}", s["fallbacks"] or "")
+        for s in found["sizes"]
+    ]
+    table(("type", "size", "bytes", "bits a weight", "tensors of another type"), rows)
+
+
+def _bytes(text: str) -> int:
+    """5GiB, 800MB, or bytes. Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]i?B?|B)?", text.strip())
+    if not found:
+        raise click.UsageError(f"--budget takes a size, as 5GiB or 800MB, not {text!r}")
+    unit = (found[2] or "B").upper().removesuffix("B")
+    power = " KMGT".index(unit[:1] or " ")
+    return int(float(found[1]) * (1024 if unit.endswith("I") else 1000) ** power)
+
+
+@model.command()
+@click.argument("name")
 @as_json
 @click.pass_obj
 def rm(client: Client, name: str, json_: bool) -> None:
-    """Remove a model that is not deployed."""
-    done = client.call("DELETE", f"/models/{_part(name)}")
+    """Remove a model that is not deployed, with its forms; or one form: NAME@TYPE."""
+    whole, _, kind = name.partition("@")
+    form = f"/forms/{_part(kind)}" if kind else ""
+    done = client.call("DELETE", f"/models/{_part(whole)}{form}")
     show_json(done) if json_ else click.echo(f"removed {safe(name)}")
 
 

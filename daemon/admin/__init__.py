@@ -1,6 +1,7 @@
 """What an admin can do to a running daemon.
 
 service.py    its models, and the parts that the admin's commands use
+forms.py      other forms of models, and the jobs that make them
 evictions.py  which idle models go where another one needs their room
 clients.py    who may connect: issue, revoke, roles
 upkeep.py     reloads by a signal, and what is renewed by itself

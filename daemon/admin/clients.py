@@ -14,7 +14,8 @@ from llmd.daemon.errors import BadRequest, Conflict, NotFound
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import Authority, IssuedClient, Revocation
 from llmd.daemon.identity.principal import DEFAULT_ROLE, ROLES
-from llmd.daemon.store import Certificate, StateThread, Store
+from llmd.daemon.records import Certificate
+from llmd.daemon.store import StateThread, Store
 
 REVOKE = "admin.client_revoke"
 

@@ -16,8 +16,9 @@ from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import Health, Watcher
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.planning.planner import cuda_engine
+from llmd.daemon.records import Certificate
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.store import Certificate, StateThread, Store
+from llmd.daemon.store import StateThread, Store
 
 # what `status` and `doctor` call soon: the CA's own things are renewed long before
 WARN = timedelta(days=30)

@@ -4,13 +4,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmd.daemon.admin.clients import Clients
 from llmd.daemon.admin.doctor import Doctor, rfc3339
 from llmd.daemon.admin.evictions import Evictions, made_room
+from llmd.daemon.admin.forms import Forms
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import Config, ConfigError, changes
 from llmd.daemon.engine.messages import Chat, ChatMessage, encode_chat
@@ -20,11 +22,12 @@ from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.models.checking import prompt
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.planning.plan import ON_CPU, File, Placement, Wish
+from llmd.daemon.planning.plan import ON_CPU, File, Placement, Wish, forms
 from llmd.daemon.planning.planner import Planner
+from llmd.daemon.records import Form, Model
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.deployment import Deployment, Replica
-from llmd.daemon.store import Form, Model, StateThread, Store
+from llmd.daemon.store import StateThread, Store
 
 log = logging.getLogger("llmd.admin")
 
@@ -51,6 +54,7 @@ class Service:
     watcher: Watcher
     planner: Planner
     evictions: Evictions
+    forms: Forms
     started: float
     version: str
 
@@ -173,6 +177,24 @@ class Service:
             if deployment.state == "ready" and await self.planner.better(name, wish):
                 self.serving.pool.replan(deployment)
             return deployment, before
+
+    async def fitting(
+        self, name: str, ctx: int | None, slots: int | None, placement: Placement, replicas: int = 1
+    ) -> dict[str, Any]:
+        """The largest standard form that would fit and is not made yet; what making it takes. Raises ModelNotFound,
+        BadRequest, ModelInvalid, and DoesNotFit where none would."""
+        model = await self.state.run(lambda: self.models.show(name))
+        replaced = {d.model: d.wanted for d in self.serving.pool.all() if d.model == name and d.ready and d.wanted}
+        wish = await self.state.run(lambda: self.wish(model, ctx, slots, placement))
+        there = {form.form for form in forms(wish)}
+        for size in await self.forms.maker.smaller(model):
+            own = f"{name}@{size.type}"
+            with suppress(DoesNotFit, Unavailable):
+                made = replace(wish, form=own, path="", size=size.bytes, digest="", shape=size.shape, others=())
+                if own not in there:
+                    await self.planner.check(name, made, replaced, replicas)
+                    return await self.forms.proposal(model, size.type, size.bytes)
+        raise DoesNotFit(f"no form of {name} would fit")
 
     def chosen(self, deployment: Deployment) -> dict[str, Any]:
         """What a model serves with that is ready."""

@@ -2,5 +2,9 @@
 
 names.py     what a model may be called
 checking.py  the checks of a file in child processes
-files.py     content-addressed files: import, list, remove
+copying.py   the steps of copying a file in
+files.py     content-addressed files: import, list, remove, forms
+running.py   a program in a child process that says how it does
+making.py    other forms of a model, quantized in a child process
+jobs.py      what takes a while: a queue that outlives a restart
 """

@@ -134,6 +134,13 @@ def _reason(code: str, message: str) -> LlmdError:
     return error if isinstance(error, BadRequest | Unavailable) else ModelInvalid(message)
 
 
+def failed(what: str, said: dict[str, Any] | None = None) -> LlmdError:
+    """What a child's last words mean: the error that it names, or that it gave no answer."""
+    if said and isinstance(said.get("message"), str):
+        return _reason(str(said.get("code")), _printable(said["message"]))
+    return _no_verdict(what)
+
+
 def _no_verdict(what: str, how: str = "") -> ModelInvalid:
     return ModelInvalid(f"{what} ended without a verdict{how}: it is damaged or hostile")
 

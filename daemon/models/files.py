@@ -3,42 +3,38 @@
     models/<sha256>/model.gguf    0440; a name in `state.db` points at the digest
     models/staging/<random>/      an import or a removal under way; emptied at start-up
 
+A model in parts (NAME-00001-of-00003.gguf and those beside it) is joined on its way in: steps 5 and 6 are of the whole.
+
 An import, in order: 1. the file can be read, and looks like GGUF; 2. the name is valid; 3. the name is free, or the
 file has its digest; 4. the disk has room; 5. copied and hashed; 6. the copy is checked in a child process (never the
 original, which could change between check and use), and tried in another; 7. on disk; 8. in its place, with its row.
 """
 
-import asyncio
 import contextlib
-import errno
-import hashlib
 import logging
 import os
 import secrets
 import shutil
-import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, NotFound, Unavailable
+from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, Unavailable
 from llmd.daemon.files import sync_folder
+from llmd.daemon.models import copying
 from llmd.daemon.models.checking import check, trial
+from llmd.daemon.models.copying import FILE, UNSETTLED, Progress, in_thread, on_loop, writing
 from llmd.daemon.models.names import checked, name_of
-from llmd.daemon.store import Form, Model, StateThread, Store
-from llmd.quantize.header import refuse_foreign
+from llmd.daemon.models.running import lines
+from llmd.daemon.records import Form, Model
+from llmd.daemon.store import StateThread, Store
+from llmd.quantize.quantizing import PART, parts
 
 log = logging.getLogger("llmd.models")
 
-CHUNK_BYTES = 8 << 20
 SPARE_BYTES = 64 << 20  # what an import leaves free, for the databases beside it
-FILE = "model.gguf"
-# in a digest's folder while its row may not be there: the folder goes at start-up if it is not. Without this mark a
-# folder stays although no row names it: a lost or restored state.db must not delete the models
-UNSETTLED = ".unsettled"
-
-Progress = Callable[[int, int], None]
+JOIN = "llmd.quantize.quantizing"
 T = TypeVar("T")
 
 
@@ -61,12 +57,12 @@ class ModelStore:
             raise Unavailable(f"the model folder cannot be used: {e.strerror}") from e
 
     def _settle(self) -> None:
+        known = self._store.files()
         for mark in self._folder.glob(f"*/{UNSETTLED}"):
-            if self._store.models(mark.parent.name):
+            if mark.parent.name in known:
                 mark.unlink()
             else:
                 shutil.rmtree(mark.parent)
-        known = {m.digest for m in self._store.models()}
         for folder in self._folder.iterdir():
             if folder != self._staging and folder.name not in known:
                 log.warning("no model has the file %s; it is kept", folder.name)
@@ -99,11 +95,11 @@ class ModelStore:
         def work() -> bool:
             try:
                 with self._path(model.digest).open("rb") as file:
-                    return _digest(file.fileno(), model.size, stop, None) == model.digest
+                    return copying.digest(file.fileno(), model.size, stop, None) == model.digest
             except (OSError, BadRequest):
                 return False
 
-        return await _in_thread(work, stop)
+        return await in_thread(work, stop)
 
     # --- changing
 
@@ -115,11 +111,14 @@ class ModelStore:
         (the name belongs to another file), NoSpace, Unavailable. Whatever happens, cancelling too, nothing half done
         stays.
         """
-        report = _on_loop(progress)
+        report = on_loop(progress)
         stop = threading.Event()
-        source, fd = await _in_thread(lambda: _open(Path(path)), stop, undo=lambda opened: os.close(opened[1]))
+        source, fd = await in_thread(lambda: copying.opened(Path(path)), stop, undo=lambda found: os.close(found[1]))
         try:
-            name = await name_of(Path(path), source) if name is None else checked(name)
+            whole = PART.sub(r"\1.gguf", str(path))
+            name = await name_of(Path(whole), source) if name is None else checked(name)
+            if len(found := parts(str(source))) > 1:
+                return await self._join(found, name, report)
             before = os.fstat(fd)
             if same := await self._same(name, fd, before.st_size, report, stop):
                 return same
@@ -132,30 +131,88 @@ class ModelStore:
         return await self._state.run(lambda: self._store.rename_model(name, checked(new)))
 
     async def remove(self, name: str) -> Model:
-        """Remove a name, and its file when no other name has it. Raises ModelNotFound, Conflict while it is
-        deployed."""
-        model, away = await self._state.run(lambda: self._take_out(name))
-        if away:
-            await _in_thread(lambda: shutil.rmtree(away, ignore_errors=True))
+        """Remove a name with its forms, and each file that no other name has. Raises ModelNotFound, Conflict while it
+        is deployed."""
+
+        def work() -> tuple[Model, Sequence[Path]]:
+            model = self._store.model(name)
+            own = [f.digest for f in self._store.forms(name)]
+            gone = [d for d in own if {other.model for other in self._store.with_file(d)} == {name}]
+            return model, self._take_out(gone, lambda: self._store.remove_model(name))
+
+        model, away = await self._state.run(work)
+        await _delete(away)
         return model
 
-    def _take_out(self, name: str) -> tuple[Model, Path | None]:
-        """Remove a name's row; with the last name of a file, the file's folder is where the second value says."""
-        model = self._store.model(name)
-        folder = self._path(model.digest).parent
-        last = len(self._store.models(model.digest)) == 1 and folder.exists()
-        if not last:
-            return self._store.remove_model(name), None
-        with _writing():
-            (folder / UNSETTLED).touch()
+    async def remove_form(self, name: str, kind: str) -> Form:
+        """Remove one that was made, and its file when nothing else is it. Raises ModelNotFound, NotFound, and Conflict
+        for the form that was imported."""
+
+        def work() -> tuple[Form, Sequence[Path]]:
+            only = [
+                f.digest
+                for f in self._store.forms(name)
+                if f.type == kind and len(self._store.with_file(f.digest)) == 1
+            ]
+            removed: list[Form] = []
+            away = self._take_out(only, lambda: removed.append(self._store.remove_form(name, kind)))
+            return removed[0], away
+
+        form, away = await self._state.run(work)
+        await _delete(away)
+        return form
+
+    def _take_out(self, digests: Sequence[str], forget: Callable[[], object]) -> Sequence[Path]:
+        """`forget` removes rows; the files that nothing is then are where the answer says."""
+        folders = [folder for d in digests if (folder := self._path(d).parent).exists()]
+        away = []
+        with writing():
+            for folder in folders:
+                (folder / UNSETTLED).touch()
             try:
-                self._store.remove_model(name)
+                forget()
             except LlmdError:
-                (folder / UNSETTLED).unlink()
+                for folder in folders:
+                    (folder / UNSETTLED).unlink()
                 raise
-            away = self._staging / secrets.token_hex(8)
-            folder.rename(away)
-        return model, away
+            for folder in folders:
+                away.append(self._staging / secrets.token_hex(8))
+                folder.rename(away[-1])
+        return away
+
+    # --- what is made of a model
+
+    @contextlib.asynccontextmanager
+    async def stage(self, size: int) -> AsyncIterator[tuple[Path, Progress]]:
+        """A folder for a file of so many bytes, and what is called as they are written; what was not put in its place
+        is gone behind the block. Raises NoSpace, Unavailable."""
+        stage = self._staging / secrets.token_hex(8)
+        self.make_room(size)
+        self._owed[stage] = size
+
+        def count(done: int, total: int) -> None:
+            self._owed[stage] = total - done
+
+        try:
+            yield stage, count
+        finally:
+            del self._owed[stage]
+            await in_thread(lambda: shutil.rmtree(stage, ignore_errors=True))
+
+    async def add_form(self, stage: Path, model: Model, kind: str, info: dict[str, object]) -> Form:
+        """The staged file is that form of the model. Raises ModelNotFound where that is gone or another one by now,
+        Conflict where it has such a form."""
+        digest, size = await in_thread(lambda: copying.read(stage))
+        await in_thread(lambda: copying.seal(stage))
+        form = Form(model.name, kind, digest, size, info)
+
+        def write() -> Form:
+            if self._store.model(model.name).digest != model.digest:
+                raise Conflict(f"{model.name} is another model by now")
+            self._store.add_form(form)
+            return form
+
+        return await self._state.run(lambda: self._install(stage, digest, write))
 
     # --- an import's steps
 
@@ -165,66 +222,82 @@ class ModelStore:
         held = await self._state.run(lambda: self._held(name))
         if held is None:
             return None
-        if held.size != size or await _in_thread(lambda: _digest(fd, size, stop, report), stop) != held.digest:
+        if held.size != size or await in_thread(lambda: copying.digest(fd, size, stop, report), stop) != held.digest:
             raise _taken(name)
         # a file that is gone from the folder comes back by importing it again
         return held if self._path(held.digest).exists() else None
 
     async def _copy_in(self, fd: int, before: os.stat_result, name: str, source: str, report: Progress) -> Model:
-        stage = self._staging / secrets.token_hex(8)
-        size = before.st_size
-        self._make_room(size)
-        self._owed[stage] = size
-        stop = threading.Event()
+        size, stop = before.st_size, threading.Event()
+        async with self.stage(size) as (stage, count):
 
-        def count(done: int, total: int) -> None:
-            self._owed[stage] = total - done
-            report(done, total)
+            def said(done: int, total: int) -> None:
+                count(done, total)
+                report(done, total)
 
-        def copy() -> str:
-            os.lseek(fd, 0, os.SEEK_SET)
-            digest = _copy(fd, stage, size, stop, count)
-            after = os.fstat(fd)
-            if (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
-                raise BadRequest(
-                    "the file changed while it was copied: import it again when it is complete", param="path"
-                )
-            return digest
+            def copy() -> str:
+                os.lseek(fd, 0, os.SEEK_SET)
+                digest = copying.copy(fd, stage, size, stop, said)
+                after = os.fstat(fd)
+                if (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
+                    raise BadRequest(
+                        "the file changed while it was copied: import it again when it is complete", param="path"
+                    )
+                return digest
 
-        try:
-            digest = await _in_thread(copy, stop)
-            info = await check(stage / FILE)
-            info |= await trial(stage / FILE, size)
-            await _in_thread(lambda: _seal(stage), stop)
-            model = Model(name, digest, size, source, 0.0, info)
-            return await self._state.run(lambda: self._install(stage, digest, model))
-        finally:
-            del self._owed[stage]
-            await _in_thread(lambda: shutil.rmtree(stage, ignore_errors=True))
+            return await self._take_in(stage, Model(name, await in_thread(copy, stop), size, source, 0.0, {}))
 
-    def _make_room(self, size: int) -> None:
-        free = shutil.disk_usage(self._folder).free - sum(self._owed.values())
+    async def _join(self, found: Sequence[str], name: str, report: Progress) -> Model:
+        """The parts as one file, under that name."""
+        sizes = [os.stat(part).st_size for part in found if os.path.exists(part)]
+        async with self.stage(sum(sizes)) as (stage, count):
+            await in_thread(lambda: copying.begin(stage))
+            async for line in lines("joining the parts", JOIN, "join", found[0], os.fspath(stage / FILE)):
+                if "total" in line:
+                    count(int(line["done"]), int(line["total"]))
+                    report(int(line["done"]), int(line["total"]))
+            digest, size = await in_thread(lambda: copying.read(stage))
+            return await self._take_in(stage, Model(name, digest, size, found[0], 0.0, {}))
+
+    async def _take_in(self, stage: Path, model: Model) -> Model:
+        """Check and try the staged file, and put it in its place with its row."""
+        info = await check(stage / FILE)
+        info |= await trial(stage / FILE, model.size)
+        await in_thread(lambda: copying.seal(stage))
+
+        def write() -> Model:
+            held = self._held(model.name)  # another import may have been faster
+            if held is not None and held.digest != model.digest:
+                raise _taken(model.name)
+            return held or self._store.add_model(model.name, model.digest, model.size, model.source, info)
+
+        return await self._state.run(lambda: self._install(stage, model.digest, write))
+
+    def free(self) -> int:
+        """Bytes that a new file may have, beside what others have still to write."""
+        return shutil.disk_usage(self._folder).free - sum(self._owed.values()) - SPARE_BYTES
+
+    def make_room(self, size: int) -> None:
+        """Raises NoSpace where the disk has none for a file of so many bytes."""
+        free = self.free() + SPARE_BYTES
         if size + SPARE_BYTES > free:
             raise NoSpace(
-                f"the file needs {_size(size)} and {_size(SPARE_BYTES)} to spare, the disk has {_size(max(free, 0))} "
+                f"the file needs {shown(size)} and {shown(SPARE_BYTES)} to spare, the disk has {shown(max(free, 0))} "
                 "free: "
                 "remove a model or enlarge the disk"
             )
 
-    def _install(self, stage: Path, digest: str, model: Model) -> Model:
+    def _install(self, stage: Path, digest: str, write: Callable[[], T]) -> T:
         """Put the staged file in its place and write its row."""
-        held = self._held(model.name)  # another import may have been faster
-        if held is not None and held.digest != digest:
-            raise _taken(model.name)
         target = self._path(digest).parent
-        with _writing():
+        with writing():
             new = not (target / FILE).exists()
             if new:
                 shutil.rmtree(target, ignore_errors=True)
                 stage.rename(target)
                 sync_folder(self._folder)
             try:
-                made = held or self._store.add_model(model.name, digest, model.size, model.source, model.info)
+                made = write()
             except LlmdError:
                 if new:
                     target.rename(stage)
@@ -239,134 +312,9 @@ class ModelStore:
         return self._folder / digest / FILE
 
 
-# --- steps that run in a thread
-
-
-def _open(path: Path) -> tuple[Path, int]:
-    """The file that `path` leads to, and a descriptor that reads it: what is checked next is what is copied later."""
-    shown = str(path)
-    try:
-        source = path.resolve(strict=True)
-        # a FIFO would block the open without O_NONBLOCK; a regular file ignores it
-        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise NotFound(f"there is no file {shown}, or llmd may not look into its folder", param="path") from e
-    except PermissionError as e:
-        raise BadRequest(
-            f"llmd may not read {shown}: let its user read the file and enter its folders", param="path"
-        ) from e
-    except (OSError, RuntimeError, ValueError) as e:  # a loop of links, a NUL in the path, a socket, an I/O error
-        raise BadRequest(f"{shown!r} cannot be opened: {getattr(e, 'strerror', None) or e}", param="path") from e
-    try:
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-            raise BadRequest(f"{shown} is {kind}: name one GGUF file", param="path")
-        refuse_foreign(source.name, os.pread(fd, 16, 0))
-        return source, fd
-    except OSError as e:
-        os.close(fd)
-        raise BadRequest(f"{shown} cannot be read: {e.strerror}", param="path") from e
-    except LlmdError:
-        os.close(fd)
-        raise
-
-
-class _Stopped(Exception):
-    """The import was cancelled; its thread ends."""
-
-
-def _chunks(
-    fd: int, size: int, stop: threading.Event, report: Progress | None, use: Callable[[memoryview], None]
-) -> None:
-    """Hand `size` bytes of a file to `use`, a chunk at a time. A file that grows meanwhile is read no further."""
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, max(size, 1))))
-    done = 0
-    while done < size:
-        if stop.is_set():
-            raise _Stopped
-        try:
-            count = os.readv(fd, [buffer[: size - done]])
-        except OSError as e:
-            raise BadRequest(f"reading the file failed at byte {done}: {e.strerror}", param="path") from e
-        if not count:
-            raise BadRequest(
-                "the file became shorter while it was read: import it again when it is complete", param="path"
-            )
-        use(buffer[:count])
-        done += count
-        if report:
-            report(done, size)
-
-
-def _digest(fd: int, size: int, stop: threading.Event, report: Progress | None) -> str:
-    sha = hashlib.sha256()
-    _chunks(fd, size, stop, report, sha.update)
-    return sha.hexdigest()
-
-
-def _copy(fd: int, stage: Path, size: int, stop: threading.Event, report: Progress) -> str:
-    sha = hashlib.sha256()
-    with _writing():
-        stage.mkdir(0o750)
-        (stage / UNSETTLED).touch()
-        with (stage / FILE).open("xb", buffering=0) as out:
-
-            def use(data: memoryview) -> None:
-                sha.update(data)
-                while data:
-                    data = data[out.write(data) :]
-
-            _chunks(fd, size, stop, report, use)
-    return sha.hexdigest()
-
-
-def _seal(stage: Path) -> None:
-    with _writing():
-        with (stage / FILE).open("rb") as file:
-            os.fchmod(file.fileno(), 0o440)
-            os.fsync(file.fileno())
-        sync_folder(stage)
-
-
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    """Errors of our own folder, as ours."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace("the disk became full while the model was copied: remove a model or enlarge the disk") from e
-        raise Unavailable(f"the model folder cannot be written: {e.strerror}") from e
-
-
-async def _in_thread(
-    work: Callable[[], T], stop: threading.Event | None = None, undo: Callable[[T], None] | None = None
-) -> T:
-    """Run `work` in a thread. A cancelled call sets `stop`, waits for the thread's end, and hands its result to
-    `undo`."""
-    future = asyncio.get_running_loop().run_in_executor(None, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        if stop:
-            stop.set()
-        while not future.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([future])
-        if future.exception() is None and undo:
-            undo(future.result())
-        raise
-
-
-def _on_loop(progress: Progress | None) -> Progress:
-    loop = asyncio.get_running_loop()
-
-    def report(done: int, total: int) -> None:
-        if progress:
-            loop.call_soon_threadsafe(progress, done, total)
-
-    return report
+async def _delete(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        await in_thread(lambda gone=folder: shutil.rmtree(gone, ignore_errors=True))  # type: ignore[misc]
 
 
 # --- words
@@ -378,5 +326,5 @@ def _taken(name: str) -> Conflict:
     )
 
 
-def _size(count: int) -> str:
+def shown(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

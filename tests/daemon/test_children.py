@@ -17,7 +17,7 @@ from llmd.daemon import children
 from llmd.daemon.children import Limits
 
 SAYS = """
-import json, os, resource, signal, sys
+import ctypes, json, os, resource, signal, sys
 with open("/proc/self/status") as f:
     status = {name: value.strip() for name, _, value in (line.partition(":") for line in f)}
 print(json.dumps({
@@ -25,6 +25,7 @@ print(json.dumps({
     "core": resource.getrlimit(resource.RLIMIT_CORE)[0], "memory": resource.getrlimit(resource.RLIMIT_AS)[0],
     "cpu": resource.getrlimit(resource.RLIMIT_CPU)[0], "open": sorted(map(int, os.listdir("/proc/self/fd"))),
     "session": os.getsid(0) == os.getpid(), "path": sys.path, "input": sys.stdin.read(),
+    "scheduler": os.sched_getscheduler(0), "io": ctypes.CDLL(None).syscall(252, 1, 0),
     "interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
 }))
 """
@@ -46,6 +47,13 @@ async def said(*arguments: str, variables: Mapping[str, str] | None = None, **gi
     assert child.returncode == 0
     found: dict[str, Any] = json.loads(out)
     return found
+
+
+async def test_work_in_the_background_gets_what_nobody_else_wants(program: Path) -> None:
+    for background in (False, True):
+        found = await said(limits=Limits(background=background))
+        assert (found["scheduler"] == os.SCHED_IDLE) == background
+        assert (found["io"] >> 13 == 3) == background, "the class that waits for everybody else"
 
 
 async def test_a_child_gets_its_arguments_and_nothing_else(program: Path) -> None:

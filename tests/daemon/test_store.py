@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
+from llmd.daemon.records import Form
 from llmd.daemon.schema import VERSION
-from llmd.daemon.store import Form, StateThread, Store
+from llmd.daemon.store import StateThread, Store
 
 INFO = {"architecture": "llama", "parameters": 7}
 
@@ -65,7 +66,8 @@ def test_models_and_their_names(store: Store) -> None:
     store.add_model("a", "d1", 1 << 40, "/mnt/a.gguf", INFO)
     store.add_model("b", "d1", 1 << 40, "/mnt/a.gguf", INFO)
     assert store.model("a").info == INFO and store.model("a").size == 1 << 40
-    assert [m.name for m in store.models("d1")] == ["a", "b"] and store.models("d2") == []
+    assert [f.model for f in store.with_file("d1")] == ["a", "b"] and store.with_file("d2") == []
+    assert store.files() == {"d1"}
     with pytest.raises(Conflict):
         store.add_model("a", "d2", 1, "", {})
     with pytest.raises(Conflict):

@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 
 from llmd.daemon.errors import ModelInvalid
 from llmd.quantize import header
+from llmd.quantize.architectures import KNOWN
 from llmd.quantize.check import check_model, describe
 from llmd.quantize.header import read_header
 from llmd.quantize.shape import shape_of
@@ -220,10 +221,10 @@ BROKEN: list[tuple[str, Callable[[File], None], str]] = [
     ("no architecture", without("general.architecture"), "general.architecture is missing"),
     ("architecture type", keys(general__architecture=(U32, 1)), "general.architecture is missing"),
     ("architecture name", keys(general__architecture=(STR, "a\nb")), "is not a name"),
-    ("other architecture", keys(general__architecture=(STR, "nonesuch")), "nonesuch.block_count is missing"),
+    ("other architecture", keys(general__architecture=(STR, "nonesuch")), "unknown model architecture: .nonesuch."),
     ("no tensors", lambda f: f.tensors.clear(), "vocabulary only"),
     ("adapter", keys(general__type=(STR, "adapter")), "'adapter', not a model"),
-    ("part of a model", keys(split__count=(U16, 3)), "one of 3 parts"),
+    ("part of a model", keys(split__count=(U16, 3)), "one of 3 parts of a model and not named so"),
     ("embedding model", keys(llama__attention__causal=(BOOL, False)), "cannot generate"),
     ("blocks 0", keys(llama__block_count=(U32, 0)), "block_count is 0"),
     ("blocks 2^31", keys(llama__block_count=(U32, 1 << 31)), "block_count is 2147483648"),
@@ -335,3 +336,11 @@ def test_the_slowest_file_the_caps_allow(tmp_path: Path, arrays: int) -> None:
     with pytest.raises(ModelInvalid, match="architecture"):
         judge(path)
     assert time.process_time() - began < 4.0  # on an idle core 0.6 and 1.3 s
+
+
+def test_the_architectures_are_those_of_the_library() -> None:
+    import llama_cpp
+
+    library = (Path(llama_cpp.__file__).parent / "lib" / "libllama.so").read_bytes()
+    # a text that another one ends with is not there twice
+    assert len(KNOWN) > 100 and not [name for name in KNOWN if name.encode() + b"\0" not in library]

@@ -17,7 +17,7 @@ from scripted_admin import Admin, scripted
 from llmd.daemon import memory
 from llmd.daemon.engine.messages import Generate, RawText, SamplingParams
 from llmd.daemon.errors import ModelNotReady
-from llmd.daemon.store import Form
+from llmd.daemon.records import Form
 
 SMALL = replace(SHAPE, layers=(replace(SHAPE.layers[0], nbytes=GIB),) * 32)  # 33 GiB of weights
 

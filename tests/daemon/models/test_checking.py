@@ -52,7 +52,7 @@ async def test_what_only_llama_cpp_finds(tmp_path: Path) -> None:
     reshaped.tensors["blk.0.attn_q.weight"] = ((32, 16), 0)
     del keyless.keys["llama.attention.layer_norm_rms_epsilon"]
     says = [
-        "unknown model architecture: 'nonesuch'",
+        "unknown model architecture: 'nonesuch'. Known: afmoe, apertus",
         "attn_q.weight' not found",
         "wrong shape",
         "layer_norm_rms_epsilon",

@@ -26,7 +26,7 @@ from llmd.daemon.errors import (
     NotFound,
     Unavailable,
 )
-from llmd.daemon.models import files as models
+from llmd.daemon.models import copying, files
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.store import StateThread, Store
 
@@ -79,7 +79,7 @@ async def test_the_real_model(place: Place, model_file: Path) -> None:
     seen: list[int] = []
     model = await place.models.import_file(model_file, "smol", lambda done, _: seen.append(done))
     assert model.info["architecture"] == "llama" and place.models.path("smol").stat().st_size == model.size
-    assert seen == sorted(seen) and len(seen) == -(-model.size // models.CHUNK_BYTES)
+    assert seen == sorted(seen) and len(seen) == -(-model.size // copying.CHUNK_BYTES)
 
 
 async def test_again_changes_nothing(place: Place, file: Path) -> None:
@@ -226,7 +226,7 @@ async def test_a_file_that_may_not_be_read(place: Place, file: Path, tmp_path: P
     def open_as_nobody() -> None:
         os.seteuid(65534)
         try:
-            models._open(file)
+            copying.opened(file)
         finally:
             os.seteuid(0)
 
@@ -273,7 +273,7 @@ async def test_damaged_files_leave_nothing(place: Place, tmp_path: Path, name: s
 
 
 async def test_a_file_that_changes_meanwhile(place: Place, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = models._copy
+    real = copying.copy
 
     def grow(*args: object) -> str:
         with file.open("ab") as out:
@@ -285,7 +285,7 @@ async def test_a_file_that_changes_meanwhile(place: Place, file: Path, monkeypat
         return real(*args)  # type: ignore[arg-type]
 
     for change, says in ((grow, "changed while it was copied"), (shrink, "became shorter")):
-        monkeypatch.setattr(models, "_copy", change)
+        monkeypatch.setattr(copying, "copy", change)
         with pytest.raises(BadRequest, match=says):
             await place.models.import_file(file, "a")
     assert place.left() == []
@@ -296,7 +296,7 @@ async def test_a_file_that_changes_meanwhile(place: Place, file: Path, monkeypat
 
 async def test_no_space_is_said_before_copying(place: Place, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
-    monkeypatch.setattr(models, "_copy", lambda *_: pytest.fail("it copied"))
+    monkeypatch.setattr(copying, "copy", lambda *_: pytest.fail("it copied"))
     with pytest.raises(NoSpace, match="67 MB to spare, the disk has 1 MB free"):
         await place.models.import_file(file, "a")
     assert place.left() == []
@@ -304,9 +304,9 @@ async def test_no_space_is_said_before_copying(place: Place, file: Path, monkeyp
 
 async def test_running_imports_count(place: Place, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for one of two."""
-    free = file.stat().st_size * 3 // 2 + models.SPARE_BYTES
+    free = file.stat().st_size * 3 // 2 + files.SPARE_BYTES
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
-    monkeypatch.setattr(models, "_copy", lambda *a, real=models._copy: (threading.Event().wait(0.3), real(*a))[1])
+    monkeypatch.setattr(copying, "copy", lambda *a, real=copying.copy: (threading.Event().wait(0.3), real(*a))[1])
     done = await asyncio.gather(*(place.models.import_file(file, n) for n in ("a", "b")), return_exceptions=True)
     assert sorted(type(d).__name__ for d in done) == ["Model", "NoSpace"]
     assert (await place.models.import_file(file, "c")).name == "c", "what a finished import owed is forgotten"
@@ -367,9 +367,10 @@ async def test_cancelled(place: Place, file: Path, monkeypatch: pytest.MonkeyPat
         await asyncio.sleep(60)
 
     if moment == "check":
-        monkeypatch.setattr(models, "check", check)
+        monkeypatch.setattr(files, "check", check)
     else:
-        monkeypatch.setattr(models, f"_{moment}", slowly(getattr(models, f"_{moment}")))
+        name = {"open": "opened"}.get(moment, moment)
+        monkeypatch.setattr(copying, name, slowly(getattr(copying, name)))
     task = asyncio.create_task(place.models.import_file(file, "a"))
     await asyncio.wait_for(reached.wait(), 10)
     task.cancel()
@@ -384,7 +385,7 @@ async def test_cancelled(place: Place, file: Path, monkeypatch: pytest.MonkeyPat
 async def test_cancelled_in_the_middle_of_a_copy(
     place: Place, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "CHUNK_BYTES", 1 << 18)
+    monkeypatch.setattr(copying, "CHUNK_BYTES", 1 << 18)
     seen: list[int] = []
 
     def progress(done: int, total: int) -> None:
@@ -402,7 +403,7 @@ async def test_cancelled_in_the_middle_of_a_copy(
 KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from llmd.daemon.models import files as models
+from llmd.daemon.models import copying, files
 from llmd.daemon.store import StateThread, Store
 
 folder, file, moment = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -411,15 +412,15 @@ def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 store = Store(folder / "state.db")
-made = models.ModelStore(folder / "models", store, StateThread())
+made = files.ModelStore(folder / "models", store, StateThread())
 if moment == "copy":
-    models._chunks = lambda fd, size, stop, report, use, real=models._chunks: real(fd, size, stop, die, use)
+    copying._chunks = lambda fd, size, stop, report, use, real=copying._chunks: real(fd, size, stop, die, use)
 elif moment == "remove":
     asyncio.run(made.import_file(file, "a"))
-    models.shutil.rmtree = die
+    files.shutil.rmtree = die
     asyncio.run(made.remove("a"))
 else:
-    target = {"check": (models, "check"), "seal": (models, "_seal"), "row": (store, "add_model")}[moment]
+    target = {"check": (files, "check"), "seal": (copying, "seal"), "row": (store, "add_model")}[moment]
     setattr(*target, die)
 asyncio.run(made.import_file(file, "a"))
 """
@@ -439,7 +440,7 @@ async def test_killed(place: Place, file: Path, moment: str) -> None:
 
 async def test_killed_between_row_and_mark(place: Place, file: Path) -> None:
     model = await place.models.import_file(file, "a")
-    mark = place.models.path("a").parent / models.UNSETTLED
+    mark = place.models.path("a").parent / copying.UNSETTLED
     mark.touch()
     place = place.restart()
     assert place.models.show("a") == model and place.models.path("a").exists() and not mark.exists()

@@ -1,0 +1,113 @@
+"""Other forms of a model, and the jobs that make them. Every change is an act in the audit log."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmd.daemon.admin.doctor import rfc3339
+from llmd.daemon.audit.acts import Acts
+from llmd.daemon.errors import Conflict
+from llmd.daemon.models.files import ModelStore
+from llmd.daemon.models.jobs import ENDED, Jobs
+from llmd.daemon.models.making import Asked, Maker
+from llmd.daemon.records import Job, Model
+from llmd.daemon.serving.pool import Pool
+from llmd.daemon.store import StateThread
+
+QUANTIZE = "quantize"
+FOLLOW_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Forms:
+    models: ModelStore
+    maker: Maker
+    jobs: Jobs
+    pool: Pool
+    state: StateThread
+    acts: Acts
+
+    async def sizes(self, name: str) -> list[dict[str, Any]]:
+        """What each type would take, the largest first. Raises ModelNotFound, ModelInvalid."""
+        told = [asdict(size) for size in await self.maker.sizes(name)]
+        return [{name: value for name, value in size.items() if name != "shape"} for size in told]
+
+    async def proposal(self, model: Model, kind: str, count: int) -> dict[str, Any]:
+        """What making a form of so many bytes takes."""
+        return {
+            "model": model.name, "type": kind, "bytes": count, "now": model.size,
+            "seconds": round(await self.maker.seconds(model, kind), 1), "free": self.models.free(),
+            "again": self.maker.again(model),
+        }  # fmt: skip
+
+    async def quantize(self, name: str, asked: Asked, actor: str) -> Job:
+        """Queue a job that makes this form. Raises ModelNotFound, BadRequest, Conflict, NoSpace, ModelInvalid."""
+        model = await self.state.run(lambda: self.models.show(name))
+        size = await self.maker.chosen(model, asked)
+        self.models.make_room(size.bytes)
+        wanted = {"type": size.type, "bytes": size.bytes, "digest": model.digest, "again": asked.again}
+        async with self.acts("admin.model_quantize", actor, model=name, type=size.type) as result:
+            job = await self.jobs.add(QUANTIZE, name, wanted, actor)
+            result["job"] = job.id
+        return job
+
+    async def remove(self, name: str, kind: str, actor: str) -> str:
+        """Raises ModelNotFound, NotFound, and Conflict for one that serves and for what was imported."""
+        form = f"{name}@{kind}"
+        if form in self._used(name):
+            raise Conflict(f"{form} serves: llmctl undeploy {name}, or deploy it with another --form")
+        async with self.acts("admin.form_remove", actor, takes_away=True, model=name, form=kind) as result:
+            result["digest"] = (await self.models.remove_form(name, kind)).digest
+        return form
+
+    def _used(self, name: str) -> set[str]:
+        found = [d for d in self.pool.all() if d.model == name]
+        workers = [r.worker for d in found for r in d.replicas if r.worker]
+        named = {f"{name}@{d.wanted.placement.form}" for d in found if d.wanted and d.wanted.placement.form}
+        return {worker.settings.form for worker in workers} | named
+
+    async def cancel(self, number: int, actor: str) -> dict[str, Any]:
+        """Raises NotFound, and Conflict where it has ended."""
+        async with self.acts("admin.job_cancel", actor, takes_away=True, job=number):
+            return self.shown(await self.jobs.cancel(number))
+
+    async def all(self) -> list[dict[str, Any]]:
+        return [self.shown(job) for job in await self.jobs.all()]
+
+    async def show(self, number: int) -> dict[str, Any]:
+        """Raises NotFound."""
+        return self.shown(await self.jobs.show(number))
+
+    async def log(self, number: int) -> list[str]:
+        """What it said, the last lines. Raises NotFound."""
+        job = await self.jobs.show(number)
+        return list(self.jobs.progress.lines) if self.jobs.runs(number) else job.log.splitlines()
+
+    async def follow(self, number: int) -> AsyncIterator[dict[str, Any]]:
+        """How it does, again and again until it has ended. Whoever stops listening stops nothing. Raises NotFound."""
+        while True:
+            job = await self.show(number)
+            yield {"job": job}
+            if job["state"] in ENDED:
+                return
+            await self.jobs.wait(number, FOLLOW_SECONDS)
+            await asyncio.sleep(0)
+
+    def shown(self, job: Job) -> dict[str, Any]:
+        told = asdict(job)
+        del told["log"]
+        for moment in ("created", "started", "ended"):
+            told[moment] = None if told[moment] is None else rfc3339(told[moment])
+        if self.jobs.runs(job.id):
+            at = self.jobs.progress
+            told |= {"done": at.done, "total": at.total, "seconds_left": None if at.left is None else round(at.left, 1)}
+        return told
+
+
+def said(job: Job) -> dict[str, Any]:
+    """A job that has ended, as the audit log has it."""
+    return {
+        "job": job.id, "model": job.model, "type": job.asked.get("type"), "state": job.state, "actor": job.actor,
+        "digest": job.result.get("digest"), "error": job.error or None,
+    }  # fmt: skip

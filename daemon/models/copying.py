@@ -1,0 +1,165 @@
+"""The steps of copying a model's file in, each for a thread of its own."""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from llmd.daemon.errors import BadRequest, LlmdError, NoSpace, NotFound, Unavailable
+from llmd.daemon.files import sync_folder
+from llmd.quantize.header import refuse_foreign
+
+CHUNK_BYTES = 8 << 20
+FILE = "model.gguf"
+# in a digest's folder while its row may not be there: the folder goes at start-up if it is not. Without this mark a
+# folder stays although no row names it: a lost or restored state.db must not delete the models
+UNSETTLED = ".unsettled"
+
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+def opened(path: Path) -> tuple[Path, int]:
+    """The file that `path` leads to, and a descriptor that reads it: what is checked next is what is copied later."""
+    shown = str(path)
+    try:
+        source = path.resolve(strict=True)
+        # a FIFO would block the open without O_NONBLOCK; a regular file ignores it
+        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise NotFound(f"there is no file {shown}, or llmd may not look into its folder", param="path") from e
+    except PermissionError as e:
+        raise BadRequest(
+            f"llmd may not read {shown}: let its user read the file and enter its folders", param="path"
+        ) from e
+    except (OSError, RuntimeError, ValueError) as e:  # a loop of links, a NUL in the path, a socket, an I/O error
+        raise BadRequest(f"{shown!r} cannot be opened: {getattr(e, 'strerror', None) or e}", param="path") from e
+    try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise BadRequest(f"{shown} is {kind}: name one GGUF file", param="path")
+        refuse_foreign(source.name, os.pread(fd, 16, 0))
+        return source, fd
+    except OSError as e:
+        os.close(fd)
+        raise BadRequest(f"{shown} cannot be read: {e.strerror}", param="path") from e
+    except LlmdError:
+        os.close(fd)
+        raise
+
+
+class Stopped(Exception):
+    """The import was cancelled; its thread ends."""
+
+
+def _chunks(
+    fd: int, size: int, stop: threading.Event, report: Progress | None, use: Callable[[memoryview], None]
+) -> None:
+    """Hand `size` bytes of a file to `use`, a chunk at a time. A file that grows meanwhile is read no further."""
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, max(size, 1))))
+    done = 0
+    while done < size:
+        if stop.is_set():
+            raise Stopped
+        try:
+            count = os.readv(fd, [buffer[: size - done]])
+        except OSError as e:
+            raise BadRequest(f"reading the file failed at byte {done}: {e.strerror}", param="path") from e
+        if not count:
+            raise BadRequest(
+                "the file became shorter while it was read: import it again when it is complete", param="path"
+            )
+        use(buffer[:count])
+        done += count
+        if report:
+            report(done, size)
+
+
+def digest(fd: int, size: int, stop: threading.Event, report: Progress | None) -> str:
+    sha = hashlib.sha256()
+    _chunks(fd, size, stop, report, sha.update)
+    return sha.hexdigest()
+
+
+def begin(stage: Path) -> None:
+    """A folder for a file that is being written."""
+    with writing():
+        stage.mkdir(0o750)
+        (stage / UNSETTLED).touch()
+
+
+def read(stage: Path) -> tuple[str, int]:
+    """The digest and the size of a staged file."""
+    with writing(), (stage / FILE).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        return digest(file.fileno(), size, threading.Event(), None), size
+
+
+def copy(fd: int, stage: Path, size: int, stop: threading.Event, report: Progress) -> str:
+    sha = hashlib.sha256()
+    begin(stage)
+    with writing():
+        with (stage / FILE).open("xb", buffering=0) as out:
+
+            def use(data: memoryview) -> None:
+                sha.update(data)
+                while data:
+                    data = data[out.write(data) :]
+
+            _chunks(fd, size, stop, report, use)
+    return sha.hexdigest()
+
+
+def seal(stage: Path) -> None:
+    with writing():
+        with (stage / FILE).open("rb") as file:
+            os.fchmod(file.fileno(), 0o440)
+            os.fsync(file.fileno())
+        sync_folder(stage)
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Errors of our own folder, as ours."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace("the disk became full while the model was copied: remove a model or enlarge the disk") from e
+        raise Unavailable(f"the model folder cannot be written: {e.strerror}") from e
+
+
+async def in_thread(
+    work: Callable[[], T], stop: threading.Event | None = None, undo: Callable[[T], None] | None = None
+) -> T:
+    """Run `work` in a thread. A cancelled call sets `stop`, waits for the thread's end, and hands its result to
+    `undo`."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if stop:
+            stop.set()
+        while not future.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([future])
+        if future.exception() is None and undo:
+            undo(future.result())
+        raise
+
+
+def on_loop(progress: Progress | None) -> Progress:
+    loop = asyncio.get_running_loop()
+
+    def report(done: int, total: int) -> None:
+        if progress:
+            loop.call_soon_threadsafe(progress, done, total)
+
+    return report

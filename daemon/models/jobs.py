@@ -1,0 +1,160 @@
+"""What takes a while, one after the other: a queue in `state.db`, which goes on after a restart.
+
+A job runs in a process of its own (what that does is `run`'s to say), and dies with the daemon: then it is begun again.
+Whoever started it may go away meanwhile. Times are Unix seconds.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmd.daemon.errors import Conflict, LlmdError
+from llmd.daemon.records import Job
+from llmd.daemon.store import StateThread, Store
+from llmd.daemon.tasks import Tasks
+
+log = logging.getLogger("llmd.jobs")
+
+QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
+ENDED = {DONE, FAILED, CANCELLED}
+MAX_LOG_LINES = 500
+MAX_ENDED = 200
+
+Tell = Callable[[int, int, str], None]
+Run = Callable[[Job, Tell], Awaitable[dict[str, Any]]]
+
+
+@dataclass(slots=True)
+class Progress:
+    """Of the job that runs. `done` and `total` are bytes of what is read; `left` is seconds, None where it is not
+    known."""
+
+    done: int = 0
+    total: int = 0
+    begun: float = field(default_factory=time.monotonic)
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_LOG_LINES))
+
+    def tell(self, done: int, total: int, line: str) -> None:
+        if total:
+            self.done, self.total = done, total
+        if line:
+            self.lines.append(line)
+
+    @property
+    def left(self) -> float | None:
+        lived = time.monotonic() - self.begun
+        return lived * (self.total - self.done) / self.done if self.done else None
+
+
+class Jobs:
+    """`ended` is called with each job that has ended, however."""
+
+    def __init__(self, store: Store, state: StateThread, run: Run, ended: Callable[[Job], None]) -> None:
+        self._store, self._state, self._run, self._ended = store, state, run, ended
+        self._more = asyncio.Event()
+        self._running: tuple[int, asyncio.Task[dict[str, Any]]] | None = None
+        self._changed: dict[int, asyncio.Event] = {}
+        self.progress = Progress()
+        for job in store.jobs():
+            if job.state == RUNNING:
+                store.set_job(job.id, state=QUEUED, started=None)
+
+    def start(self, tasks: Tasks) -> asyncio.Task[None]:
+        return tasks.start("jobs", self._work)
+
+    async def add(self, kind: str, model: str, asked: dict[str, Any], actor: str) -> Job:
+        """Raises Conflict where the same is queued or runs."""
+
+        def work() -> Job:
+            for job in self._store.jobs():
+                if job.state not in ENDED and (job.kind, job.model, job.asked) == (kind, model, asked):
+                    raise Conflict(f"job {job.id} does that already: llmctl jobs show {job.id}")
+            return self._store.add_job(kind, model, asked, actor)
+
+        job = await self._state.run(work)
+        self._more.set()
+        return job
+
+    async def all(self) -> list[Job]:
+        return await self._state.run(self._store.jobs)
+
+    async def show(self, number: int) -> Job:
+        """Raises NotFound."""
+        return await self._state.run(lambda: self._store.job(number))
+
+    def runs(self, number: int) -> bool:
+        return self._running is not None and self._running[0] == number
+
+    async def cancel(self, number: int) -> Job:
+        """Returns once nothing of it is left. Raises NotFound, Conflict where it has ended."""
+        job = await self.show(number)
+        if job.state in ENDED:
+            raise Conflict(f"job {number} is {job.state} already")
+        if self._running and self._running[0] == number:
+            self._running[1].cancel()
+            await self.wait(number)
+            return await self.show(number)
+        return await self._end(number, CANCELLED)
+
+    async def wait(self, number: int, seconds: float | None = None) -> None:
+        """Until it has ended, or so long. Raises NotFound."""
+        changed = self._changed.setdefault(number, asyncio.Event())
+        if (await self.show(number)).state in ENDED:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await changed.wait()
+        except TimeoutError:
+            pass
+
+    # --- the one that works
+
+    async def _work(self) -> None:
+        while True:
+            self._more.clear()
+            waiting = [job for job in await self.all() if job.state == QUEUED]
+            if waiting:
+                await self._do(waiting[0])
+            else:
+                await self._more.wait()
+
+    async def _do(self, job: Job) -> None:
+        self.progress = Progress()
+        job = await self._state.run(lambda: self._store.set_job(job.id, state=RUNNING, started=time.time()))
+        task = asyncio.ensure_future(self._run(job, self.progress.tell))
+        self._running = job.id, task
+        log.info("job %d: %s %s", job.id, job.kind, job.model, extra={"model": job.model})
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:  # the daemon stops: the next one begins it again
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
+        finally:
+            self._running = None
+        said = "\n".join(self.progress.lines)
+        if task.cancelled():
+            await self._end(job.id, CANCELLED, log=said)
+        elif (error := task.exception()) is None:
+            await self._end(job.id, DONE, result=task.result(), log=said)
+        else:
+            why = error.message if isinstance(error, LlmdError) else "it failed; the daemon's log holds the cause"
+            if not isinstance(error, LlmdError):
+                log.error("job %d failed", job.id, exc_info=error)
+            await self._end(job.id, FAILED, error=why, log=said)
+
+    async def _end(self, number: int, state: str, **values: Any) -> Job:
+        def work() -> Job:
+            self._store.forget_jobs(MAX_ENDED)
+            return self._store.set_job(number, state=state, ended=time.time(), **values)
+
+        job = await self._state.run(work)
+        if (changed := self._changed.pop(number, None)) is not None:
+            changed.set()
+        log.info("job %d is %s%s", number, state, f": {job.error}" if job.error else "", extra={"model": job.model})
+        self._ended(job)
+        return job

@@ -1,0 +1,140 @@
+"""Other forms of a model: what each type would take, and one made in a child process (`quantize/quantizing.py`), in the
+background of everything else.
+
+A form is made from the file that was imported, is checked and tried as an import is, and stands beside it under the
+model's name. What is cut off, or fails, leaves nothing.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from llmd.daemon.errors import BadRequest, Conflict
+from llmd.daemon.models.checking import check, failed, trial
+from llmd.daemon.models.copying import FILE, begin, in_thread
+from llmd.daemon.models.files import ModelStore, shown
+from llmd.daemon.models.running import lines
+from llmd.daemon.records import Form, Job, Model
+from llmd.daemon.store import StateThread
+from llmd.quantize.quantizing import STANDARD, TYPES, WHOLE, Size
+
+PROGRAM = "llmd.quantize.quantizing"
+SIZES_SECONDS = 120.0
+WHAT = "quantizing this file"
+
+Tell = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which form: a type, or the largest standard one that takes at most so many bytes, or bits a weight. `again`: from
+    a file that is quantized already."""
+
+    type: str | None = None
+    budget: int | None = None
+    bits: float | None = None
+    again: bool = False
+
+
+class Maker:
+    def __init__(self, models: ModelStore, state: StateThread, threads: int) -> None:
+        self._models, self._state = models, state
+        self._threads = threads or len(os.sched_getaffinity(0))
+
+    async def sizes(self, name: str) -> list[Size]:
+        """Every type's file as it would be, the largest first. Raises ModelNotFound, ModelInvalid."""
+        path = await self._state.run(lambda: self._models.path(name))
+        said: list[Size] = []
+        async with asyncio.timeout(SIZES_SECONDS):
+            async for line in lines(WHAT, PROGRAM, "sizes", os.fspath(path)):
+                said = [Size(*one) for one in line.get("sizes", [])]
+        if {s.type for s in said} != TYPES.keys():
+            raise failed(WHAT)
+        return sorted(said, key=lambda s: -s.bytes)
+
+    async def smaller(self, model: Model) -> list[Size]:
+        """The standard types that take less than the model's own file, the largest first. Raises ModelInvalid."""
+        return [s for s in await self.sizes(model.name) if s.type in STANDARD and s.bytes < model.size]
+
+    async def seconds(self, model: Model, kind: str) -> float:
+        """About what making that type takes on this machine, as it is measured now. Raises ModelInvalid."""
+        path = os.fspath(self._models.file(model.digest))
+        said = [line async for line in lines(WHAT, PROGRAM, "speed", path, kind, str(self._threads))]
+        if not isinstance(said[-1].get("seconds"), int | float):
+            raise failed(WHAT)
+        return float(said[-1]["seconds"])
+
+    def again(self, model: Model) -> bool:
+        """Whether it is quantized already."""
+        return str(model.info.get("file_type")) not in WHOLE
+
+    async def chosen(self, model: Model, asked: Asked) -> Size:
+        """The type that is asked for. Raises BadRequest where there is none or its loss is not asked for, Conflict
+        where the model has it, and what `sizes` raises."""
+        if self.again(model) and not asked.again:
+            held = model.info.get("file_type")
+            raise BadRequest(
+                f"{model.name} is quantized already ({held}): another type made of that loses twice, more than one "
+                "made of the file in full precision. Import that one, or give --requantize", param="type",
+            )  # fmt: skip
+        if sum(value is not None for value in (asked.type, asked.budget, asked.bits)) != 1:
+            raise BadRequest("give one of type, budget and bpw", param="type")
+        found = await self.sizes(model.name)
+        if asked.type is not None:
+            kind = asked.type.upper()
+            if kind not in TYPES:
+                raise BadRequest(f"there is no type {asked.type[:20]!r}: {', '.join(TYPES)}", param="type")
+            size = next(s for s in found if s.type == kind)
+        else:
+            size = _largest(found, asked)
+        if size.type in {form.type for form in await self._state.run(lambda: self._models.forms(model.name))}:
+            raise Conflict(f"{model.name} has the form {size.type} already")
+        if size.bytes >= model.size:
+            raise BadRequest(
+                f"{size.type} would take {shown(size.bytes)}, and the model has {shown(model.size)}: nothing is gained",
+                param="type",
+            )  # fmt: skip
+        return size
+
+    async def make(self, job: Job, tell: Tell) -> dict[str, Any]:
+        """What a job of kind `quantize` does; its result. Raises LlmdError."""
+        model = await self._state.run(lambda: self._models.show(job.model))
+        if model.digest != job.asked["digest"]:
+            raise Conflict(f"{model.name} is another model by now")
+        kind = str(job.asked["type"])
+        async with self._models.stage(int(job.asked["bytes"])) as (stage, count):
+            await in_thread(lambda: begin(stage))
+            out = stage / FILE
+            given = ["make", os.fspath(self._models.file(model.digest)), os.fspath(out), kind, str(self._threads)]
+            again = ["again"] if job.asked.get("again") else []
+            async for line in lines(WHAT, PROGRAM, *given, *again, background=True):
+                tell(int(line.get("done", 0)), int(line.get("total", 0)), str(line.get("log", "")))
+                with contextlib.suppress(OSError):
+                    count(out.stat().st_size, int(job.asked["bytes"]))
+            tell(0, 0, "checking what was made")
+            size = out.stat().st_size
+            info = await check(out)
+            info |= await trial(out, size)
+            info["made"] = {"from": model.digest, "type": kind, "llama_cpp": version("llama-cpp-python"),
+                            "llmd": version("llmd-appliance")}  # fmt: skip
+            form: Form = await self._models.add_form(stage, model, kind, info)
+        return {"form": form.name, "digest": form.digest, "size": form.size}
+
+
+def _largest(found: list[Size], asked: Asked) -> Size:
+    """The largest standard type within what was asked. Raises BadRequest."""
+    standard = [s for s in found if s.type in STANDARD]
+    for size in standard:
+        if asked.budget is not None and size.bytes <= asked.budget:
+            return size
+        if asked.bits is not None and size.bits <= asked.bits:
+            return size
+    least = standard[-1]
+    raise BadRequest(
+        f"the smallest type is {least.type}, with {shown(least.bytes)} and {least.bits:g} bits a weight",
+        param="budget",
+    )
