@@ -10,6 +10,7 @@ alone, then while a job quantizes MODEL.
 """
 
 import argparse
+import filecmp
 import json
 import os
 import statistics
@@ -50,7 +51,7 @@ def side_by_side(model: Path, kind: str, peer: Path | None, threads: int, rounds
         seconds, most = timed([*program, str(model), str(folder / "llmd.gguf"), kind, str(threads)])
         ours.append(seconds)
         held.append(most)
-        if peer and (folder / "peer.gguf").read_bytes() != (folder / "llmd.gguf").read_bytes():
+        if peer and not filecmp.cmp(folder / "peer.gguf", folder / "llmd.gguf", shallow=False):
             raise SystemExit(f"{kind}: the two files differ")
     found: dict[str, Any] = {
         "type": kind, "llmd, s": round(statistics.median(ours), 2), "most memory, GiB": round(max(held) / (1 << 30), 2),

@@ -171,6 +171,7 @@ first_run() {
     on llmctl model import /srv/model.gguf --name small >/dev/null || broken "import"
     on llmctl deploy small >/dev/null || broken "deploy"
     until_ 40 "the model is not in the status text" says "ready: small"
+    on llmctl model quantize small --type Q3_K_S --requantize >/dev/null 2>&1 || broken "a job inside the sandbox"
     # an admin who is not root
     on useradd -G llmd-admin alice
     on runuser -u alice -- llmctl status | grep small >/dev/null || broken "llmctl of a member of llmd-admin"

@@ -84,11 +84,11 @@ def list_(client: Client, json_: bool) -> None:
     if json_:
         return show_json(models)
     table(
-        ("name", "size", "architecture", "context", "imported", "deployed", "sha256"),
+        ("name", "size", "architecture", "context", "imported", "deployed", "forms", "sha256"),
         [
             (m["name"], size(m["size"]), m["info"].get("architecture"), m["info"].get("context_length"),
              moment(m["imported"]),
-             m["deployed"], short(m["digest"], SHORT))
+             m["deployed"], " ".join(f["name"].partition("@")[2] for f in m["forms"]), short(m["digest"], SHORT))
             for m in models
         ],
     )  # fmt: skip

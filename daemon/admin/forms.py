@@ -54,6 +54,7 @@ class Forms:
 
     async def remove(self, name: str, kind: str, actor: str) -> str:
         """Raises ModelNotFound, NotFound, and Conflict for one that serves and for what was imported."""
+        kind = kind.upper()
         form = f"{name}@{kind}"
         if form in self._used(name):
             raise Conflict(f"{form} serves: llmctl undeploy {name}, or deploy it with another --form")

@@ -108,7 +108,7 @@ class Service:
     def _forms(self, name: str, wanted: str | None) -> Sequence[Form]:
         """All of a model, or the one of this type. Raises NotFound."""
         forms = self.models.forms(name)
-        found = [form for form in forms if wanted in (None, form.type)]
+        found = [form for form in forms if wanted is None or form.type == wanted.upper()]
         if not found:
             raise NotFound.among(f"form of {name}", (form.type for form in forms), param="form")
         return found
@@ -244,7 +244,7 @@ class Service:
         async with self.acts("admin.model_rename", actor, model=name, name=new) as result:
             model = await self.models.rename(name, new)
             result["digest"] = model.digest
-        return self._shown(model)
+        return await self.show(model.name)
 
     async def remove_model(self, name: str, actor: str) -> None:
         """Raises ModelNotFound, Conflict while it is deployed."""
@@ -263,16 +263,17 @@ class Service:
         return await prompt(path, encode_chat(Chat(turns)))
 
     async def show(self, name: str) -> dict[str, Any]:
-        model, forms = await self.state.run(lambda: (self.models.show(name), self.models.forms(name)))
-        return {**self._shown(model), "forms": [{"name": f.name, "size": f.size, "digest": f.digest} for f in forms]}
+        return self._shown(*await self.state.run(lambda: (self.models.show(name), self.models.forms(name))))
 
     async def imported(self) -> list[dict[str, Any]]:
-        return [self._shown(model) for model in await self.state.run(self.models.list)]
+        found = await self.state.run(lambda: [(m, self.models.forms(m.name)) for m in self.models.list()])
+        return [self._shown(model, forms) for model, forms in found]
 
-    def _shown(self, model: Model) -> dict[str, Any]:
+    def _shown(self, model: Model, forms: Sequence[Form]) -> dict[str, Any]:
         deployed = self._wanted(model.name)
         info = {name: value for name, value in model.info.items() if name != "shape"}
-        return {**asdict(model), "info": info, "imported": rfc3339(model.imported), "deployed": deployed}
+        told = {**asdict(model), "info": info, "imported": rfc3339(model.imported), "deployed": deployed}
+        return told | {"forms": [{"name": f.name, "size": f.size, "digest": f.digest, **_made(f)} for f in forms]}
 
     # --- what it looks like
 
@@ -326,6 +327,11 @@ class Service:
             await self.state.run(self.tls.renewed)
             self.serving.audit.event("pki.renewed", what=", ".join(done))
             log.info("renewed: %s", ", ".join(done))
+
+
+def _made(form: Form) -> dict[str, Any]:
+    """Of one that was made here: of what, and by which versions."""
+    return {"made": form.info["made"]} if "made" in form.info else {}
 
 
 def _deployed(d: Deployment, note: Callable[[tuple[str, int]], str]) -> dict[str, Any]:

@@ -30,8 +30,10 @@ def test_a_form_is_made_shown_used_and_removed(llmd: Llmd) -> None:
     assert "quantized already (Q4_1)" in run(llmd, "model", "quantize", "smol", "--type", "Q3_K_S", code=1)
     said = run(llmd, "model", "quantize", "smol", "--type", "Q3_K_S", "--requantize")
     assert "made smol@Q3_K_S" in said and "100 %" in said
-    forms = {f["name"]: f["size"] for f in llmd.llmctl("model", "show", "smol")["forms"]}
-    assert forms["smol@Q3_K_S"] == sizes["Q3_K_S"]
+    forms = {f["name"]: f for f in llmd.llmctl("model", "show", "smol")["forms"]}
+    made = forms["smol@Q3_K_S"]
+    assert made["size"] == sizes["Q3_K_S"] and made["made"]["from"] == forms["smol@Q4_1"]["digest"]
+    assert "Q4_1 Q3_K_S" in run(llmd, "model", "list")
     job = llmd.llmctl("jobs", "list")[-1]
     assert job["state"] == "done" and job["result"]["form"] == "smol@Q3_K_S"
     assert "smol@Q3_K_S" in run(llmd, "jobs") and "done" in run(llmd, "jobs", "show", str(job["id"]))
@@ -41,7 +43,7 @@ def test_a_form_is_made_shown_used_and_removed(llmd: Llmd) -> None:
     assert rows[-1]["digest"] == job["result"]["digest"] and rows[-1]["state"] == "done"
     assert "is done already" in run(llmd, "jobs", "cancel", str(job["id"]), code=1)
     assert "serves" in run(llmd, "model", "rm", "smol@Q4_1", code=1)
-    assert "removed" in run(llmd, "model", "rm", "smol@Q3_K_S")
+    assert "removed" in run(llmd, "model", "rm", "smol@q3_k_s")
 
 
 def test_ctrl_c_goes_away_from_it_and_cancel_ends_it(llmd: Llmd) -> None:
@@ -65,7 +67,7 @@ def test_ctrl_c_goes_away_from_it_and_cancel_ends_it(llmd: Llmd) -> None:
 
 def test_a_killed_daemon_begins_it_again(tmp_path: Path, model_file: Path) -> None:
     llmd = start_llmd(tmp_path / "state", model_file)
-    number = llmd.llmctl("model", "quantize", "smol", "--type", "IQ4_XS", "--requantize", "--no-wait")["id"]
+    number = llmd.llmctl("model", "quantize", "smol", "--type", "Q3_K_M", "--requantize", "--no-wait")["id"]
     while llmd.llmctl("jobs", "show", str(number))["state"] != "running":
         time.sleep(0.05)
     llmd.process.kill()
@@ -73,7 +75,7 @@ def test_a_killed_daemon_begins_it_again(tmp_path: Path, model_file: Path) -> No
     assert llmd.process.stdout is not None
     llmd.process.stdout.close()
     llmd = start_llmd(tmp_path / "state", model_file)
-    assert "made smol@IQ4_XS" in run(llmd, "jobs", "show", str(number), "--wait")
+    assert "made smol@Q3_K_M" in run(llmd, "jobs", "show", str(number), "--wait")
     assert llmd.stop() == 0
 
 
