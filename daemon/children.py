@@ -7,6 +7,7 @@ interpreter will do.
 """
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -96,6 +97,9 @@ def _take_on(terms: str) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts
     if given["background"]:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        # a session of its own competes with others as a group, whatever its processes are (sched(7), autogroups)
+        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
+            group.write("19")
         libc.syscall(SYS_IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE)
     # a .pyc that the limit on files cuts off would break every later start
     sys.dont_write_bytecode = True

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
 from llmd.daemon import children, memory
@@ -26,13 +27,15 @@ TRIAL_BYTES = 512 << 20
 MAX_PROMPT_BYTES = 32 << 20
 
 
-async def check(path: str | os.PathLike[str], timeout: float = 60.0) -> dict[str, Any]:
-    """Check a file in a child process and return its `info` (INFO_FIELDS). `timeout` is in seconds.
+async def check(path: str | os.PathLike[str], timeout: float = 60.0, *, background: bool = False) -> dict[str, Any]:
+    """Check a file in a child process and return its `info` (INFO_FIELDS). `timeout` is in seconds; `background`: it
+    waits for everybody else.
 
     Raises ModelInvalid with the child's reason, or when the child crashed, hung or did not answer properly. A cancelled
     call leaves no child behind.
     """
-    said = await _ask("the check of this file", CHECK, os.fspath(path), timeout=timeout)
+    limits = replace(LIMITS, background=background)
+    said = await _ask("the check of this file", CHECK, os.fspath(path), limits=limits, timeout=timeout)
     with contextlib.suppress(KeyError, TypeError, ValueError):
         info = said["info"]
         if all(type(info[k]) is kind for k, kind in INFO_FIELDS.items()):
@@ -41,11 +44,11 @@ async def check(path: str | os.PathLike[str], timeout: float = 60.0) -> dict[str
     raise _no_verdict("the check of this file")
 
 
-async def trial(path: str | os.PathLike[str], size: int) -> dict[str, Any]:
+async def trial(path: str | os.PathLike[str], size: int, *, background: bool = False) -> dict[str, Any]:
     """What of a checked file works: `conversations` (kind to reason, "" where it works) and `tried`, whether it has
     computed a token; not where free memory does not hold its `size` bytes. Raises ModelInvalid."""
     what, fits = "the trial of this model", size + TRIAL_BYTES < memory.available()
-    limits = children.Limits(address_space=2 * size + (16 << 30), file_size=MAX_ANSWER_BYTES)
+    limits = children.Limits(address_space=2 * size + (16 << 30), file_size=MAX_ANSWER_BYTES, background=background)
     try:
         said = await _ask(
             what, TRIAL, os.fspath(path), *(["token"] if fits else []), limits=limits, timeout=TRIAL_SECONDS

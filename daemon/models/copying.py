@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -95,11 +96,20 @@ def begin(stage: Path) -> None:
         (stage / UNSETTLED).touch()
 
 
-def read(stage: Path) -> tuple[str, int]:
-    """The digest and the size of a staged file."""
-    with writing(), (stage / FILE).open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        return digest(file.fileno(), size, threading.Event(), None), size
+async def read(stage: Path) -> tuple[str, int]:
+    """The digest and the size of a staged file; found out in a thread that waits for everybody else."""
+    stop = threading.Event()
+
+    def work() -> tuple[str, int]:
+        with writing(), (stage / FILE).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return digest(file.fileno(), size, stop, None), size
+
+    idle = ThreadPoolExecutor(1, initializer=os.sched_setscheduler, initargs=(0, os.SCHED_IDLE, os.sched_param(0)))
+    try:
+        return await in_thread(work, stop, executor=idle)
+    finally:
+        idle.shutdown(wait=False)
 
 
 def copy(fd: int, stage: Path, size: int, stop: threading.Event, report: Progress) -> str:
@@ -137,11 +147,14 @@ def writing() -> Iterator[None]:
 
 
 async def in_thread(
-    work: Callable[[], T], stop: threading.Event | None = None, undo: Callable[[T], None] | None = None
+    work: Callable[[], T],
+    stop: threading.Event | None = None,
+    undo: Callable[[T], None] | None = None,
+    executor: ThreadPoolExecutor | None = None,
 ) -> T:
-    """Run `work` in a thread. A cancelled call sets `stop`, waits for the thread's end, and hands its result to
-    `undo`."""
-    future = asyncio.get_running_loop().run_in_executor(None, work)
+    """Run `work` in a thread, of `executor` where one is given. A cancelled call sets `stop`, waits for the thread's
+    end, and hands its result to `undo`."""
+    future = asyncio.get_running_loop().run_in_executor(executor, work)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:

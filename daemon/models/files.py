@@ -202,7 +202,7 @@ class ModelStore:
     async def add_form(self, stage: Path, model: Model, kind: str, info: dict[str, object]) -> Form:
         """The staged file is that form of the model. Raises ModelNotFound where that is gone or another one by now,
         Conflict where it has such a form."""
-        digest, size = await in_thread(lambda: copying.read(stage))
+        digest, size = await copying.read(stage)
         await in_thread(lambda: copying.seal(stage))
         form = Form(model.name, kind, digest, size, info)
 
@@ -256,7 +256,7 @@ class ModelStore:
                 if "total" in line:
                     count(int(line["done"]), int(line["total"]))
                     report(int(line["done"]), int(line["total"]))
-            digest, size = await in_thread(lambda: copying.read(stage))
+            digest, size = await copying.read(stage)
             return await self._take_in(stage, Model(name, digest, size, found[0], 0.0, {}))
 
     async def _take_in(self, stage: Path, model: Model) -> Model:

@@ -117,8 +117,8 @@ class Maker:
                     count(out.stat().st_size, int(job.asked["bytes"]))
             tell(0, 0, "checking what was made")
             size = out.stat().st_size
-            info = await check(out)
-            info |= await trial(out, size)
+            info = await check(out, background=True)
+            info |= await trial(out, size, background=True)
             info["made"] = {"from": model.digest, "type": kind, "llama_cpp": version("llama-cpp-python"),
                             "llmd": version("llmd-appliance")}  # fmt: skip
             form: Form = await self._models.add_form(stage, model, kind, info)

@@ -26,6 +26,7 @@ print(json.dumps({
     "cpu": resource.getrlimit(resource.RLIMIT_CPU)[0], "open": sorted(map(int, os.listdir("/proc/self/fd"))),
     "session": os.getsid(0) == os.getpid(), "path": sys.path, "input": sys.stdin.read(),
     "scheduler": os.sched_getscheduler(0), "io": ctypes.CDLL(None).syscall(252, 1, 0),
+    "group": open("/proc/self/autogroup").read() if os.path.exists("/proc/self/autogroup") else "",
     "interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
 }))
 """
@@ -54,6 +55,7 @@ async def test_work_in_the_background_gets_what_nobody_else_wants(program: Path)
         found = await said(limits=Limits(background=background))
         assert (found["scheduler"] == os.SCHED_IDLE) == background
         assert (found["io"] >> 13 == 3) == background, "the class that waits for everybody else"
+        assert not found["group"] or found["group"].strip().endswith("nice 19") == background
 
 
 async def test_a_child_gets_its_arguments_and_nothing_else(program: Path) -> None:
