@@ -133,7 +133,7 @@ def _quantize(path: str, out: str, kind: str, threads: int, use: Callable[[str],
     log = _Log(use)
 
     def said(_: int, text: bytes, __: Any) -> None:
-        log.take(text.decode(errors="replace"))
+        log.take(text.decode(errors="replace").replace(path, "the file"))
 
     callback = lib.llama_log_callback(said)
     lib.llama_log_set(callback, None)

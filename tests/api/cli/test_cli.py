@@ -250,6 +250,7 @@ def until(what: Callable[[], bool]) -> None:
     raise AssertionError("it did not come")
 
 
+@pytest.mark.slow
 def test_a_deployed_model_is_measured_as_its_clients_see_it(llmd: Llmd) -> None:
     for _ in range(2):  # a second run has a certificate of its own
         found = llmd.llmctl(
