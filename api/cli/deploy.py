@@ -72,7 +72,7 @@ def _make_one_that_fits(client: Client, asked: dict[str, Any], error: DaemonErro
     click.echo(f"{safe(model)} does not fit: {safe(str(error))}", err=True)
     takes, free = size(best["bytes"]), size(best["free"])
     click.echo(f"As {best['type']} it would: {takes} instead of {size(best['now'])}.", err=True)
-    click.echo(f"Making that takes about {span(best['seconds'])} here, and {takes} of {free} of disk.", err=True)
+    click.echo(f"Making that takes about {_long(best['seconds'])} here, and {takes} of {free} of disk.", err=True)
     if not yes:
         if json_ or not sys.stdin.isatty():
             raise DaemonError(f"no form of {model} fits; --yes makes {best['type']}, and deploys that", error.code)
@@ -82,6 +82,10 @@ def _make_one_that_fits(client: Client, asked: dict[str, Any], error: DaemonErro
     if follow(client, job["id"], json_)["state"] != DONE:
         raise DaemonError(f"{model} was not made as {best['type']}: llmctl jobs show {job['id']}")
     return str(best["type"])
+
+
+def _long(seconds: float) -> str:
+    return f"{max(1, round(seconds))} s" if seconds < 120 else span(seconds)
 
 
 def _copies(model: dict[str, Any]) -> str:

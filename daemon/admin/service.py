@@ -182,11 +182,14 @@ class Service:
         self, name: str, ctx: int | None, slots: int | None, placement: Placement, replicas: int = 1
     ) -> dict[str, Any]:
         """The largest standard form that would fit and is not made yet; what making it takes. Raises ModelNotFound,
-        BadRequest, ModelInvalid, and DoesNotFit where none would."""
+        BadRequest, ModelInvalid, Conflict where one that is there fits, and DoesNotFit where none would."""
         model = await self.state.run(lambda: self.models.show(name))
         replaced = {d.model: d.wanted for d in self.serving.pool.all() if d.model == name and d.ready and d.wanted}
         wish = await self.state.run(lambda: self.wish(model, ctx, slots, placement))
         there = {form.form for form in forms(wish)}
+        with suppress(DoesNotFit, Unavailable):
+            await self.planner.check(name, wish, replaced, replicas)
+            raise Conflict(f"{name} fits as it is: nothing need be made")
         for size in await self.forms.maker.smaller(model):
             own = f"{name}@{size.type}"
             with suppress(DoesNotFit, Unavailable):

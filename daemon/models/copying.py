@@ -96,8 +96,8 @@ def begin(stage: Path) -> None:
         (stage / UNSETTLED).touch()
 
 
-async def read(stage: Path) -> tuple[str, int]:
-    """The digest and the size of a staged file; found out in a thread that waits for everybody else."""
+async def read(stage: Path, *, background: bool = False) -> tuple[str, int]:
+    """The digest and the size of a staged file. `background`: the thread that reads it waits for everybody else."""
     stop = threading.Event()
 
     def work() -> tuple[str, int]:
@@ -105,6 +105,8 @@ async def read(stage: Path) -> tuple[str, int]:
             size = os.fstat(file.fileno()).st_size
             return digest(file.fileno(), size, stop, None), size
 
+    if not background:
+        return await in_thread(work, stop)
     idle = ThreadPoolExecutor(1, initializer=os.sched_setscheduler, initargs=(0, os.SCHED_IDLE, os.sched_param(0)))
     try:
         return await in_thread(work, stop, executor=idle)

@@ -34,7 +34,7 @@ from llmd.quantize.quantizing import PART, parts
 log = logging.getLogger("llmd.models")
 
 SPARE_BYTES = 64 << 20  # what an import leaves free, for the databases beside it
-JOIN = "llmd.quantize.quantizing"
+QUANTIZING = "llmd.quantize.quantizing"
 T = TypeVar("T")
 
 
@@ -200,9 +200,9 @@ class ModelStore:
             await in_thread(lambda: shutil.rmtree(stage, ignore_errors=True))
 
     async def add_form(self, stage: Path, model: Model, kind: str, info: dict[str, object]) -> Form:
-        """The staged file is that form of the model. Raises ModelNotFound where that is gone or another one by now,
-        Conflict where it has such a form."""
-        digest, size = await copying.read(stage)
+        """The staged file is that form of the model. Raises ModelNotFound where that is gone, Conflict where it is
+        another one by now or has such a form."""
+        digest, size = await copying.read(stage, background=True)
         await in_thread(lambda: copying.seal(stage))
         form = Form(model.name, kind, digest, size, info)
 
@@ -252,7 +252,7 @@ class ModelStore:
         sizes = [os.stat(part).st_size for part in found if os.path.exists(part)]
         async with self.stage(sum(sizes)) as (stage, count):
             await in_thread(lambda: copying.begin(stage))
-            async for line in lines("joining the parts", JOIN, "join", found[0], os.fspath(stage / FILE)):
+            async for line in lines("joining the parts", QUANTIZING, "join", found[0], os.fspath(stage / FILE)):
                 if "total" in line:
                     count(int(line["done"]), int(line["total"]))
                     report(int(line["done"]), int(line["total"]))

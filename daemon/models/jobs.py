@@ -91,19 +91,27 @@ class Jobs:
 
     async def cancel(self, number: int) -> Job:
         """Returns once nothing of it is left. Raises NotFound, Conflict where it has ended."""
-        job = await self.show(number)
-        if job.state in ENDED:
-            raise Conflict(f"job {number} is {job.state} already")
+
+        def work() -> Job:
+            """One that waits is cancelled here: nobody begins it any more."""
+            job = self._store.job(number)
+            if job.state in ENDED:
+                raise Conflict(f"job {number} is {job.state} already")
+            return self._store.set_job(number, state=CANCELLED) if job.state == QUEUED else job
+
+        job = await self._state.run(work)
+        if job.state == CANCELLED:
+            return await self._end(number, CANCELLED)
         if self._running and self._running[0] == number:
             self._running[1].cancel()
-            await self.wait(number)
-            return await self.show(number)
-        return await self._end(number, CANCELLED)
+        await self.wait(number)
+        return await self.show(number)
 
     async def wait(self, number: int, seconds: float | None = None) -> None:
         """Until it has ended, or so long. Raises NotFound."""
         changed = self._changed.setdefault(number, asyncio.Event())
         if (await self.show(number)).state in ENDED:
+            self._changed.pop(number, None)
             return
         try:
             async with asyncio.timeout(seconds):
@@ -123,8 +131,14 @@ class Jobs:
                 await self._more.wait()
 
     async def _do(self, job: Job) -> None:
+        def begin() -> Job:
+            waits = self._store.job(job.id).state == QUEUED
+            return self._store.set_job(job.id, state=RUNNING, started=time.time()) if waits else job
+
         self.progress = Progress()
-        job = await self._state.run(lambda: self._store.set_job(job.id, state=RUNNING, started=time.time()))
+        job = await self._state.run(begin)
+        if job.state != RUNNING:
+            return  # it was cancelled in the meantime
         task = asyncio.ensure_future(self._run(job, self.progress.tell))
         self._running = job.id, task
         log.info("job %d: %s %s", job.id, job.kind, job.model, extra={"model": job.model})

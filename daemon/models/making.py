@@ -16,13 +16,12 @@ from typing import Any
 from llmd.daemon.errors import BadRequest, Conflict
 from llmd.daemon.models.checking import check, failed, trial
 from llmd.daemon.models.copying import FILE, begin, in_thread
-from llmd.daemon.models.files import ModelStore, shown
+from llmd.daemon.models.files import QUANTIZING, ModelStore, shown
 from llmd.daemon.models.running import lines
 from llmd.daemon.records import Form, Job, Model
 from llmd.daemon.store import StateThread
 from llmd.quantize.quantizing import STANDARD, TYPES, WHOLE, Size
 
-PROGRAM = "llmd.quantize.quantizing"
 SIZES_SECONDS = 120.0
 WHAT = "quantizing this file"
 
@@ -50,7 +49,7 @@ class Maker:
         path = await self._state.run(lambda: self._models.path(name))
         said: list[Size] = []
         async with asyncio.timeout(SIZES_SECONDS):
-            async for line in lines(WHAT, PROGRAM, "sizes", os.fspath(path)):
+            async for line in lines(WHAT, QUANTIZING, "sizes", os.fspath(path)):
                 said = [Size(*one) for one in line.get("sizes", [])]
         if {s.type for s in said} != TYPES.keys():
             raise failed(WHAT)
@@ -63,7 +62,7 @@ class Maker:
     async def seconds(self, model: Model, kind: str) -> float:
         """About what making that type takes on this machine, as it is measured now. Raises ModelInvalid."""
         path = os.fspath(self._models.file(model.digest))
-        said = [line async for line in lines(WHAT, PROGRAM, "speed", path, kind, str(self._threads))]
+        said = [line async for line in lines(WHAT, QUANTIZING, "speed", path, kind, str(self._threads))]
         if not isinstance(said[-1].get("seconds"), int | float):
             raise failed(WHAT)
         return float(said[-1]["seconds"])
@@ -111,7 +110,7 @@ class Maker:
             out = stage / FILE
             given = ["make", os.fspath(self._models.file(model.digest)), os.fspath(out), kind, str(self._threads)]
             again = ["again"] if job.asked.get("again") else []
-            async for line in lines(WHAT, PROGRAM, *given, *again, background=True):
+            async for line in lines(WHAT, QUANTIZING, *given, *again, background=True):
                 tell(int(line.get("done", 0)), int(line.get("total", 0)), str(line.get("log", "")))
                 with contextlib.suppress(OSError):
                     count(out.stat().st_size, int(job.asked["bytes"]))

@@ -9,6 +9,7 @@ from scripted_admin import Admin, scripted
 from small_models import ATTENTION, DENSE, model, write
 
 from llmd.daemon import memory
+from llmd.daemon.errors import Conflict
 from llmd.daemon.planning import plan
 from llmd.daemon.planning.plan import Placement
 
@@ -61,6 +62,8 @@ async def test_with_room_nothing_is_made(admin: Admin) -> None:
     assert "made" not in await said(admin)
     (deployment,) = admin.daemon.pool.all()
     assert deployment.replicas[0].worker and deployment.replicas[0].worker.settings.form == "small@F32"
+    with pytest.raises(Conflict, match="fits as it is"):
+        await admin.daemon.service.fitting("small", 256, 1, Placement())
 
 
 async def test_what_no_form_fits_is_refused_as_before(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,19 @@ async def test_cancelled_while_it_runs_and_while_it_waits(place: Place) -> None:
         await place.jobs.cancel(99)
 
 
+async def test_what_was_cancelled_as_it_was_about_to_begin_does_not(place: Place) -> None:
+    first, second = await place.add("a"), await place.add("b")
+    await place.until(first, RUNNING)
+    waiting = await place.jobs.show(second)
+    await place.jobs.cancel(second)
+    await place.jobs._do(waiting)
+    assert place.begun == [first] and (await place.jobs.show(second)).state == CANCELLED
+    await place.jobs.wait(second)
+    assert not place.jobs._changed, "nobody waits"
+    place.go.set()
+    await place.until(first, DONE)
+
+
 async def test_it_fails_with_its_reason_and_the_next_one_runs(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     place.error = ModelInvalid("the file is damaged")
     place.go.set()
