@@ -40,6 +40,7 @@ class Limits:
 
 
 NO_LIMITS = Limits()
+MAX_LINE_BYTES = 1 << 20  # of what a child prints, where it is read line by line
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
@@ -78,6 +79,7 @@ async def start(
         stderr=stderr,
         pass_fds=descriptors,
         start_new_session=True,
+        limit=MAX_LINE_BYTES,
         env=environment(variables or {}),
     )
 

@@ -22,10 +22,11 @@ _IDENTITY = (
     "SELECT serial, principal, not_before, not_after, revoked_at, issued FROM newer.certificates WHERE true "
     "ON CONFLICT (serial) DO UPDATE SET revoked_at = coalesce(revoked_at, excluded.revoked_at)",
 )
-# what of the rest is told
+# what of the rest is told: a name, and what it is; a model's own form goes with it
 _TOLD = {
-    "model": "SELECT name FROM {}.models",
-    "deployment of": "SELECT model FROM {}.deployments",
+    "model": "SELECT name, digest FROM {}.models",
+    "form": "SELECT model || '@' || type, digest FROM {}.forms WHERE model IN (SELECT name FROM main.models)",
+    "deployment of": "SELECT model, json_array(ctx, slots, placement, replicas) FROM {}.deployments",
 }
 
 
@@ -99,9 +100,12 @@ def _join(older: sqlite3.Connection) -> tuple[str, ...]:
         lost.append("clients, certificates and roles since then: revoke what must not be good, on the list it stays so")
     for what, query in _TOLD.items():
         try:
-            now, then = ({row[0] for row in older.execute(query.format(name))} for name in ("newer", "main"))
-            lost += [f"{what} {name}" for name in sorted(now - then)]
-            lost += [f"the end of {what} {name}" for name in sorted(then - now)]
+            now, then = (dict(older.execute(query.format(name)).fetchall()) for name in ("newer", "main"))
+            lost += [f"{what} {name}" for name in sorted(now.keys() - then.keys())]
+            lost += [f"the end of {what} {name}" for name in sorted(then.keys() - now.keys())]
+            lost += [
+                f"a change of {what} {name}" for name in sorted(now.keys() & then.keys()) if now[name] != then[name]
+            ]
         except sqlite3.Error:
             lost.append(f"each {what} since then")
     return tuple(lost)

@@ -5,8 +5,8 @@
     python -P -m llmd.quantize.quantizing speed FILE TYPE THREADS     seconds that this machine would take for it
     python -P -m llmd.quantize.quantizing join FILE OUT                     FILE and the other parts of its model as one
 
-It prints JSON lines: `{"done": N, "total": N}` in bytes of FILE, what llama.cpp says (`{"log": TEXT}`), and last
-`{"ok": true, …}` or `{"ok": false, "code": CODE, "message": TEXT}`; and exits with 0. `daemon/models/making.py` runs
+It prints JSON lines: `{"done": N, "total": N}` in bytes of FILE, `{"size": […]}`, what llama.cpp says
+(`{"log": TEXT}`), and last `{"ok": true, …}` or `{"ok": false, "code": CODE, "message": TEXT}`; and exits with 0. `daemon/models/making.py` runs
 it.
 
 Buffers hold 512 MiB of a tensor's rows and llama.cpp lets go of each tensor's pages, so that a model of any size takes
@@ -316,7 +316,9 @@ def main() -> None:
     what, path, *rest = sys.argv[1:]
     try:
         if what == "sizes":
-            tell({"ok": True, "sizes": [astuple(size) for size in sizes(path)]})
+            for size in sizes(path):
+                tell({"size": astuple(size)})
+            tell({"ok": True})
         elif what == "join":
             join(path, rest[0], tell)
             tell({"ok": True})

@@ -21,6 +21,7 @@ from llmd.daemon.models.running import lines
 from llmd.daemon.records import Form, Job, Model
 from llmd.daemon.store import StateThread
 from llmd.quantize.quantizing import STANDARD, TYPES, WHOLE, Size
+from llmd.quantize.shape import Shape
 
 SIZES_SECONDS = 120.0
 WHAT = "quantizing this file"
@@ -47,12 +48,16 @@ class Maker:
     async def sizes(self, name: str) -> list[Size]:
         """Every type's file as it would be, the largest first. Raises ModelNotFound, ModelInvalid."""
         path = await self._state.run(lambda: self._models.path(name))
-        said: list[Size] = []
-        async with asyncio.timeout(SIZES_SECONDS):
-            async for line in lines(WHAT, QUANTIZING, "sizes", os.fspath(path)):
-                said = [Size(*one) for one in line.get("sizes", [])]
-        if {s.type for s in said} != TYPES.keys():
-            raise failed(WHAT)
+        try:
+            async with asyncio.timeout(SIZES_SECONDS):
+                told = [line async for line in lines(WHAT, QUANTIZING, "sizes", os.fspath(path))]
+            said = [Size(*line["size"]) for line in told if "size" in line]
+            for size in said:  # a file may have taken the child over
+                Shape.from_dict(size.shape)
+            if {s.type for s in said} != TYPES.keys() or not all(type(s.bytes) is int for s in said):
+                raise ValueError("types are missing")
+        except (TimeoutError, KeyError, TypeError, ValueError) as e:
+            raise failed(WHAT) from e
         return sorted(said, key=lambda s: -s.bytes)
 
     async def smaller(self, model: Model) -> list[Size]:

@@ -10,6 +10,7 @@ from sqlite_utils import Database, Migrations
 
 from llmd.daemon import schema, store, versions
 from llmd.daemon.errors import Unavailable
+from llmd.daemon.records import Form
 from llmd.daemon.store import Store
 
 NOW = schema.VERSION
@@ -52,7 +53,9 @@ def next_llmd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[D
 def begun(file: Path) -> None:
     db = Store(file)
     db.add_model("old", "d", 1, "x", INFO)
-    db.set_deployment("old")
+    db.add_model("kept", "k", 1, "x", INFO)
+    for model in ("old", "kept"):
+        db.set_deployment(model)
     for name, role in (("ann", "admin"), ("bob", "infer")):
         db.add_client(name, role, f"{name}1", 0, 1)
     db.close()
@@ -64,6 +67,8 @@ def went_on(file: Path) -> None:
     db.add_model("new", "e", 1, "x", INFO)
     db.set_deployment("new")
     db.remove_deployment("old")
+    db.set_deployment("kept", 512)
+    db.add_form(Form("kept", "Q4_0", "f", 1, INFO))
     db.set_role("ann", "infer")
     db.add_client("cat", "infer", "cat1", 0, 1)
     db.add_certificate("bob2", "bob", 0, 1)
@@ -81,7 +86,7 @@ def test_an_upgrade_keeps_a_copy(tmp_path: Path, next_llmd: Callable[..., pytest
     assert kept.stat().st_mode & 0o777 == 0o600
     with closing(sqlite3.connect(kept)) as db:
         assert db.execute("PRAGMA user_version").fetchone()[0] == NOW
-        assert db.execute("SELECT name FROM models").fetchall() == [("old",)]
+        assert db.execute("SELECT name FROM models").fetchall() == [("old",), ("kept",)]
     before = kept.read_bytes()
     Store(file).close()
     assert kept.read_bytes() == before, "the second start migrates nothing"
@@ -97,7 +102,7 @@ def test_a_migration_that_fails_leaves_what_was(tmp_path: Path, next_llmd: Calla
     patch.undo()
     again = Store(file)
     assert again.restored is None
-    assert [d.model for d in again.deployments()] == ["old"] and len(again.principals()) == 2
+    assert [d.model for d in again.deployments()] == ["kept", "old"] and len(again.principals()) == 2
     again.close()
 
 
@@ -109,13 +114,14 @@ def test_going_back_keeps_who_may_connect(tmp_path: Path, next_llmd: Callable[..
     patch.undo()
     older = Store(file)
     assert older.restored and older.restored.lost == (
-        "model new", "deployment of new", "the end of deployment of old",
+        "model new", "form kept@Q4_0", "deployment of new", "the end of deployment of old",
+        "a change of deployment of kept",
     )  # fmt: skip
     assert {p.name: p.role for p in older.principals()} == {"ann": "infer", "bob": "infer", "cat": "infer"}
     assert {c.serial: c.revoked_at for c in older.certificates()} == {
         "ann1": None, "bob1": 5.0, "bob2": None, "cat1": None,
     }  # fmt: skip
-    assert [m.name for m in older.models()] == ["old"] and [d.model for d in older.deployments()] == ["old"]
+    assert [m.name for m in older.models()] == ["kept", "old"] and len(older.deployments()) == 2
     older.close()
     assert versions.copy(file, NOW + 1).exists(), "the newer file is kept"
     once = Store(file)

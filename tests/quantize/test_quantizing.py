@@ -26,7 +26,9 @@ def child(*arguments: str) -> list[dict[str, Any]]:
 
 
 def sizes(file: Path) -> dict[str, list[Any]]:
-    return {one[0]: one[1:] for one in child("sizes", str(file))[-1]["sizes"]}
+    *told, last = child("sizes", str(file))
+    assert last == {"ok": True}
+    return {one["size"][0]: one["size"][1:] for one in told}
 
 
 def made(file: Path, out: Path, kind: str, *more: str) -> dict[str, Any]:

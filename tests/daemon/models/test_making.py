@@ -12,8 +12,10 @@ import pytest
 from small_models import ATTENTION, DENSE, model, write
 
 from llmd.daemon.errors import BadRequest, Conflict, LlmdError, ModelInvalid, NoSpace, NotFound
+from llmd.daemon.models import making
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.making import Asked, Maker
+from llmd.daemon.models.running import lines
 from llmd.daemon.records import Job
 from llmd.daemon.store import StateThread, Store
 
@@ -168,3 +170,36 @@ async def test_a_source_that_is_damaged_or_another_by_now(place: Place) -> None:
     with pytest.raises(Conflict, match="another model by now"):
         await place.make(job)
     assert not list((place.folder / "models" / "staging").iterdir())
+
+
+async def test_what_a_child_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of many blocks has long lines; and a file may have taken the child over."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    async def said(code: str) -> list[dict[str, Any]]:
+        (tmp_path / "program.py").write_text(code)
+        return [line async for line in lines("this", "program")]
+
+    long = "print('{\"size\": \"' + 'x' * 500_000 + '\"}'); print('{\"ok\": true}')"
+    assert [len(line.get("size", "")) for line in await said(long)] == [500_000, 0]
+    for wrong in (
+        "print('x' * 2_000_000)",
+        "print('[1]')",
+        "print('{}')",
+        "",
+        "print('{\"ok\": 1}')",
+        "import os; os.abort()",
+    ):
+        with pytest.raises(ModelInvalid, match="this (ended without a verdict|crashed)"):
+            await said(wrong)
+
+
+@pytest.mark.parametrize("size", [["Q8_0"], 5, ["Q8_0", "much", 8.5, 0, {}], ["Q8_0", 1, 8.5, 0, {"layers": 7}]])
+async def test_sizes_that_cannot_be(place: Place, monkeypatch: pytest.MonkeyPatch, size: Any) -> None:
+    async def told(*_: object) -> AsyncIterator[dict[str, Any]]:
+        yield {"size": size}
+        yield {"ok": True}
+
+    monkeypatch.setattr(making, "lines", told)
+    with pytest.raises(ModelInvalid, match="ended without a verdict"):
+        await place.maker.sizes("a")
