@@ -103,9 +103,8 @@ def _join(older: sqlite3.Connection) -> tuple[str, ...]:
             now, then = (dict(older.execute(query.format(name)).fetchall()) for name in ("newer", "main"))
             lost += [f"{what} {name}" for name in sorted(now.keys() - then.keys())]
             lost += [f"the end of {what} {name}" for name in sorted(then.keys() - now.keys())]
-            lost += [
-                f"a change of {what} {name}" for name in sorted(now.keys() & then.keys()) if now[name] != then[name]
-            ]
+            both = sorted(now.keys() & then.keys())
+            lost += [f"a change of {what} {name}" for name in both if now[name] != then[name]]
         except sqlite3.Error:
             lost.append(f"each {what} since then")
     return tuple(lost)

@@ -6,8 +6,8 @@
     python -P -m llmd.quantize.quantizing join FILE OUT                     FILE and the other parts of its model as one
 
 It prints JSON lines: `{"done": N, "total": N}` in bytes of FILE, `{"size": […]}`, what llama.cpp says
-(`{"log": TEXT}`), and last `{"ok": true, …}` or `{"ok": false, "code": CODE, "message": TEXT}`; and exits with 0. `daemon/models/making.py` runs
-it.
+(`{"log": TEXT}`), and last `{"ok": true, …}` or `{"ok": false, "code": CODE, "message": TEXT}`; and exits with 0.
+`daemon/models/making.py` runs it, and an import of a model in parts.
 
 Buffers hold 512 MiB of a tensor's rows and llama.cpp lets go of each tensor's pages, so that a model of any size takes
 the same memory. The sizes are computed from the types that its dry run gives the tensors; a test holds them against

@@ -86,7 +86,7 @@ def test_an_upgrade_keeps_a_copy(tmp_path: Path, next_llmd: Callable[..., pytest
     assert kept.stat().st_mode & 0o777 == 0o600
     with closing(sqlite3.connect(kept)) as db:
         assert db.execute("PRAGMA user_version").fetchone()[0] == NOW
-        assert db.execute("SELECT name FROM models").fetchall() == [("old",), ("kept",)]
+        assert db.execute("SELECT name FROM models").fetchall() == [("kept",), ("old",)]
     before = kept.read_bytes()
     Store(file).close()
     assert kept.read_bytes() == before, "the second start migrates nothing"

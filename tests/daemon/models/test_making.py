@@ -182,14 +182,8 @@ async def test_what_a_child_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     long = "print('{\"size\": \"' + 'x' * 500_000 + '\"}'); print('{\"ok\": true}')"
     assert [len(line.get("size", "")) for line in await said(long)] == [500_000, 0]
-    for wrong in (
-        "print('x' * 2_000_000)",
-        "print('[1]')",
-        "print('{}')",
-        "",
-        "print('{\"ok\": 1}')",
-        "import os; os.abort()",
-    ):
+    too_long, no_object, aborts = "print('x' * 2_000_000)", "print('[1]')", "import os; os.abort()"
+    for wrong in (too_long, no_object, "print('{}')", "", "print('{\"ok\": 1}')", aborts):
         with pytest.raises(ModelInvalid, match="this (ended without a verdict|crashed)"):
             await said(wrong)
 
