@@ -101,7 +101,8 @@ def checks() -> list[dict[str, Any]]:
         return []
     listens = unit.told(unit.SOCKET, "Listen").get("Listen", "")
     elsewhere = not listens.startswith(("127.", "[::1]"))
-    if sorted(allowed(unit.SOCKET) or found) != sorted(found):
+    connect = allowed(unit.SOCKET)
+    if connect is not None and sorted(connect) != sorted(found):
         fix = f"take drop-ins that say so away (systemctl cat {unit.SERVICE} {unit.SOCKET}), and use llmctl network"
         return [_check(False, "other networks may connect than llmd may answer", fix)]
     if found == ["any"]:

@@ -91,6 +91,9 @@ def test_doctor(systemd: Systemd) -> None:
     service.write_text(service.read_text() + "IPAddressAllow=10.1.0.0/16\n")
     assert told()[0] is False and "than llmd may answer | take drop-ins" in told()[1]
     run("remove", "10.1.0.0/16")
+    (systemd.folder / "llmd.socket.d" / "network.conf").unlink()
+    assert told()[0] is False and "than llmd may answer" in told()[1]
+    run("remove", "10.0.0.0/8")
     run("allow", "any")
     assert told()[0] is None and "any network" in told()[1]
     run("remove", "any")
