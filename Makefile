@@ -10,13 +10,16 @@ PYTHON := .venv/bin/python -P
 PACKAGES := llmd.daemon llmd.quantize llmd.api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow clients check bench wheelhouse deb deb-cuda test-deb test-appliance test-power clean
+.PHONY: help setup setup-torch run test test-slow clients check bench wheelhouse deb deb-cuda deb-torch test-deb test-appliance test-power clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: ## .venv, the engine compiled for this machine, the default model
 	@packaging/setup.sh
+
+setup-torch: setup ## .build/torch: what converts Hugging Face models (torch, transformers, llama.cpp's converter)
+	@packaging/setup_torch.sh
 
 run: setup ## serve the default model; LISTEN=HOST:PORT STATE=DIR
 	@exec .venv/bin/llmd serve --state-dir "$(STATE)" --listen "$(LISTEN)" --default-model "smollm2-135m-instruct=$(MODEL)"
@@ -50,6 +53,9 @@ deb: wheelhouse ## the Debian package, built without a network
 
 deb-cuda: wheelhouse ## it and llmd-cuda, for NVIDIA GPUs; CUDA_ARCHITECTURES as CMake writes them, without it sm_90
 	@cuda=$$(packaging/build_cuda.sh) && CUDA=$$cuda packaging/deb.sh
+
+deb-torch: wheelhouse ## it and llmd-torch, which converts Hugging Face models
+	@torch=$$(packaging/torch_house.sh) && TORCH=$$torch packaging/deb.sh
 
 test-deb: wheelhouse ## the package in a Debian 12 of its own: install, first token, remove, purge, build again
 	@packaging/test_deb.sh

@@ -3,6 +3,7 @@
 main.py      `llmd serve`: builds every part, runs them, drains on SIGTERM
 banner.py    what `llmd serve` prints once it can answer
 children.py  the one way to start a child process
+confined.py  what a child that works on a stranger's files may reach
 config.py    the one frozen dataclass, its TOML file
 cpu.py       which of the engine's libraries runs on this CPU
 errors.py    the error tree

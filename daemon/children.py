@@ -15,9 +15,13 @@ import resource
 import runpy
 import signal
 import sys
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+PACKAGE = Path(__file__).resolve().parent.parent
+ROOMS = ("daemon", "quantize", "api")
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 # on x86_64; ioprio_set(2)
@@ -37,6 +41,9 @@ class Limits:
     file_size: int = 0  # bytes of a file that it writes
     cpu_seconds: int = 0
     background: bool = False  # it gets the processors and the disk that nobody else wants
+    # where it works on a stranger's files: what it may read and write beside the system's own files, and no network
+    reads: tuple[str, ...] | None = None
+    writes: tuple[str, ...] = ()
 
 
 NO_LIMITS = Limits()
@@ -63,9 +70,9 @@ async def start(
     """Run `module` in a process of its own, with nothing on its standard input. Raises OSError.
 
     `variables` are added to its environment, `group` is the control group that it runs in, `interpreter` the Python
-    that has what the module needs.
+    that has what the module needs; it need not have this package.
     """
-    given = {"parent": os.getpid(), "group": os.fspath(group) if group else ""}
+    given = {"parent": os.getpid(), "group": os.fspath(group) if group else "", "own": interpreter == sys.executable}
     terms = json.dumps({**given, **asdict(limits)})
     return await asyncio.create_subprocess_exec(
         interpreter,
@@ -105,6 +112,13 @@ def _take_on(terms: str) -> None:
         libc.syscall(SYS_IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE)
     # a .pyc that the limit on files cuts off would break every later start
     sys.dont_write_bytecode = True
+    if not given["own"]:
+        _bring_package()
+    if given["reads"] is not None:
+        from llmd.daemon.confined import confine
+
+        own = (*(str(PACKAGE / room) for room in ROOMS), sys.prefix, sys.base_prefix)
+        confine((*own, *given["reads"]), given["writes"])
     for kind, limit in (
         (resource.RLIMIT_AS, given["address_space"]),
         (resource.RLIMIT_FSIZE, given["file_size"]),
@@ -112,6 +126,13 @@ def _take_on(terms: str) -> None:
     ):
         if limit:
             resource.setrlimit(kind, (limit, limit))
+
+
+def _bring_package() -> None:
+    """This package, in an interpreter that has other packages. Its folders lie beside each other in a checkout too."""
+    package = types.ModuleType("llmd")
+    package.__path__ = [str(PACKAGE)]
+    sys.modules["llmd"] = package
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from llmd.daemon import banner, config, cpu, files, logs, process, systemd
 from llmd.daemon.admin.clients import Clients, reconcile, revocations
 from llmd.daemon.admin.doctor import Doctor, config_names
 from llmd.daemon.admin.evictions import Evictions
-from llmd.daemon.admin.forms import Forms, said
+from llmd.daemon.admin.forms import IMPORT, QUANTIZE, Forms, said
 from llmd.daemon.admin.service import Service
 from llmd.daemon.admin.upkeep import Upkeep
 from llmd.daemon.audit.acts import Acts
@@ -50,6 +50,7 @@ from llmd.daemon.identity.principal import Identity
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.files import ModelStore
+from llmd.daemon.models.importing import Importer
 from llmd.daemon.models.jobs import Jobs
 from llmd.daemon.models.making import Maker
 from llmd.daemon.planning.measurements import planner
@@ -125,7 +126,12 @@ class Daemon:
         c, store, state, authority = self.config, self.store, self.state, self.authority
         models = ModelStore(c.state / "models", store, state)
         maker = Maker(models, state, c.threads)
-        self.jobs = Jobs(store, state, maker.make, lambda job: self.audit.event("job.ended", **said(job)))
+        importer = Importer(models, state, c.threads)
+        work = {QUANTIZE: maker.make, IMPORT: importer.make}
+        self.jobs = Jobs(
+            store, state, lambda job, tell: work[job.kind](job, tell),
+            lambda job: self.audit.event("job.ended", **said(job)),
+        )  # fmt: skip
         return Service(
             config=c,
             read=self._read,
@@ -135,7 +141,7 @@ class Daemon:
             store=store,
             state=state,
             models=models,
-            forms=Forms(models, maker, self.jobs, self.pool, state, self.acts),
+            forms=Forms(models, maker, importer, self.jobs, self.pool, state, self.acts),
             authority=authority,
             tls=self.tls,
             clients=Clients(store, state, authority, self.connections, self.acts),

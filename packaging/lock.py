@@ -1,23 +1,26 @@
 #!/usr/bin/env python3
-"""Writes packaging/deb.lock anew: every wheel that the package ships, with its hash, for Debian 12's Python 3.11.
+"""Writes packaging/deb.lock and packaging/torch.lock anew: every wheel that the packages llmd and llmd-torch ship, with
+its hash, for Debian 12's Python 3.11.
 
-.venv/bin/python packaging/lock.py      after a change in requirements.txt
+.venv/bin/python packaging/lock.py      after a change in requirements.txt or requirements-torch.txt
 """
 
 import hashlib
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
+LOCKS = {"requirements.txt": "deb.lock", "requirements-torch.txt": "torch.lock"}
 NOT_SHIPPED = ("pip==",)
 PLATFORMS = ("manylinux_2_36_x86_64", "manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64",
              "manylinux2014_x86_64")  # fmt: skip
 
 
-def main() -> None:
-    names = [line for line in (HERE / "requirements.txt").read_text().splitlines() if "==" in line and line[0] != "#"]
+def lock(requirements: Path, out: Path) -> None:
+    names = [line for line in requirements.read_text().splitlines() if "==" in line and line[0] != "#"]
     wanted = [name for name in names if not name.startswith(NOT_SHIPPED)]
     with tempfile.TemporaryDirectory() as folder:
         platforms = [f"--platform={name}" for name in PLATFORMS]
@@ -28,13 +31,15 @@ def main() -> None:
         )  # fmt: skip
         lines = []
         for name in wanted:
-            stem = name.partition("==")[0].lower().replace("-", "_").replace(".", "_")
-            version = name.partition("==")[2]
-            (wheel,) = [w for w in Path(folder).iterdir() if w.name.lower().startswith(f"{stem}-{version}-")]
+            stem = re.escape(re.sub(r"[-.]", "_", name.partition("==")[0].lower()))
+            version = re.escape(name.partition("==")[2])
+            pattern = re.compile(rf"{stem}-{version}(\+\w+)?-")  # torch's build for CPUs has its name behind a plus
+            (wheel,) = [w for w in Path(folder).iterdir() if pattern.match(w.name.lower())]
             lines.append(f"{name} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}")
     head = "# Made by packaging/lock.py: every wheel of the index that the package ships.\n"
-    (HERE / "deb.lock").write_text(head + "\n".join(lines) + "\n")
+    out.write_text(head + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    for requirements, out in LOCKS.items():
+        lock(HERE / requirements, HERE / out)

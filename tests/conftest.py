@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch_folders
 from real_daemon import Llmd, start_llmd
 
 from llmd.daemon.engine.llama import LlamaRunner
@@ -23,6 +24,11 @@ def runner(model_file: Path) -> Iterator[LlamaRunner]:
     runner = LlamaRunner(str(model_file), slots=4, context=512, batch=256)
     yield runner
     runner.close()
+
+
+@pytest.fixture(scope="session")
+def folders(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return torch_folders.make(model_file, tmp_path_factory.mktemp("folders"))
 
 
 @pytest.fixture(scope="session")

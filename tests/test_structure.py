@@ -20,6 +20,7 @@ LEAVES = {
     for leaf in (
         "children",
         "config",
+        "confined",
         "cpu",
         "errors",
         "files",
@@ -68,6 +69,11 @@ NOBODY_IMPORTS = {"llmd.daemon.main"}
 MAY_USE = {
     "cryptography": {"daemon/identity/certificates.py"},
     "llama_cpp": {"daemon/engine/llama.py", "daemon/engine/vocabulary.py", "quantize/*.py"},
+    "torch": {"quantize/converting.py", "quantize/original.py"},
+    "transformers": {"quantize/converting.py", "quantize/original.py"},
+    "accelerate": {"quantize/original.py"},
+    "conversion": {"quantize/converting.py"},
+    "gguf": {"quantize/converting.py"},
     "sqlite_utils": {"daemon/audit/*.py", "daemon/schema.py", "daemon/store.py"},
     "pynvml": {"daemon/gpus/*.py"},
     "prometheus_client": {"daemon/metrics.py"},

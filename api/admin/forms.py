@@ -14,6 +14,11 @@ from llmd.daemon.models.making import Asked
 _Number = Annotated[int, Field(ge=1, le=1 << 62)]
 
 
+class FolderBody(Body):
+    path: Annotated[str, Field(min_length=1, max_length=4096)]
+    name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+
 class QuantizeBody(Body):
     type: Annotated[str, Field(min_length=1, max_length=32)] | None = None
     budget: _Number | None = None  # bytes
@@ -23,6 +28,10 @@ class QuantizeBody(Body):
 
 async def sizes(name: str, service: Admin) -> dict[str, Any]:
     return {"model": name, "sizes": await service.forms.sizes(name)}
+
+
+async def import_folder(body: FolderBody, service: Admin, caller: Caller) -> dict[str, Any]:
+    return service.forms.shown(await service.forms.import_folder(body.path, body.name, caller.name))
 
 
 async def quantize(name: str, body: QuantizeBody, service: Admin, caller: Caller) -> dict[str, Any]:
@@ -57,6 +66,7 @@ async def cancel(number: int, service: Admin, caller: Caller) -> dict[str, Any]:
 
 
 ROUTES = (
+    Route("POST", "/models/folders", import_folder, ADMIN),
     Route("GET", "/models/{name}/sizes", sizes, ADMIN),
     Route("POST", "/models/{name}/quantize", quantize, ADMIN),
     Route("DELETE", "/models/{name}/forms/{kind}", remove_form, ADMIN),

@@ -16,7 +16,7 @@ SIZES = {"bytes", "size", "done", "total"}
 @json_before
 @click.pass_context
 def jobs(ctx: click.Context) -> None:
-    """What takes a while: quantizing. It goes on without anybody, and after a restart."""
+    """What takes a while: quantizing, converting. It goes on without anybody, and after a restart."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_)
 
@@ -32,7 +32,7 @@ def list_(client: Client, json_: bool) -> None:
     table(
         ("job", "what", "model", "state", "begun", "ended", "result"),
         [(j["id"], _what(j), j["model"], _state(j), moment(j["started"]) if j["started"] else "",
-          moment(j["ended"]) if j["ended"] else "", j["error"] or j["result"].get("form", "")) for j in found],
+          moment(j["ended"]) if j["ended"] else "", j["error"] or _made(j)) for j in found],
     )  # fmt: skip
 
 
@@ -104,6 +104,10 @@ def _what(job: dict[str, Any]) -> str:
     return f"{safe(job['kind'])} {safe(job['asked'].get('type', ''))}".strip()
 
 
+def _made(job: dict[str, Any]) -> str:
+    return str(job["result"].get("form") or job["result"].get("model", ""))
+
+
 def _state(job: dict[str, Any]) -> str:
     if not job.get("total"):
         return str(job["state"])
@@ -113,6 +117,6 @@ def _state(job: dict[str, Any]) -> str:
 
 def _ended(job: dict[str, Any]) -> str:
     if job["state"] == DONE:
-        return f"made {safe(job['result'].get('form', ''))}"
+        return f"made {safe(_made(job))}"
     why = f": {safe(job['error'])}" if job["error"] else ""
     return f"job {job['id']} is {job['state']}{why}; llmctl jobs logs {job['id']} has what it said"

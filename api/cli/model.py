@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import click
 
 from llmd.api.cli.connection import Client
-from llmd.api.cli.jobs import follow
+from llmd.api.cli.jobs import DONE, follow
 from llmd.api.cli.terminal import (
     SHORT,
     Progress,
@@ -41,10 +41,13 @@ def model() -> None:
 @model.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", metavar="N", help="Default: from the file's name.")
+@click.option("--no-wait", is_flag=True, help="Only start a folder's conversion: `llmctl jobs` shows it.")
 @as_json
 @click.pass_obj
-def import_(client: Client, file: Path, name: str | None, json_: bool) -> None:
-    """Check a GGUF file and copy it in. An interrupted import leaves nothing behind."""
+def import_(client: Client, file: Path, name: str | None, no_wait: bool, json_: bool) -> None:
+    """Check a GGUF file and copy it in, or convert a Hugging Face model's folder. What is cut off leaves nothing."""
+    if file.is_dir():
+        return _import_folder(client, file, name, no_wait, json_)
     bar = Progress(f"importing {safe(file.name)}", shown=not json_)
     found: dict[str, Any] = {}
     try:
@@ -55,17 +58,35 @@ def import_(client: Client, file: Path, name: str | None, json_: bool) -> None:
                 bar.at(line["done"], line["total"])
     finally:
         bar.end()
-    if json_:
-        return show_json(found)
+    show_json(found) if json_ else _told(found)
+
+
+def _told(found: dict[str, Any]) -> None:
     click.echo(f"imported {safe(found['name'])} ({size(found['size'])}, sha256 {short(found['digest'], SHORT)})")
-    for missing in _limits(found["info"]):
-        click.echo(missing)
+    for line in _limits(found["info"]):
+        click.echo(line)
     click.echo(f"serve it: llmctl deploy {safe(found['name'])}")
+
+
+def _import_folder(client: Client, folder: Path, name: str | None, no_wait: bool, json_: bool) -> None:
+    job = client.call("POST", "/models/folders", {"path": str(folder.absolute()), "name": name})
+    if not json_:
+        click.echo(f"job {job['id']}: {safe(folder.name)} becomes {safe(job['model'])}", err=True)
+    if not no_wait:
+        job = follow(client, job["id"], json_)
+    if json_:
+        show_json(job)
+    if job["state"] in ("failed", "cancelled"):
+        sys.exit(1)
+    if job["state"] == DONE and not json_:
+        _told(client.call("GET", f"/models/{_part(job['model'])}"))
 
 
 def _limits(info: dict[str, Any]) -> list[str]:
     """What a model's file does not do."""
     lines = []
+    if proof := info.get("proof"):
+        lines.append(_proven(proof))
     if not info.get("chat_template"):
         lines.append("it has no chat template: /v1/completions takes a prompt, /v1/chat/completions is refused")
     refused = {kind: reason for kind, reason in info.get("conversations", {}).items() if reason}
@@ -73,6 +94,17 @@ def _limits(info: dict[str, Any]) -> list[str]:
     if info.get("tried") is False:
         lines.append("not tried: it is larger than the free memory; its first deploy tries it")
     return lines
+
+
+def _proven(proof: dict[str, Any]) -> str:
+    """How a converted model's first words compare with the original's."""
+    if proof.get("unproven"):
+        return f"not held against the original: {safe(proof['unproven'])}"
+    same = "" if proof["same_tokens"] else "; its tokenizer cuts a sample text otherwise than the original's"
+    return (
+        f"its first {proof['tokens']} logits differ from the original's by {100 * proof['difference']:.2g} % "
+        f"(KL {proof['kl']:.2g} nats){same}"
+    )
 
 
 @model.command("list")
@@ -104,9 +136,11 @@ def show(client: Client, name: str, json_: bool) -> None:
     if json_:
         return show_json(found)
     found_info, forms = found.pop("info"), found.pop("forms")
-    info = {k: v for k, v in found_info.items() if k != "size"}
+    info = {k: v for k, v in found_info.items() if k not in ("size", "proof")}
     info["title"] = info.pop("name", None)
     info["conversations"] = ", ".join(kind for kind, reason in info.get("conversations", {}).items() if not reason)
+    if made := info.pop("converted", None):
+        info["converted from"] = made["from"]
     shown = {**found, "imported": moment(found["imported"]), "size": size(found["size"]), **info}
     shown["forms"] = ", ".join(f"{form['name']} ({size(form['size'])})" for form in forms)
     facts({key.replace("_", " "): value for key, value in shown.items()})

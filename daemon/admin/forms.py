@@ -3,19 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any
 
 from llmd.daemon.admin.doctor import rfc3339
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.errors import Conflict
 from llmd.daemon.models.files import ModelStore
+from llmd.daemon.models.importing import Importer
 from llmd.daemon.models.jobs import ENDED, Jobs
 from llmd.daemon.models.making import Asked, Maker
 from llmd.daemon.records import Job, Model
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.store import StateThread
 
-QUANTIZE = "quantize"
+QUANTIZE, IMPORT = "quantize", "import"
 FOLLOW_SECONDS = 0.5
 
 
@@ -23,6 +25,7 @@ FOLLOW_SECONDS = 0.5
 class Forms:
     models: ModelStore
     maker: Maker
+    importer: Importer
     jobs: Jobs
     pool: Pool
     state: StateThread
@@ -50,6 +53,15 @@ class Forms:
         async with self.acts("admin.model_quantize", actor, model=name, type=size.type) as result:
             job = await self.jobs.add(QUANTIZE, name, wanted, actor)
             result["job"] = job.id
+        return job
+
+    async def import_folder(self, path: str, name: str | None, actor: str) -> Job:
+        """Queue a job that makes a model of a Hugging Face folder. Raises BadRequest, ModelInvalid, Conflict, NoSpace,
+        and Unavailable where nothing here converts."""
+        async with self.acts("admin.model_import", actor, file=PurePath(path).name, model=name) as result:
+            name, wanted = await self.importer.asked(path, name)
+            job = await self.jobs.add(IMPORT, name, wanted, actor)
+            result |= {"model": name, "job": job.id}
         return job
 
     async def remove(self, name: str, kind: str, actor: str) -> str:

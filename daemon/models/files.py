@@ -214,6 +214,12 @@ class ModelStore:
 
         return await self._state.run(lambda: self._install(stage, digest, write))
 
+    async def take_in(self, stage: Path, name: str, source: str, info: dict[str, object]) -> Model:
+        """The staged file, which was made of `source`, is a model of that name; `info` is told of it beside what a
+        check finds. Raises ModelInvalid, Conflict where the name is taken."""
+        digest, size = await copying.read(stage, background=True)
+        return await self._take_in(stage, Model(name, digest, size, source, 0.0, info), background=True)
+
     # --- an import's steps
 
     async def _same(self, name: str, fd: int, size: int, report: Progress, stop: threading.Event) -> Model | None:
@@ -259,10 +265,10 @@ class ModelStore:
             digest, size = await copying.read(stage)
             return await self._take_in(stage, Model(name, digest, size, found[0], 0.0, {}))
 
-    async def _take_in(self, stage: Path, model: Model) -> Model:
+    async def _take_in(self, stage: Path, model: Model, *, background: bool = False) -> Model:
         """Check and try the staged file, and put it in its place with its row."""
-        info = await check(stage / FILE)
-        info |= await trial(stage / FILE, model.size)
+        info = await check(stage / FILE, background=background)
+        info |= await trial(stage / FILE, model.size, background=background) | model.info
         await in_thread(lambda: copying.seal(stage))
 
         def write() -> Model:

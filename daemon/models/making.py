@@ -8,15 +8,16 @@ model's name. What is cut off, or fails, leaves nothing.
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from llmd.daemon.children import Limits
 from llmd.daemon.errors import BadRequest, Conflict
 from llmd.daemon.models.checking import check, failed, trial
 from llmd.daemon.models.copying import FILE, begin, in_thread
 from llmd.daemon.models.files import QUANTIZING, ModelStore, shown
+from llmd.daemon.models.jobs import Tell
 from llmd.daemon.models.running import lines
 from llmd.daemon.records import Form, Job, Model
 from llmd.daemon.store import StateThread
@@ -25,8 +26,6 @@ from llmd.quantize.shape import Shape
 
 SIZES_SECONDS = 120.0
 WHAT = "quantizing this file"
-
-Tell = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ class Maker:
             out = stage / FILE
             given = ["make", os.fspath(self._models.file(model.digest)), os.fspath(out), kind, str(self._threads)]
             again = ["again"] if job.asked.get("again") else []
-            async for line in lines(WHAT, QUANTIZING, *given, *again, background=True):
+            async for line in lines(WHAT, QUANTIZING, *given, *again, limits=Limits(background=True)):
                 tell(int(line.get("done", 0)), int(line.get("total", 0)), str(line.get("log", "")))
                 with contextlib.suppress(OSError):
                     count(out.stat().st_size, int(job.asked["bytes"]))

@@ -29,10 +29,23 @@ async def name_of(path: Path, source: Path) -> str:
         raise BadRequest(
             f"the file is named after its content: give the model a name, as in --name {proposed(title)}", param="name"
         )
+    return _named(stem, "file")
+
+
+def _named(stem: str, what: str) -> str:
     name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("._-")
     if not NAME.fullmatch(name) or any(c.isalnum() and not c.isascii() for c in stem):
-        raise BadRequest(f"{RULE}, unlike this file: give it one, as in --name {proposed(stem)}", param="name")
+        raise BadRequest(f"{RULE}, unlike this {what}: give it one, as in --name {proposed(stem)}", param="name")
     return name
+
+
+def name_of_folder(folder: Path) -> str:
+    """As `name_of`, of a Hugging Face model's folder."""
+    if _HASH.fullmatch(folder.name):
+        raise BadRequest(
+            "the folder is named after its content: give the model a name, as in --name my-model", param="name"
+        )
+    return _named(folder.name, "folder")
 
 
 def proposed(text: str) -> str:

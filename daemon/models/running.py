@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from llmd.daemon import children
@@ -14,11 +15,18 @@ from llmd.daemon.models.checking import VARIABLES, failed
 SILENT_SECONDS = 900.0
 
 
-async def lines(what: str, program: str, *arguments: str, background: bool = False) -> AsyncIterator[dict[str, Any]]:
-    """Each line; the last one says `ok`. `what` it is, for people; `background`: it waits for everybody else. Raises
-    the error that it names, ModelInvalid where it gives no answer. A caller that goes away ends it."""
+async def lines(
+    what: str,
+    program: str,
+    *arguments: str,
+    limits: children.Limits = children.NO_LIMITS,
+    interpreter: str = sys.executable,
+    variables: Mapping[str, str] | None = None,
+) -> AsyncIterator[dict[str, Any]]:
+    """Each line; the last one says `ok`. `what` it is, for people; the rest as `children.start` has it. Raises the
+    error that it names, ModelInvalid where it gives no answer. A caller that goes away ends it."""
     process = await children.start(
-        program, *arguments, variables=VARIABLES, limits=children.Limits(background=background),
+        program, *arguments, variables={**VARIABLES, **(variables or {})}, limits=limits, interpreter=interpreter,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout is not None

@@ -362,7 +362,7 @@ async def test_cancelled(place: Place, file: Path, monkeypatch: pytest.MonkeyPat
 
         return step
 
-    async def check(_: Path) -> None:
+    async def check(_: Path, **__: object) -> None:
         reached.set()
         await asyncio.sleep(60)
 

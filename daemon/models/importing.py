@@ -1,0 +1,166 @@
+"""Models that come as a Hugging Face folder: a job reads, converts and holds them against the original, in children.
+
+The folder's files are a stranger's: the child that converts them reads that folder and nothing else of this machine's,
+writes into the stage, has no network and runs no code of theirs (`quantize/converting.py`). What is cut off, or fails,
+leaves nothing.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llmd.daemon import children
+from llmd.daemon.children import Limits
+from llmd.daemon.errors import BadRequest, Conflict, ModelInvalid, Unavailable
+from llmd.daemon.models.checking import failed
+from llmd.daemon.models.copying import FILE, begin, in_thread
+from llmd.daemon.models.files import ModelStore
+from llmd.daemon.models.jobs import Tell
+from llmd.daemon.models.names import checked, name_of_folder
+from llmd.daemon.models.running import lines
+from llmd.daemon.records import Job
+from llmd.daemon.store import StateThread
+from llmd.quantize.checkpoint import Checkpoint
+from llmd.quantize.proof import MOST_DIFFERENCE
+
+WHAT = "converting this model"
+CHECKPOINT, CONVERTING, PROOF = "llmd.quantize.checkpoint", "llmd.quantize.converting", "llmd.quantize.proof"
+PACKAGE = "llmd-torch"
+# of the package, and of a checkout
+INTERPRETERS = (Path("/usr/lib/llmd-torch/bin/python3"), children.PACKAGE / ".build/torch/bin/python")
+SCRATCH, LOGITS = "scratch", "logits.npz"  # in the stage: what the libraries leave, and a proof
+READ_SECONDS = 120.0
+# a header's tables, and what the tokenizer and the original's first words take beside the weights
+HEAD_BYTES = 256 << 20
+LIMITS = Limits(address_space=8 << 30, cpu_seconds=120)
+
+
+class Importer:
+    """`threads`: of the file's own first words; 0: as many as there are processors."""
+
+    def __init__(self, models: ModelStore, state: StateThread, threads: int) -> None:
+        self._models, self._state = models, state
+        self._threads = threads or len(os.sched_getaffinity(0))
+
+    async def asked(self, path: str, name: str | None) -> tuple[str, dict[str, Any]]:
+        """The name that a folder's model gets, and what a job is to do. Raises BadRequest, ModelInvalid, Conflict where
+        the name is taken, Unavailable where nothing here converts, NoSpace."""
+        folder = await in_thread(lambda: _folder(path))
+        name = name_of_folder(folder) if name is None else checked(name)
+        found = await self.read(folder)
+        if name in {model.name for model in await self._state.run(self._models.list)}:
+            raise Conflict(
+                f"the name {name} belongs to another model: choose another with --name, or remove that one first",
+                param="name",
+            )
+        interpreter()
+        self._models.make_room(found.converted + HEAD_BYTES)
+        return name, {"path": str(folder), "bytes": found.converted, "architecture": found.architecture}
+
+    async def read(self, folder: Path) -> Checkpoint:
+        """What the folder holds. Raises ModelInvalid."""
+        what = "reading this folder"
+        limits = Limits(LIMITS.address_space, cpu_seconds=LIMITS.cpu_seconds, reads=(str(folder),))
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                said = [line async for line in lines(what, CHECKPOINT, str(folder), limits=limits)]
+            return Checkpoint(**said[-1]["checkpoint"])
+        except (TimeoutError, KeyError, TypeError) as e:
+            raise failed(what) from e
+
+    @contextlib.asynccontextmanager
+    async def outlined(self, folder: Path) -> AsyncIterator[Path]:
+        """A file with the header that the converted one will have and no data, while the block lasts. Raises
+        ModelInvalid, Unavailable."""
+        async with self._models.stage(HEAD_BYTES) as (stage, _):
+            async for _line in self._convert("outline", folder, stage):
+                pass
+            yield stage / FILE
+
+    async def make(self, job: Job, tell: Tell) -> dict[str, Any]:
+        """What a job of kind `import` does; its result. Raises LlmdError."""
+        folder, size = await in_thread(lambda: _folder(job.asked["path"])), int(job.asked["bytes"])
+        async with self._models.stage(size + HEAD_BYTES) as (stage, count):
+            unproven = ""
+            async for line in self._convert("convert", folder, stage, os.fspath(stage / SCRATCH / LOGITS)):
+                tell(int(line.get("done", 0)), int(line.get("total", 0)), str(line.get("log", "")))
+                unproven = str(line.get("unproven", unproven))
+                if "done" in line:
+                    count(int(line["done"]), max(size + HEAD_BYTES, int(line["done"])))
+            proof = {"unproven": unproven} if unproven else await self._proof(stage)
+            tell(0, 0, _words(proof))
+            await in_thread(lambda: shutil.rmtree(stage / SCRATCH))
+            made = {"from": job.asked["architecture"], "llama_cpp": version("llama-cpp-python"),
+                    "llmd": version("llmd-appliance")}  # fmt: skip
+            model = await self._models.take_in(stage, job.model, str(folder), {"proof": proof, "converted": made})
+        return {"model": model.name, "digest": model.digest, "size": model.size, "proof": proof}
+
+    async def _convert(self, what: str, folder: Path, stage: Path, *more: str) -> AsyncIterator[dict[str, Any]]:
+        def start() -> None:
+            begin(stage)
+            (stage / SCRATCH).mkdir()
+
+        await in_thread(start)
+        scratch = os.fspath(stage / SCRATCH)
+        limits = Limits(background=what == "convert", reads=(str(folder),), writes=(str(stage),))
+        said = lines(
+            WHAT, CONVERTING, what, str(folder), os.fspath(stage / FILE), *more, limits=limits,
+            interpreter=interpreter(), variables={"HOME": scratch, "TMPDIR": scratch},
+        )  # fmt: skip
+        async for line in said:
+            yield line
+
+    async def _proof(self, stage: Path) -> dict[str, Any]:
+        """How far the file's first logits are from the original's. Raises ModelInvalid where that is too far."""
+        what = "the proof of this conversion"
+        limits = Limits(background=True, reads=(str(stage),))
+        given = (os.fspath(stage / FILE), os.fspath(stage / SCRATCH / LOGITS), str(self._threads))
+        said = [line async for line in lines(what, PROOF, *given, limits=limits)][-1]
+        try:
+            apart, kl = float(said["difference"]), float(said["kl"])
+            count, same = int(said["tokens"]), bool(said["same_tokens"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise failed(what) from e
+        if not apart <= MOST_DIFFERENCE:
+            raise ModelInvalid(
+                f"what was converted does not compute what the original does: its first {count} logits differ by "
+                f"{100 * apart:.0f} % of theirs, and {100 * MOST_DIFFERENCE:g} % are the most. The converter does not "
+                "read this model rightly: import a GGUF file that its maker made"
+            )
+        return {"difference": apart, "kl": kl, "tokens": count, "same_tokens": same}
+
+
+def interpreter() -> str:
+    """The Python that has torch and the converter. Raises Unavailable."""
+    for python in INTERPRETERS:
+        if python.exists():
+            return str(python)
+    raise Unavailable(
+        f"Hugging Face models are converted by the package {PACKAGE}, which is not installed: apt install "
+        f"./{PACKAGE}.deb, or convert the folder on another machine (llama.cpp: convert_hf_to_gguf.py FOLDER "
+        "--outfile MODEL.gguf) and import that file"
+    )
+
+
+def _folder(path: str) -> Path:
+    try:
+        folder = Path(path).resolve(strict=True)
+        with os.scandir(folder):
+            return folder
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise BadRequest(f"there is no folder {path}, or llmd may not look into the one above it", param="path") from e
+    except PermissionError as e:
+        raise BadRequest(f"llmd may not read {path}: let its user read the folder and its files", param="path") from e
+    except (OSError, RuntimeError, ValueError) as e:
+        raise BadRequest(f"{path!r} cannot be opened: {getattr(e, 'strerror', None) or e}", param="path") from e
+
+
+def _words(proof: dict[str, Any]) -> str:
+    if "unproven" in proof:
+        return f"not held against the original: {proof['unproven']}"
+    return f"differs from the original's first {proof['tokens']} logits by {100 * proof['difference']:.2g} %"

@@ -1,0 +1,287 @@
+"""A Hugging Face model folder as a GGUF file, through llama.cpp's own converter. It runs in the interpreter of the
+package `llmd-torch`, in a child process: the folder may be hostile.
+
+    python -P -m llmd.quantize.converting outline FOLDER OUT         the header, and no data behind it: what will be
+    python -P -m llmd.quantize.converting convert FOLDER OUT LOGITS  the file, and the original's first logits beside it
+
+It prints JSON lines: `{"done": N, "total": N}` in bytes of OUT, what the converter says (`{"log": TEXT}`), and last
+`{"ok": true, "unproven": REASON}` or `{"ok": false, "code": CODE, "message": TEXT}`; and exits with 0.
+`daemon/models/importing.py` runs it.
+
+The converter describes every tensor before it reads any. Several are then computed at once, as many as a bounded memory
+holds, and written to their places.
+"""
+
+import errno
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from llmd.daemon.errors import LlmdError, ModelInvalid, NoSpace
+from llmd.quantize import checkpoint
+
+WORKERS = 4
+FLIGHT_BYTES = 3 << 30  # of tensors that are computed at once; a larger one is computed alone
+CHECK_ELEMENTS = 1 << 24
+MAX_LINE = 400
+
+Tell = Callable[[dict[str, Any]], None]
+# before torch is imported: oneDNN's AMX kernels kill the process where a hypervisor shows AMX and does not carry it out
+os.environ.update(
+    ONEDNN_MAX_CPU_ISA="AVX512_CORE_FP16", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", NO_LOCAL_GGUF="1",
+    TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false",
+)  # fmt: skip
+
+
+class _Said(logging.Handler):
+    """What the converter says, as lines of the job."""
+
+    def __init__(self, tell: Tell, folder: Path) -> None:
+        super().__init__(logging.INFO)
+        self._tell, self._folder = tell, folder
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in record.getMessage().replace(str(self._folder), "the folder").splitlines():
+            if line.strip():
+                self._tell({"log": line[:MAX_LINE]})
+
+
+def described(folder: Path, out: Path, tell: Tell) -> Any:
+    """The converter's model, with all that it will write but the data. Raises ModelInvalid, and the converter's own
+    errors, which are of any kind."""
+    checkpoint.read(folder)
+    import conversion
+    import gguf
+    import torch
+    import transformers
+
+    _no_code(transformers.AutoTokenizer, transformers.AutoConfig, torch)
+    conversion.logger.handlers = [_Said(tell, folder)]
+    conversion.logger.setLevel(logging.INFO)
+    conversion.logger.propagate = False
+    gguf.quants._type_traits[gguf.GGMLQuantizationType.BF16] = _Bf16()
+    config = conversion.ModelBase.load_hparams(folder, False)
+    kind = conversion.get_model_class(conversion.get_model_architecture(config, conversion.ModelType.TEXT))
+    model = kind(folder, gguf.LlamaFileType.GUESSED, out)
+    model.prepare_tensors()
+    model.prepare_metadata(vocab_only=False)
+    return model
+
+
+def _no_code(tokenizers: Any, configs: Any, torch: Any) -> None:
+    """Nothing of a folder is run, whatever the converter would allow: it loads some tokenizers with their code."""
+
+    def guarded(load: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **named: load(*given, **{**named, "trust_remote_code": False})
+
+    def pickle(*_: Any, **__: Any) -> None:
+        raise ModelInvalid("a part of it is a pickle, which could run code, and is never opened")
+
+    tokenizers.from_pretrained = guarded(tokenizers.from_pretrained)
+    configs.from_pretrained = guarded(configs.from_pretrained)
+    torch.load = pickle
+
+
+def _refused(error: Exception, folder: Path) -> str:
+    said = str(error).replace(str(folder), "the folder")[:MAX_LINE]
+    if "pre-tokenizer" in said:
+        return (
+            "its tokenizer cannot be converted: llama.cpp knows each BPE tokenizer by what it makes of a text, and "
+            "does not know this one. Import a GGUF file of this model that its maker or a newer converter made"
+        )
+    if isinstance(error, KeyError):
+        return f"config.json or a file of the tokenizer lacks {said}"
+    return f"it cannot be converted: {said or type(error).__name__}"
+
+
+class _Bf16:
+    """float32 to bfloat16 as torch does it, on all cores; the converter's own way is numpy's, on one."""
+
+    def quantize(self, data: Any) -> Any:
+        import gguf
+        import numpy as np
+        import torch
+
+        def work(array: Any) -> Any:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(torch.bfloat16).view(torch.uint8).numpy()
+
+        lazy = gguf.LazyNumpyTensor
+        if not isinstance(data, lazy):
+            return work(data)
+        return lazy._wrap_fn(work, meta_noop=(np.uint8, lambda shape: (*shape[:-1], shape[-1] * 2)))(data)
+
+
+# --- writing
+
+
+def outline(model: Any) -> int:
+    """Write the header, and let the file end where it will: its data read as zeros. Returns its size in bytes."""
+    writer, places = _header(model)
+    end = max((at + size for at, size, _ in places.values()), default=0)
+    writer.fout[0].flush()
+    os.truncate(model.fname_out, writer.ggml_pad(end, writer.data_alignment))
+    writer.close()
+    return int(os.path.getsize(model.fname_out))
+
+
+def convert(model: Any, tell: Tell) -> None:
+    """Write all of it. Raises ModelInvalid for a number that is none, OSError."""
+    writer, places = _header(model)
+    writer.fout[0].flush()
+    total = sum(size for _, size, _ in places.values())
+    room, done, lock = _Room(FLIGHT_BYTES), 0, threading.Lock()
+    os.truncate(model.fname_out, max((at + size for at, size, _ in places.values()), default=0))
+
+    def write(name: str) -> None:
+        nonlocal done
+        at, size, info = places[name]
+        with room.take(4 * size):
+            _write(model.fname_out, at, name, info)
+            info.tensor = None
+        with lock:
+            done += size
+            tell({"done": done, "total": total})
+
+    tell({"done": 0, "total": total})
+    with ThreadPoolExecutor(min(WORKERS, len(os.sched_getaffinity(0)))) as pool:
+        try:
+            for future in [pool.submit(write, name) for name in places]:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    end = os.path.getsize(model.fname_out)
+    os.truncate(model.fname_out, writer.ggml_pad(end, writer.data_alignment))
+    writer.close()
+
+
+def _header(model: Any) -> tuple[Any, dict[str, tuple[int, int, Any]]]:
+    """What comes before the data, and where each tensor's begin, their bytes, and what the writer knows of it."""
+    writer = model.gguf_writer
+    writer.write_header_to_file(path=model.fname_out)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    file = writer.fout[0]
+    writer.write_padding(file, file.tell())
+    at, places = file.tell(), {}
+    for name, info in writer.tensors[0].items():
+        places[name] = (at, info.nbytes, info)
+        at += writer.ggml_pad(info.nbytes, writer.data_alignment)
+    return writer, places
+
+
+def _write(path: Path, at: int, name: str, info: Any) -> None:
+    import gguf
+    import numpy as np
+
+    data = info.tensor
+    if isinstance(data, gguf.LazyNumpyTensor):
+        data = gguf.LazyNumpyTensor.to_eager(data)
+    with open(path, "r+b", buffering=0) as file:
+        file.seek(at)
+        data.tofile(file)
+    if not isinstance(data, np.ndarray):  # it was computed a piece at a time
+        data = np.memmap(path, np.uint8, "r", at, (info.nbytes,))
+    _check_numbers(name, data, info.dtype)
+
+
+def _check_numbers(name: str, data: Any, kind: Any) -> None:
+    import torch
+
+    types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    if kind.name not in types:
+        return
+    flat = torch.from_numpy(data.reshape(-1)).view(types[kind.name])
+    for begin in range(0, flat.numel(), CHECK_ELEMENTS):
+        if not bool(torch.isfinite(flat[begin : begin + CHECK_ELEMENTS]).all()):
+            raise ModelInvalid(
+                f"the tensor {name!r} holds numbers that are none (NaN), or too large for {kind.name}: the model is "
+                "damaged, or was not trained to its end"
+            )
+
+
+class _Room:
+    """Bytes that may be in memory at once; who needs more than all of them waits to be alone."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._free, self._changed = size, size, threading.Condition()
+
+    def take(self, size: int) -> "_Held":
+        size = min(size, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        return _Held(self, size)
+
+    def give(self, size: int) -> None:
+        with self._changed:
+            self._free += size
+            self._changed.notify_all()
+
+
+class _Held:
+    def __init__(self, room: _Room, size: int) -> None:
+        self._room, self._size = room, size
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._room.give(self._size)
+
+
+# --- the child
+
+
+def _run(what: str, folder: Path, out: Path, rest: list[str], tell: Tell) -> dict[str, Any]:
+    model = described(folder, out, tell)
+    if what == "outline":
+        return {"ok": True, "bytes": outline(model)}
+    convert(model, tell)
+    del model
+    from llmd.quantize import original
+
+    try:
+        original.write_logits(folder, Path(rest[0]), tell)
+    except original.Unproven as e:
+        return {"ok": True, "unproven": str(e)[:MAX_LINE]}
+    return {"ok": True, "unproven": ""}
+
+
+def main() -> None:
+    """JSON lines on what was standard output; libraries that print there are not heard."""
+    answer, lock = os.fdopen(os.dup(1), "w"), threading.Lock()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+    def tell(line: dict[str, Any]) -> None:
+        with lock:
+            answer.write(json.dumps(line) + "\n")
+            answer.flush()
+
+    what, folder, out, *rest = sys.argv[1:]
+    try:
+        tell(_run(what, Path(folder), Path(out), rest, tell))
+    except LlmdError as e:
+        tell({"ok": False, "code": e.code, "message": e.message})
+    except MemoryError:
+        tell({"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to convert this model"})
+    except OSError as e:
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        words = "the disk became full while the model was converted: remove a model or enlarge the disk"
+        code = NoSpace.code if full else ModelInvalid.code
+        tell(
+            {"ok": False, "code": code, "message": words if full else f"a file cannot be read or written: {e.strerror}"}
+        )
+    except Exception as e:  # the converter's own, of any kind: it says what it does not read
+        tell({"ok": False, "code": ModelInvalid.code, "message": _refused(e, Path(folder))})
+    os._exit(0)  # exit handlers of the libraries have nothing to add
+
+
+if __name__ == "__main__":
+    main()

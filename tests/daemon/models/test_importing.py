@@ -1,0 +1,196 @@
+"""Hugging Face folders become models, whole or not at all: as a job, in children that reach nothing else."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hf_folder import LLAMA, Folder
+from torch_folders import needs_torch
+
+from llmd.daemon.errors import BadRequest, Conflict, LlmdError, ModelInvalid, NoSpace, Unavailable
+from llmd.daemon.models import importing
+from llmd.daemon.models.files import ModelStore
+from llmd.daemon.models.importing import Importer
+from llmd.daemon.records import Job
+from llmd.daemon.store import StateThread, Store
+
+
+class Place:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.state = folder, StateThread()
+        self.store = Store(folder / "state.db")
+        self.models = ModelStore(folder / "models", self.store, self.state)
+        self.importer = Importer(self.models, self.state, 2)
+        self.told: list[tuple[int, int, str]] = []
+
+    async def job(self, path: Path, name: str | None = None) -> Job:
+        name, asked = await self.importer.asked(str(path), name)
+        return self.store.add_job("import", name, asked, "test")
+
+    async def run(self, path: Path, name: str | None = None) -> dict[str, Any]:
+        return await self.importer.make(await self.job(path, name), lambda *told: self.told.append(told))
+
+    def left(self) -> list[Path]:
+        models = self.folder / "models"
+        return [p for p in models.iterdir() if p.name != "staging"] + list((models / "staging").iterdir())
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    place = Place(tmp_path)
+    yield place
+    place.state.close()
+    place.store.close()
+
+
+@pytest.fixture
+def converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were one."""
+    monkeypatch.setattr(importing, "INTERPRETERS", (Path("/bin/true"),))
+
+
+async def test_without_the_package_the_error_names_it(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "INTERPRETERS", (tmp_path / "nothing",))
+    with pytest.raises(Unavailable, match="package llmd-torch, which is not installed.*convert_hf_to_gguf.py"):
+        await place.job(Folder().write(tmp_path / "model"))
+
+
+@pytest.mark.usefixtures("converter")
+async def test_what_a_job_is_asked(place: Place, tmp_path: Path) -> None:
+    folder = Folder().write(tmp_path / "Some Model_v1.5")
+    job = await place.job(folder)
+    assert (job.model, job.asked["path"], job.asked["architecture"]) == (
+        "some-model_v1.5", str(folder), "LlamaForCausalLM",
+    )  # fmt: skip
+    assert (await place.job(folder, "other")).model == "other"
+
+
+@pytest.mark.usefixtures("converter")
+@pytest.mark.parametrize(
+    ("error", "words", "folder", "name"),
+    [
+        (BadRequest, "there is no folder", "nothing", None),
+        (BadRequest, "there is no folder", "model/config.json", None),
+        (BadRequest, "cannot be opened", "a\0b", None), (BadRequest, "a model's name has", "model", "No Name"),
+        (BadRequest, "unlike this folder: give it one, as in --name modele", "modèle", None),
+        (BadRequest, "named after its content", "0123456789abcdef0123456789abcdef01234567", None),
+        (Conflict, "the name taken belongs to another model", "model", "taken"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_a_job(
+    place: Place, tmp_path: Path, error: type[LlmdError], words: str, folder: str, name: str | None
+) -> None:
+    place.store.add_model("taken", "0" * 64, 1, "elsewhere", {})
+    for made in ("model", "modèle", "0123456789abcdef0123456789abcdef01234567"):
+        Folder().write(tmp_path / made)
+    with pytest.raises(error, match=words):
+        await place.job(tmp_path / folder, name)
+
+
+@pytest.mark.usefixtures("converter")
+async def test_a_folder_that_is_no_model_is_refused_before_there_is_a_job(place: Place, tmp_path: Path) -> None:
+    folder = Folder(config={**LLAMA, "auto_map": {}}).write(tmp_path / "model")
+    with pytest.raises(ModelInvalid, match="auto_map"):
+        await place.job(folder)
+
+
+@pytest.mark.usefixtures("converter")
+async def test_a_disk_without_room(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 300 << 20))
+    with pytest.raises(NoSpace, match="needs 269 MB and 67 MB to spare, the disk has 315 MB"):
+        await place.job(Folder().write(tmp_path / "model"))
+
+
+# --- converted
+
+
+slow = pytest.mark.slow
+
+
+@slow
+@needs_torch
+async def test_a_folder_becomes_a_model(place: Place, folders: Path) -> None:
+    done = await place.run(folders / "llama-spm")
+    model = place.store.model("llama-spm")
+    assert done["digest"] == model.digest and model.info["file_type"] == "BF16" and model.info["tried"]
+    assert model.info["proof"] == done["proof"] and 0 < done["proof"]["difference"] < 0.01
+    assert model.info["converted"]["from"] == "LlamaForCausalLM"
+    assert await place.models.verify("llama-spm")
+    done_bytes = [d for d, total, _ in place.told if total]
+    assert done_bytes == sorted(done_bytes) and place.told[-1][2].startswith("differs from the original's first")
+    assert [p.name for p in place.left()] == [model.digest]
+    assert {p.name for p in place.left()[0].iterdir()} == {"model.gguf"}
+
+
+def nan(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-4:-2] = b"\xc0\x7f"
+    path.write_bytes(data)
+
+
+def strange_tokens(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def another_group(folder: Path) -> None:
+    """A g_idx that points behind its groups."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    begin, _ = header["model.layers.0.mlp.down_proj.g_idx"]["data_offsets"]
+    data[8 + length + begin : 8 + length + begin + 4] = (1000).to_bytes(4, "little")
+    path.write_bytes(data)
+
+
+def stray(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 3}))
+
+
+FAULTS = [
+    ("llama-spm", nan, "holds numbers that are none .NaN."),
+    ("llama-bpe", strange_tokens, "its tokenizer cannot be converted: llama.cpp knows each BPE tokenizer by"),
+    ("gptq", another_group, "cannot be converted: index 1000 is out of bounds"),
+    ("llama-spm", stray, "cannot be converted: shape"),
+    ("gemma3-odd", None, "does not compute what the original does: its first 96 logits differ by .. %"),
+]
+
+
+@slow
+@needs_torch
+@pytest.mark.parametrize(("name", "change", "words"), FAULTS, ids=["nan", "tokenizer", "g_idx", "heads", "scale"])
+async def test_what_is_wrong_leaves_nothing(place: Place, folders: Path, name: str, change: Any, words: str) -> None:
+    folder = shutil.copytree(folders / name, place.folder / "source" / name)
+    if change:
+        change(folder)
+    with pytest.raises(ModelInvalid, match=words) as refused:
+        await place.run(folder)
+    assert str(place.folder) not in refused.value.message and not place.left() and not place.store.models()
+
+
+@slow
+@needs_torch
+async def test_one_that_is_cancelled_leaves_nothing(place: Place, folders: Path) -> None:
+    running = asyncio.ensure_future(place.run(folders / "llama-bpe"))
+    while not any(done for done, _, _ in place.told):
+        await asyncio.sleep(0.05)
+        assert not running.done(), running.result()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not place.left()

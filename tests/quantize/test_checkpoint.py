@@ -1,0 +1,214 @@
+"""Hugging Face folders, judged before any library sees them."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hf_folder import LLAMA, Folder, Shapes, file_of, llama_shapes
+
+from llmd.daemon.errors import ModelInvalid
+from llmd.quantize.architectures import CHECKPOINTS, OTHERS
+from llmd.quantize.checkpoint import read
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(**changes: Any) -> Folder:
+    return Folder(config={**LLAMA, **changes})
+
+
+def files(**named: bytes | None) -> Folder:
+    return Folder(files={name.replace("__", "."): data for name, data in named.items()})
+
+
+def test_a_folder_that_is_one(tmp_path: Path) -> None:
+    found = read(Folder().write(tmp_path / "model"))
+    weights = sum(2 * a * b for _, (a, b) in ((k, s) for k, s in llama_shapes().values() if len(s) == 2))
+    assert (found.architecture, found.method, found.tensors) == ("LlamaForCausalLM", "", 20)
+    assert found.bytes == weights + 5 * 64 * 2
+    assert found.converted == weights + 5 * 64 * 4  # norms become float32
+
+
+def test_in_several_files(tmp_path: Path) -> None:
+    shapes = llama_shapes()
+    halves = [dict(list(shapes.items())[:9]), dict(list(shapes.items())[9:])]
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    index = {name: file for half, file in zip(halves, names, strict=True) for name in half}
+    folder = Folder(files={
+        "model.safetensors": None, "model.safetensors.index.json": json.dumps({"weight_map": index}).encode(),
+        **{name: file_of(half) for half, name in zip(halves, names, strict=True)},
+    })  # fmt: skip
+    assert read(folder.write(tmp_path / "a")).tensors == 20
+    (tmp_path / "a" / names[1]).unlink()
+    with pytest.raises(ModelInvalid, match=f"{names[1]} is missing.*copy all of the model"):
+        read(tmp_path / "a")
+
+
+NOT_A_MODEL: dict[str, Folder] = {
+    "an adapter .LoRA., not a model: merge it": files(adapter_config__json=b"{}"),
+    "a diffusion pipeline, which makes images": files(model_index__json=b"{}"),
+    "embeddings are not served yet": files(modules__json=b"[]", config_sentence_transformers__json=b"{}"),
+    "name one of them, as in …/m.gguf": files(config__json=None, m__gguf=b"GGUF"),
+    "take its Hugging Face form": files(config__json=None, params__json=b"{}"),
+    "no config.json": files(config__json=None),
+    "pickles .*never opened: take the model's safetensors": files(model__safetensors=None, pytorch__bin=b"\x80\x02"),
+    "has no weights": files(model__safetensors=None),
+    "has no tokenizer": files(tokenizer__json=None),
+    "config.json is damaged: it is not JSON": files(config__json=b"{"),
+    "config.json is damaged: it is not an object": files(config__json=b"[]"),
+    "config.json is damaged: it is not JSON|more than": files(config__json=b"[" * 100_000),
+    "config.json has more than 64 MiB": files(config__json=b" " * (65 << 20)),
+    "config.json asks for code from the folder .auto_map.": config(auto_map={"AutoModel": "modeling.py"}),
+    "tokenizer_config.json asks for code": files(tokenizer_config__json=b'{"auto_map": {}}'),
+    "names no architecture": config(architectures=[]),
+    "BertModel is an embedding model": config(architectures=["BertModel"]),
+    "Qwen3Model is an embedding model": config(architectures=["Qwen3Model"]),
+    "T5ForConditionalGeneration is an encoder": config(architectures=["T5ForConditionalGeneration"]),
+    "is it LlamaForCausalLM.*Known: Afmoe, Apertus": config(architectures=["LamaForCausalLM"]),
+    "unknown model architecture": config(architectures=["x" * 5000]),
+    "quantized with 'awq', which is not read": config(quantization_config={"quant_method": "awq"}),
+    "quantization_config is not an object": config(quantization_config=[1]),
+    "num_hidden_layers takes a whole number": config(num_hidden_layers=1 << 40),
+    "hidden_size takes a whole number": config(hidden_size=-1),
+    "vocab_size takes a whole number": config(vocab_size="32"),
+    "says 5 layers, and the weights have 2": config(num_hidden_layers=5),
+    "says 32 tokens of 32 numbers": config(hidden_size=32),
+    "says 64 tokens of 64 numbers": config(vocab_size=64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "folder"), NOT_A_MODEL.items())
+def test_what_is_none_is_refused_by_name(tmp_path: Path, words: str, folder: Folder) -> None:
+    with pytest.raises(ModelInvalid, match=words) as refused:
+        read(folder.write(tmp_path / "model"))
+    assert str(tmp_path) not in refused.value.message
+
+
+def link_out(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere")
+    (folder / "model.safetensors").symlink_to(folder.parent / "elsewhere")
+
+
+def link_config(folder: Path) -> None:
+    (folder / "config.json").rename(folder.parent / "elsewhere")
+    (folder / "config.json").symlink_to("../elsewhere")
+
+
+def index(to: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": to}}))
+
+    return write
+
+
+def a_pipe(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    import os
+
+    os.mkfifo(folder / "tokenizer.json")
+
+
+PLACES = [
+    ("a link out of the folder.*cp -rL", link_out), ("a link out of the folder.*cp -rL", link_config),
+    ("which is not in its folder", index("../../etc/passwd")), ("which is not in its folder", index("/etc/passwd")),
+    ("which is not in its folder", index("..")), ("is missing or is not a plain file", index("nothing.safetensors")),
+    ("is missing or is not a plain file", a_pipe), ("do not hold what", index("model.safetensors")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "change"), PLACES)
+def test_nothing_outside_the_folder_is_read(tmp_path: Path, words: str, change: Callable[[Path], None]) -> None:
+    folder = Folder().write(tmp_path / "model")
+    change(folder)
+    with pytest.raises(ModelInvalid, match=words):
+        read(folder)
+
+
+def test_a_link_within_the_folder(tmp_path: Path) -> None:
+    folder = Folder().write(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "blob")
+    (folder / "model.safetensors").symlink_to("blob")
+    assert read(folder).tensors == 20
+
+
+def test_two_models_in_one_folder(tmp_path: Path) -> None:
+    folder = Folder(files={"model-2.safetensors": file_of(llama_shapes())}).write(tmp_path / "model")
+    with pytest.raises(ModelInvalid, match="two files hold the tensor"):
+        read(folder)
+
+
+# --- GPTQ
+
+
+def gptq_shapes(**changes: tuple[str, tuple[int, ...]]) -> Shapes:
+    """q_proj of the first layer packed in 4 bits, groups of 32."""
+    shapes = llama_shapes()
+    base = "model.layers.0.self_attn.q_proj."
+    del shapes[base + "weight"]
+    parts: Shapes = {
+        "qweight": ("I32", (8, 64)), "qzeros": ("I32", (2, 8)), "scales": ("F16", (2, 64)), "g_idx": ("I32", (64,)),
+    }  # fmt: skip
+    return shapes | {base + part: told for part, told in {**parts, **changes}.items() if told[1]}
+
+
+def gptq(bits: Any = 4, group: Any = 32, **changes: tuple[str, tuple[int, ...]]) -> Folder:
+    quantization = {"quant_method": "gptq", "bits": bits, "group_size": group}
+    return Folder(config={**LLAMA, "quantization_config": quantization}, shapes=gptq_shapes(**changes))
+
+
+def test_gptq(tmp_path: Path) -> None:
+    found = read(gptq().write(tmp_path / "model"))
+    assert found.method == "gptq"
+    plain = read(Folder().write(tmp_path / "plain"))
+    assert found.converted == plain.converted
+
+
+GPTQ_FAULTS: dict[str, Folder] = {
+    "GPTQ with 7 bits is not read": gptq(bits=7), "GPTQ with 3 bits is not read": gptq(bits=3),
+    "GPTQ with None bits": gptq(bits=None), "GPTQ with True bits": gptq(bits=True),
+    "group_size of GPTQ takes": gptq(group=0), "group_size of GPTQ takes -1": gptq(group=-2),
+    "group_size of GPTQ takes -1 or": gptq(group="32"),
+    "q_proj.g_idx' is missing": gptq(g_idx=("I32", ())),
+    "qzeros' has the shape .2, 9.": gptq(qzeros=("I32", (2, 9))),
+    "scales' has the shape .3, 64.": gptq(scales=("F16", (3, 64))),
+    "g_idx' has the shape .63.": gptq(g_idx=("I32", (63,))),
+    "g_idx' has the shape": gptq(g_idx=("F32", (64,))),
+    "another shape than GPTQ's": gptq(qweight=("I32", (512,))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "folder"), GPTQ_FAULTS.items())
+def test_gptq_parts_that_do_not_fit(tmp_path: Path, words: str, folder: Folder) -> None:
+    with pytest.raises(ModelInvalid, match=words):
+        read(folder.write(tmp_path / "model"))
+
+
+# --- the names, and the child
+
+
+def test_the_names_are_the_converters() -> None:
+    """llama.cpp's converter, where the source or `make setup-torch` brought it here."""
+    found = list((ROOT / ".build" / "torch" / "lib").glob("python3*/site-packages/conversion/__init__.py"))
+    if not found:
+        pytest.skip("make setup-torch brings the converter")
+    names = set(re.findall(r'^    "(\w+)": "\w+",$', found[0].read_text().partition("MMPROJ_MODEL_MAP")[0], re.M))
+    assert names == CHECKPOINTS | OTHERS.keys()
+    assert not CHECKPOINTS & OTHERS.keys()
+
+
+def test_the_child_says_it_in_a_line(tmp_path: Path) -> None:
+    def said(folder: Path) -> dict[str, Any]:
+        command = [sys.executable, "-P", "-m", "llmd.quantize.checkpoint", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    assert said(Folder().write(tmp_path / "model"))["checkpoint"]["architecture"] == "LlamaForCausalLM"
+    assert said(tmp_path / "nothing") == {
+        "ok": False, "code": "model_invalid", "message": "the folder cannot be read: No such file or directory",
+    }  # fmt: skip
