@@ -31,6 +31,7 @@ from llmd.daemon import banner, config, cpu, files, logs, process, systemd
 from llmd.daemon.admin.clients import Clients, reconcile, revocations
 from llmd.daemon.admin.doctor import Doctor, config_names
 from llmd.daemon.admin.evictions import Evictions
+from llmd.daemon.admin.fitting import Fitting
 from llmd.daemon.admin.forms import IMPORT, QUANTIZE, Forms, said
 from llmd.daemon.admin.service import Service
 from llmd.daemon.admin.upkeep import Upkeep
@@ -126,7 +127,7 @@ class Daemon:
         c, store, state, authority = self.config, self.store, self.state, self.authority
         models = ModelStore(c.state / "models", store, state)
         maker = Maker(models, state, c.threads)
-        importer = Importer(models, state, c.threads)
+        importer = Importer(models, maker, state, c.threads)
         work = {QUANTIZE: maker.make, IMPORT: importer.make}
         self.jobs = Jobs(
             store, state, lambda job, tell: work[job.kind](job, tell),
@@ -141,6 +142,7 @@ class Daemon:
             store=store,
             state=state,
             models=models,
+            fitting=Fitting(c, models, state, self.planner, maker, importer, self.pool),
             forms=Forms(models, maker, importer, self.jobs, self.pool, state, self.acts),
             authority=authority,
             tls=self.tls,

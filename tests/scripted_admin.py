@@ -37,7 +37,8 @@ class Admin:
         watcher.refresh()
         self.daemon.service.watcher = self.daemon.service.doctor.watcher = watcher
         self.planner = Placing(watcher)
-        self.daemon.service.planner = self.daemon.service.evictions.planner = self.planner
+        service = self.daemon.service
+        service.planner = service.evictions.planner = service.fitting.planner = self.planner
         self.daemon.pool._planner = self.planner
         return watcher
 

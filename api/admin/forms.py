@@ -14,9 +14,15 @@ from llmd.daemon.models.making import Asked
 _Number = Annotated[int, Field(ge=1, le=1 << 62)]
 
 
+class FormBody(Body):
+    type: Annotated[str, Field(min_length=1, max_length=32)]
+    bytes: _Number
+
+
 class FolderBody(Body):
     path: Annotated[str, Field(min_length=1, max_length=4096)]
     name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    form: FormBody | None = None
 
 
 class QuantizeBody(Body):
@@ -31,7 +37,8 @@ async def sizes(name: str, service: Admin) -> dict[str, Any]:
 
 
 async def import_folder(body: FolderBody, service: Admin, caller: Caller) -> dict[str, Any]:
-    return service.forms.shown(await service.forms.import_folder(body.path, body.name, caller.name))
+    form = body.form.model_dump() if body.form else None
+    return service.forms.shown(await service.forms.import_folder(body.path, body.name, form, caller.name))
 
 
 async def quantize(name: str, body: QuantizeBody, service: Admin, caller: Caller) -> dict[str, Any]:

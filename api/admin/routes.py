@@ -19,6 +19,7 @@ from llmd.api.openai import chat
 from llmd.api.openai.messages import Message
 from llmd.daemon import limits
 from llmd.daemon.admin.doctor import rfc3339
+from llmd.daemon.admin.fitting import Deploying
 from llmd.daemon.admin.service import Service
 from llmd.daemon.errors import BadRequest, Conflict, ModelNotReady
 from llmd.daemon.planning.plan import Placement
@@ -58,6 +59,13 @@ class DeployBody(Body):
 class ReplicasBody(DeployBody):
     replicas: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
     evict: bool | None = None
+
+
+class FittingBody(ReplicasBody):
+    """`model` is a Hugging Face folder."""
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
+    name: _Name | None = None
 
 
 class GpuBody(Body):
@@ -165,9 +173,16 @@ async def plan(body: DeployBody, service: Admin) -> dict[str, Any]:
 
 
 async def fitting(body: ReplicasBody, service: Admin) -> dict[str, Any]:
-    placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch)
-    replicas = 0 if body.replicas == "auto" else body.replicas
-    return await service.fitting(body.model, body.ctx, body.slots, placement, replicas)
+    return await service.fitting.of_model(body.model, _asked(body, None))
+
+
+async def fitting_folder(body: FittingBody, service: Admin) -> dict[str, Any]:
+    return await service.fitting.of_folder(body.model, body.name, _asked(body, body.form))
+
+
+def _asked(body: ReplicasBody, form: str | None) -> Deploying:
+    placement = Placement(tuple(body.gpus), body.split, body.kv, body.ubatch, form)
+    return Deploying(body.ctx, body.slots, placement, 0 if body.replicas == "auto" else body.replicas)
 
 
 async def deploy(body: ReplicasBody, service: Admin, caller: Caller) -> Response:
@@ -329,6 +344,7 @@ ROUTES = (
     *forms.ROUTES,
     Route("POST", "/plan", plan, ADMIN),
     Route("POST", "/fitting", fitting, ADMIN),
+    Route("POST", "/fitting/folder", fitting_folder, ADMIN),
     Route("POST", "/deploy", deploy, ADMIN),
     Route("POST", "/undeploy", undeploy, ADMIN),
     Route("GET", "/clients", clients, ADMIN),

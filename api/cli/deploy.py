@@ -1,21 +1,23 @@
 """`llmctl deploy`: a model serves, in a form that fits."""
 
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
 
 from llmd.api.cli.connection import Client, DaemonError
+from llmd.api.cli.folders import is_folder, long, made_of_folder
 from llmd.api.cli.jobs import DONE, follow
-from llmd.api.cli.terminal import as_json, safe, show_json, size, span
+from llmd.api.cli.terminal import Progress, as_json, safe, show_json, size
 
 # what a daemon says where memory does not hold a model
 NO_ROOM = {"does_not_fit", "unavailable"}
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", metavar="MODEL|FOLDER")
 @click.option("--ctx", type=int, metavar="N", help="Tokens a slot. Default: the configuration's.")
 @click.option("--slots", type=int, metavar="N", help="Requests answered at once. Default: the configuration's.")
 @click.option("--gpus", metavar="UUID,…", help="The GPUs that it is to lie on. Default: those of `llmctl plan`.")
@@ -26,26 +28,37 @@ NO_ROOM = {"does_not_fit", "unavailable"}
 @click.option(
     "--replicas", metavar="N|auto", default="1", help="Copies on different GPUs; auto: one on each that holds it whole."
 )
+@click.option("--name", metavar="N", help="Of a folder's model. Default: from the folder's name.")
 @click.option("--evict/--no-evict", default=None, help="Where there is no room: take idle models out of service.")
 @click.option("--yes", is_flag=True, help="Where no form of it fits, make one that does without asking.")
 @as_json
 @click.pass_obj
 def deploy(
-    client: Client, /, model: str, gpus: str | None, replicas: str, yes: bool, json_: bool, **given: Any
-) -> None:
-    """Serve an imported model; waits until it is ready. Where it does not fit, a form that does is proposed."""
+    client: Client, /, model: str, gpus: str | None, replicas: str, name: str | None, yes: bool, json_: bool,
+    **given: Any,
+) -> None:  # fmt: skip
+    """Serve an imported model, or a Hugging Face folder, which is imported first; waits until it is ready. Where it
+    does not fit, a form that does is proposed."""
     named = [name.strip() for name in (gpus or "").split(",") if name.strip()]
     if replicas != "auto" and not replicas.isdecimal():
         raise click.UsageError("--replicas takes a number, or auto")
     count = replicas if replicas == "auto" else int(replicas)
     asked = {"model": model, "gpus": named, "replicas": count, **given}
+    bar = None
+    if is_folder(model):
+        bar = Progress(f"deploying {safe(Path(model).name)}", shown=not json_)
+        model, form = made_of_folder(client, asked, name, yes, bar, json_)
+        asked |= {"model": model, "form": form}
     try:
-        last = _deployed(client, asked, json_)
+        last = _deployed(client, asked, json_ or bar is not None)
     except DaemonError as error:
-        if error.code not in NO_ROOM or given["form"]:
+        if error.code not in NO_ROOM or asked["form"]:
             raise
         made = _make_one_that_fits(client, asked, error, yes, json_)
         last = _deployed(client, {**asked, "form": made}, json_)
+    finally:
+        if bar:
+            bar.end()
     if json_:
         return show_json(last)
     click.echo(
@@ -72,7 +85,7 @@ def _make_one_that_fits(client: Client, asked: dict[str, Any], error: DaemonErro
     click.echo(f"{safe(model)} does not fit: {safe(str(error))}", err=True)
     takes, free = size(best["bytes"]), size(best["free"])
     click.echo(f"As {best['type']} it would: {takes} instead of {size(best['now'])}.", err=True)
-    click.echo(f"Making that takes about {_long(best['seconds'])} here, and {takes} of {free} of disk.", err=True)
+    click.echo(f"Making that takes about {long(best['seconds'])} here, and {takes} of {free} of disk.", err=True)
     if not yes:
         if json_ or not sys.stdin.isatty():
             raise DaemonError(f"no form of {model} fits; --yes makes {best['type']}, and deploys that", error.code)
@@ -82,10 +95,6 @@ def _make_one_that_fits(client: Client, asked: dict[str, Any], error: DaemonErro
     if follow(client, job["id"], json_)["state"] != DONE:
         raise DaemonError(f"{model} was not made as {best['type']}: llmctl jobs show {job['id']}")
     return str(best["type"])
-
-
-def _long(seconds: float) -> str:
-    return f"{max(1, round(seconds))} s" if seconds < 120 else span(seconds)
 
 
 def _copies(model: dict[str, Any]) -> str:

@@ -9,6 +9,8 @@ from llmd.api.cli.connection import Client
 from llmd.api.cli.terminal import Progress, as_json, facts, json_before, moment, safe, show_json, size, table
 
 DONE = "done"
+# a bar that goes on behind a job has this share more
+BEHIND = 1.1
 SIZES = {"bytes", "size", "done", "total"}
 
 
@@ -76,16 +78,16 @@ def logs(client: Client, number: int, json_: bool) -> None:
         click.echo(safe(line))
 
 
-def follow(client: Client, number: int, json_: bool) -> dict[str, Any]:
-    """A bar until it has ended, and how. Ctrl-C goes away from it."""
+def follow(client: Client, number: int, json_: bool, bar: Progress | None = None) -> dict[str, Any]:
+    """A bar until it has ended, and how. Ctrl-C goes away from it. `bar`: one that goes on behind it."""
     job: dict[str, Any] = {}
-    bar: Progress | None = None
+    own = bar is None
     try:
         for event in client.events("POST", f"/jobs/{number}/follow"):
             job = event["job"]
             if job.get("total"):
                 bar = bar or Progress(f"job {number}, {_what(job)} of {safe(job['model'])}", shown=not json_)
-                bar.at(job["done"], job["total"])
+                bar.at(job["done"], job["total"] if own else int(job["total"] * BEHIND))
     except KeyboardInterrupt:
         if bar:
             bar.end()
@@ -93,9 +95,9 @@ def follow(client: Client, number: int, json_: bool) -> dict[str, Any]:
             f"it goes on: llmctl jobs show {number} --wait comes back, llmctl jobs cancel {number} ends it", err=True
         )
         raise
-    if bar:
+    if bar and (own or job["state"] != DONE):
         bar.end()
-    if not json_:
+    if not json_ and (own or job["state"] != DONE):
         click.echo(_ended(job), err=job["state"] != DONE)
     return job
 

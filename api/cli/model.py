@@ -9,6 +9,7 @@ from typing import Any, TextIO
 import click
 
 from llmd.api.cli.connection import Client
+from llmd.api.cli.folders import import_folder
 from llmd.api.cli.jobs import DONE, follow
 from llmd.api.cli.terminal import (
     SHORT,
@@ -47,7 +48,12 @@ def model() -> None:
 def import_(client: Client, file: Path, name: str | None, no_wait: bool, json_: bool) -> None:
     """Check a GGUF file and copy it in, or convert a Hugging Face model's folder. What is cut off leaves nothing."""
     if file.is_dir():
-        return _import_folder(client, file, name, no_wait, json_)
+        job = import_folder(client, file, name, wait=not no_wait, json_=json_)
+        if json_:
+            show_json(job)
+        elif job["state"] == DONE:
+            _told(client.call("GET", f"/models/{_part(job['model'])}"))
+        return sys.exit(1) if job["state"] in ("failed", "cancelled") else None
     bar = Progress(f"importing {safe(file.name)}", shown=not json_)
     found: dict[str, Any] = {}
     try:
@@ -66,20 +72,6 @@ def _told(found: dict[str, Any]) -> None:
     for line in _limits(found["info"]):
         click.echo(line)
     click.echo(f"serve it: llmctl deploy {safe(found['name'])}")
-
-
-def _import_folder(client: Client, folder: Path, name: str | None, no_wait: bool, json_: bool) -> None:
-    job = client.call("POST", "/models/folders", {"path": str(folder.absolute()), "name": name})
-    if not json_:
-        click.echo(f"job {job['id']}: {safe(folder.name)} becomes {safe(job['model'])}", err=True)
-    if not no_wait:
-        job = follow(client, job["id"], json_)
-    if json_:
-        show_json(job)
-    if job["state"] in ("failed", "cancelled"):
-        sys.exit(1)
-    if job["state"] == DONE and not json_:
-        _told(client.call("GET", f"/models/{_part(job['model'])}"))
 
 
 def _limits(info: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.importing import Importer
 from llmd.daemon.models.jobs import ENDED, Jobs
 from llmd.daemon.models.making import Asked, Maker
-from llmd.daemon.records import Job, Model
+from llmd.daemon.records import Job
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.store import StateThread
 
@@ -36,14 +36,6 @@ class Forms:
         told = [asdict(size) for size in await self.maker.sizes(name)]
         return [{name: value for name, value in size.items() if name != "shape"} for size in told]
 
-    async def proposal(self, model: Model, kind: str, count: int) -> dict[str, Any]:
-        """What making a form of so many bytes takes."""
-        return {
-            "model": model.name, "type": kind, "bytes": count, "now": model.size,
-            "seconds": round(await self.maker.seconds(model, kind), 1), "free": self.models.free(),
-            "again": self.maker.again(model),
-        }  # fmt: skip
-
     async def quantize(self, name: str, asked: Asked, actor: str) -> Job:
         """Queue a job that makes this form. Raises ModelNotFound, BadRequest, Conflict, NoSpace, ModelInvalid."""
         model = await self.state.run(lambda: self.models.show(name))
@@ -55,11 +47,12 @@ class Forms:
             result["job"] = job.id
         return job
 
-    async def import_folder(self, path: str, name: str | None, actor: str) -> Job:
-        """Queue a job that makes a model of a Hugging Face folder. Raises BadRequest, ModelInvalid, Conflict, NoSpace,
-        and Unavailable where nothing here converts."""
+    async def import_folder(self, path: str, name: str | None, form: dict[str, Any] | None, actor: str) -> Job:
+        """Queue a job that makes a model of a Hugging Face folder, and of that the form of this `type`. Raises
+        BadRequest, ModelInvalid, Conflict, NoSpace, and Unavailable where nothing here converts."""
         async with self.acts("admin.model_import", actor, file=PurePath(path).name, model=name) as result:
             name, wanted = await self.importer.asked(path, name)
+            wanted |= {"form": form} if form else {}
             job = await self.jobs.add(IMPORT, name, wanted, actor)
             result |= {"model": name, "job": job.id}
         return job

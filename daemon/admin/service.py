@@ -4,14 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llmd.daemon.admin.clients import Clients
 from llmd.daemon.admin.doctor import Doctor, rfc3339
 from llmd.daemon.admin.evictions import Evictions, made_room
+from llmd.daemon.admin.fitting import Deploying, Fitting
 from llmd.daemon.admin.forms import Forms
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import Config, ConfigError, changes
@@ -22,7 +22,7 @@ from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.models.checking import prompt
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.planning.plan import ON_CPU, File, Placement, Wish, forms
+from llmd.daemon.planning.plan import ON_CPU, Placement, Wish
 from llmd.daemon.planning.planner import Planner
 from llmd.daemon.records import Form, Model
 from llmd.daemon.serving.answer import Serving
@@ -30,8 +30,6 @@ from llmd.daemon.serving.deployment import Deployment, Replica
 from llmd.daemon.store import StateThread, Store
 
 log = logging.getLogger("llmd.admin")
-
-MIN_CONTEXT = 256
 
 
 @dataclass(slots=True)
@@ -55,6 +53,7 @@ class Service:
     planner: Planner
     evictions: Evictions
     forms: Forms
+    fitting: Fitting
     started: float
     version: str
 
@@ -88,36 +87,11 @@ class Service:
 
     # --- models
 
-    def wish(self, model: Model, ctx: int | None, slots: int | None, placement: Placement) -> Wish:
-        """What is asked of a deployment, with the configuration's defaults. Raises BadRequest for more context than the
-        model was trained for, NotFound for a form that it has not."""
-        c = self.config
-        trained = int(model.info.get("context_length") or 0)
-        if ctx is not None and trained and not MIN_CONTEXT <= ctx <= trained:
-            raise BadRequest(f"ctx takes {MIN_CONTEXT} to {trained} for this model", param="ctx")
-        context = ctx or min(c.context or trained, trained or c.context)
-        forms = [File(f.name, str(self.models.file(f.digest)), f.size, f.digest, f.info.get("shape"))
-                 for f in self._forms(model.name, placement.form)]  # fmt: skip
-        own, *others = sorted(forms, key=lambda one: one.digest != model.digest)
-        return Wish(
-            own.path, slots or c.slots, context, c.batch, c.chunk, c.threads, placement, own.shape, own.size,
-            digest=own.digest, form=own.name, others=tuple(others), keep_context=ctx is not None,
-            keep_slots=slots is not None,
-        )  # fmt: skip
-
-    def _forms(self, name: str, wanted: str | None) -> Sequence[Form]:
-        """All of a model, or the one of this type. Raises NotFound."""
-        forms = self.models.forms(name)
-        found = [form for form in forms if wanted is None or form.type == wanted.upper()]
-        if not found:
-            raise NotFound.among(f"form of {name}", (form.type for form in forms), param="form")
-        return found
-
     async def plan(self, name: str, ctx: int | None, slots: int | None, placement: Placement) -> dict[str, Any]:
         """Where a model would go as things are now. Raises ModelNotFound, BadRequest, DoesNotFit, Unavailable."""
 
         def work() -> Wish:
-            return self.wish(self.models.show(name), ctx, slots, placement)
+            return self.fitting.wish(self.models.show(name), Deploying(ctx, slots, placement))
 
         return {"model": name, **await self.planner.explain(name, await self.state.run(work))}
 
@@ -128,7 +102,8 @@ class Service:
             if wanted.evicted:
                 self.serving.pool.evicted[model.name] = made_room(wanted.evicted["for"], wanted.evicted["at"])
                 continue
-            wish = self.wish(model, wanted.ctx, wanted.slots, Placement.of(wanted.placement))
+            placement = Placement.of(wanted.placement)
+            wish = self.fitting.wish(model, Deploying(wanted.ctx, wanted.slots, placement))
             self.serving.pool.deploy(model.name, model.digest, wish, wanted.replicas)
 
     async def deploy(
@@ -153,7 +128,7 @@ class Service:
 
         def work() -> tuple[Model, Wish, bool]:
             model = self.models.show(name)
-            wish = self.wish(model, ctx, slots, placement)
+            wish = self.fitting.wish(model, Deploying(ctx, slots, placement))
             before = any(d.model == name for d in self.store.deployments())
             return model, wish, before
 
@@ -177,27 +152,6 @@ class Service:
             if deployment.state == "ready" and await self.planner.better(name, wish):
                 self.serving.pool.replan(deployment)
             return deployment, before
-
-    async def fitting(
-        self, name: str, ctx: int | None, slots: int | None, placement: Placement, replicas: int = 1
-    ) -> dict[str, Any]:
-        """The largest standard form that would fit and is not made yet; what making it takes. Raises ModelNotFound,
-        BadRequest, ModelInvalid, Conflict where one that is there fits, and DoesNotFit where none would."""
-        model = await self.state.run(lambda: self.models.show(name))
-        replaced = {d.model: d.wanted for d in self.serving.pool.all() if d.model == name and d.ready and d.wanted}
-        wish = await self.state.run(lambda: self.wish(model, ctx, slots, placement))
-        there = {form.form for form in forms(wish)}
-        with suppress(DoesNotFit, Unavailable):
-            await self.planner.check(name, wish, replaced, replicas)
-            raise Conflict(f"{name} fits as it is: nothing need be made")
-        for size in await self.forms.maker.smaller(model):
-            own = f"{name}@{size.type}"
-            with suppress(DoesNotFit, Unavailable):
-                made = replace(wish, form=own, path="", size=size.bytes, digest="", shape=size.shape, others=())
-                if own not in there:
-                    await self.planner.check(name, made, replaced, replicas)
-                    return await self.forms.proposal(model, size.type, size.bytes)
-        raise DoesNotFit(f"no form of {name} would fit")
 
     def chosen(self, deployment: Deployment) -> dict[str, Any]:
         """What a model serves with that is ready."""

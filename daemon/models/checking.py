@@ -44,10 +44,13 @@ async def check(path: str | os.PathLike[str], timeout: float = 60.0, *, backgrou
     raise _no_verdict("the check of this file")
 
 
-async def trial(path: str | os.PathLike[str], size: int, *, background: bool = False) -> dict[str, Any]:
+async def trial(
+    path: str | os.PathLike[str], size: int, *, background: bool = False, tried: bool = False
+) -> dict[str, Any]:
     """What of a checked file works: `conversations` (kind to reason, "" where it works) and `tried`, whether it has
-    computed a token; not where free memory does not hold its `size` bytes. Raises ModelInvalid."""
-    what, fits = "the trial of this model", size + TRIAL_BYTES < memory.available()
+    computed a token, which it need not where it is `tried` already; not where free memory does not hold its `size`
+    bytes. Raises ModelInvalid."""
+    what, fits = "the trial of this model", not tried and size + TRIAL_BYTES < memory.available()
     limits = children.Limits(address_space=2 * size + (16 << 30), file_size=MAX_ANSWER_BYTES, background=background)
     try:
         said = await _ask(
@@ -59,7 +62,7 @@ async def trial(path: str | os.PathLike[str], size: int, *, background: bool = F
     found = said.get("conversations")
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise _no_verdict(what)
-    return {"conversations": {_printable(k): _printable(v) for k, v in found.items()}, "tried": fits}
+    return {"conversations": {_printable(k): _printable(v) for k, v in found.items()}, "tried": fits or tried}
 
 
 async def prompt(path: str | os.PathLike[str], chat: bytes) -> str:

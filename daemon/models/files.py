@@ -214,11 +214,11 @@ class ModelStore:
 
         return await self._state.run(lambda: self._install(stage, digest, write))
 
-    async def take_in(self, stage: Path, name: str, source: str, info: dict[str, object]) -> Model:
+    async def take_in(self, stage: Path, name: str, source: str, info: dict[str, object], *, tried: bool) -> Model:
         """The staged file, which was made of `source`, is a model of that name; `info` is told of it beside what a
-        check finds. Raises ModelInvalid, Conflict where the name is taken."""
+        check finds. `tried`: it has computed already. Raises ModelInvalid, Conflict where the name is taken."""
         digest, size = await copying.read(stage, background=True)
-        return await self._take_in(stage, Model(name, digest, size, source, 0.0, info), background=True)
+        return await self._take_in(stage, Model(name, digest, size, source, 0.0, info), background=True, tried=tried)
 
     # --- an import's steps
 
@@ -265,10 +265,10 @@ class ModelStore:
             digest, size = await copying.read(stage)
             return await self._take_in(stage, Model(name, digest, size, found[0], 0.0, {}))
 
-    async def _take_in(self, stage: Path, model: Model, *, background: bool = False) -> Model:
+    async def _take_in(self, stage: Path, model: Model, *, background: bool = False, tried: bool = False) -> Model:
         """Check and try the staged file, and put it in its place with its row."""
         info = await check(stage / FILE, background=background)
-        info |= await trial(stage / FILE, model.size, background=background) | model.info
+        info |= await trial(stage / FILE, model.size, background=background, tried=tried) | model.info
         await in_thread(lambda: copying.seal(stage))
 
         def write() -> Model:

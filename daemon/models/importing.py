@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from llmd.daemon.models.checking import failed
 from llmd.daemon.models.copying import FILE, begin, in_thread
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.jobs import Tell
+from llmd.daemon.models.making import Maker
 from llmd.daemon.models.names import checked, name_of_folder
 from llmd.daemon.models.running import lines
-from llmd.daemon.records import Job
+from llmd.daemon.records import Job, Model
 from llmd.daemon.store import StateThread
 from llmd.quantize.checkpoint import Checkpoint
 from llmd.quantize.proof import MOST_DIFFERENCE
@@ -35,6 +38,10 @@ PACKAGE = "llmd-torch"
 INTERPRETERS = (Path("/usr/lib/llmd-torch/bin/python3"), children.PACKAGE / ".build/torch/bin/python")
 SCRATCH, LOGITS = "scratch", "logits.npz"  # in the stage: what the libraries leave, and a proof
 READ_SECONDS = 120.0
+# libraries are imported, bytes computed and written, in a second
+START_SECONDS, WRITE_RATE, SAMPLE_BYTES = 15.0, 150e6, 32 << 20
+# what a step takes, in bytes of the converted file: it is computed, held against the original, and tried
+COMPUTED, PROVEN, TRIED = 1.0, 0.5, 0.5
 # a header's tables, and what the tokenizer and the original's first words take beside the weights
 HEAD_BYTES = 256 << 20
 LIMITS = Limits(address_space=8 << 30, cpu_seconds=120)
@@ -43,8 +50,8 @@ LIMITS = Limits(address_space=8 << 30, cpu_seconds=120)
 class Importer:
     """`threads`: of the file's own first words; 0: as many as there are processors."""
 
-    def __init__(self, models: ModelStore, state: StateThread, threads: int) -> None:
-        self._models, self._state = models, state
+    def __init__(self, models: ModelStore, maker: Maker, state: StateThread, threads: int) -> None:
+        self._models, self._maker, self._state = models, maker, state
         self._threads = threads or len(os.sched_getaffinity(0))
 
     async def asked(self, path: str, name: str | None) -> tuple[str, dict[str, Any]]:
@@ -60,7 +67,28 @@ class Importer:
             )
         interpreter()
         self._models.make_room(found.converted + HEAD_BYTES)
-        return name, {"path": str(folder), "bytes": found.converted, "architecture": found.architecture}
+        return name, {
+            "path": str(folder), "bytes": found.converted, "read": found.bytes, "architecture": found.architecture,
+        }  # fmt: skip
+
+    async def held(self, path: str, name: str | None) -> Model | None:
+        """The model that was made of this folder already. Raises BadRequest."""
+        folder = await in_thread(lambda: _folder(path))
+        models = await self._state.run(self._models.list)
+        return next((m for m in models if m.source == str(folder) and name in (None, m.name)), None)
+
+    async def seconds(self, folder: Path, size: int) -> float:
+        """About what converting it into so many bytes takes: reading is measured now."""
+
+        def sample() -> float:
+            file = max(folder.glob("*.safetensors"), key=lambda one: one.stat().st_size)
+            begun, count = time.perf_counter(), 0
+            with file.open("rb", buffering=0) as data:
+                while count < SAMPLE_BYTES and (more := data.read(1 << 20)):
+                    count += len(more)
+            return (time.perf_counter() - begun) / count
+
+        return START_SECONDS + size * (await in_thread(sample) + 1 / WRITE_RATE)
 
     async def read(self, folder: Path) -> Checkpoint:
         """What the folder holds. Raises ModelInvalid."""
@@ -86,19 +114,33 @@ class Importer:
         """What a job of kind `import` does; its result. Raises LlmdError."""
         folder, size = await in_thread(lambda: _folder(job.asked["path"])), int(job.asked["bytes"])
         async with self._models.stage(size + HEAD_BYTES) as (stage, count):
-            unproven = ""
+            form, unproven = job.asked.get("form"), ""
+            whole = int(size * (COMPUTED + PROVEN + TRIED + (1 if form else 0)))
             async for line in self._convert("convert", folder, stage, os.fspath(stage / SCRATCH / LOGITS)):
-                tell(int(line.get("done", 0)), int(line.get("total", 0)), str(line.get("log", "")))
+                share = int(line.get("done", 0)) / max(1, int(line.get("total", 1)))
+                tell(int(size * COMPUTED * share), whole if "done" in line else 0, str(line.get("log", "")))
                 unproven = str(line.get("unproven", unproven))
                 if "done" in line:
                     count(int(line["done"]), max(size + HEAD_BYTES, int(line["done"])))
             proof = {"unproven": unproven} if unproven else await self._proof(stage)
-            tell(0, 0, _words(proof))
+            tell(int(size * (COMPUTED + PROVEN)), whole, _words(proof))
             await in_thread(lambda: shutil.rmtree(stage / SCRATCH))
             made = {"from": job.asked["architecture"], "llama_cpp": version("llama-cpp-python"),
                     "llmd": version("llmd-appliance")}  # fmt: skip
-            model = await self._models.take_in(stage, job.model, str(folder), {"proof": proof, "converted": made})
-        return {"model": model.name, "digest": model.digest, "size": model.size, "proof": proof}
+            model = await self._models.take_in(
+                stage, job.model, str(folder), {"proof": proof, "converted": made},
+                tried=not unproven,
+            )  # fmt: skip
+        done = {"model": model.name, "digest": model.digest, "size": model.size, "proof": proof}
+        if form is None:
+            tell(whole, whole, "")
+            return done
+
+        def beside(at: int, total: int, line: str) -> None:
+            share = at / total if total else 0
+            tell(whole - size + int(size * share), whole if total else 0, line)
+
+        return done | await self._maker.make(replace(job, asked={**form, "digest": model.digest}), beside)
 
     async def _convert(self, what: str, folder: Path, stage: Path, *more: str) -> AsyncIterator[dict[str, Any]]:
         def start() -> None:

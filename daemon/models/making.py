@@ -10,6 +10,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from llmd.daemon.children import Limits
@@ -21,7 +22,8 @@ from llmd.daemon.models.jobs import Tell
 from llmd.daemon.models.running import lines
 from llmd.daemon.records import Form, Job, Model
 from llmd.daemon.store import StateThread
-from llmd.quantize.quantizing import STANDARD, TYPES, WHOLE, Size
+from llmd.quantize.quantizing import STANDARD, TYPES, WHOLE
+from llmd.quantize.quantizing import Size as Size
 from llmd.quantize.shape import Shape
 
 SIZES_SECONDS = 120.0
@@ -46,7 +48,10 @@ class Maker:
 
     async def sizes(self, name: str) -> list[Size]:
         """Every type's file as it would be, the largest first. Raises ModelNotFound, ModelInvalid."""
-        path = await self._state.run(lambda: self._models.path(name))
+        return await self.sizes_of(await self._state.run(lambda: self._models.path(name)))
+
+    async def sizes_of(self, path: Path) -> list[Size]:
+        """As `sizes`, of a file that may have no data yet."""
         try:
             async with asyncio.timeout(SIZES_SECONDS):
                 told = [line async for line in lines(WHAT, QUANTIZING, "sizes", os.fspath(path))]
@@ -61,12 +66,21 @@ class Maker:
 
     async def smaller(self, model: Model) -> list[Size]:
         """The standard types that take less than the model's own file, the largest first. Raises ModelInvalid."""
-        return [s for s in await self.sizes(model.name) if s.type in STANDARD and s.bytes < model.size]
+        return await self.smaller_of(self._models.file(model.digest), model.size)
+
+    async def smaller_of(self, path: Path, size: int, kind: str | None = None) -> list[Size]:
+        """As `smaller`, of a file that may have no data yet and will have so many bytes. `kind`: this type only."""
+        found = [s for s in await self.sizes_of(path) if s.bytes < size]
+        return [s for s in found if (s.type in STANDARD if kind is None else s.type == kind)]
 
     async def seconds(self, model: Model, kind: str) -> float:
         """About what making that type takes on this machine, as it is measured now. Raises ModelInvalid."""
-        path = os.fspath(self._models.file(model.digest))
-        said = [line async for line in lines(WHAT, QUANTIZING, "speed", path, kind, str(self._threads))]
+        return await self.seconds_of(self._models.file(model.digest), kind)
+
+    async def seconds_of(self, path: Path, kind: str) -> float:
+        """As `seconds`, of a file that may have no data yet."""
+        given = (os.fspath(path), kind, str(self._threads))
+        said = [line async for line in lines(WHAT, QUANTIZING, "speed", *given)]
         if not isinstance(said[-1].get("seconds"), int | float):
             raise failed(WHAT)
         return float(said[-1]["seconds"])

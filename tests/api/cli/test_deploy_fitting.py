@@ -9,6 +9,7 @@ from scripted_admin import Admin, scripted
 from small_models import ATTENTION, DENSE, model, write
 
 from llmd.daemon import memory
+from llmd.daemon.admin.fitting import Deploying
 from llmd.daemon.errors import Conflict
 from llmd.daemon.planning import plan
 from llmd.daemon.planning.plan import Placement
@@ -29,7 +30,7 @@ async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
 def short_of(admin: Admin, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """This machine's memory lacks so many bytes of what the model needs, as it was imported."""
     service = admin.daemon.service
-    need = plan.memory(service.wish(service.models.show("small"), 256, 1, Placement())).total
+    need = plan.memory(service.fitting.wish(service.models.show("small"), Deploying(256, 1, Placement()))).total
     monkeypatch.setattr(memory, "available", lambda: need - count)
 
 
@@ -63,7 +64,7 @@ async def test_with_room_nothing_is_made(admin: Admin) -> None:
     (deployment,) = admin.daemon.pool.all()
     assert deployment.replicas[0].worker and deployment.replicas[0].worker.settings.form == "small@F32"
     with pytest.raises(Conflict, match="fits as it is"):
-        await admin.daemon.service.fitting("small", 256, 1, Placement())
+        await admin.daemon.service.fitting.of_model("small", Deploying(256, 1, Placement()))
 
 
 async def test_what_no_form_fits_is_refused_as_before(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:

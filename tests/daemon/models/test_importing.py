@@ -15,6 +15,7 @@ from llmd.daemon.errors import BadRequest, Conflict, LlmdError, ModelInvalid, No
 from llmd.daemon.models import importing
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.importing import Importer
+from llmd.daemon.models.making import Maker
 from llmd.daemon.records import Job
 from llmd.daemon.store import StateThread, Store
 
@@ -24,7 +25,7 @@ class Place:
         self.folder, self.state = folder, StateThread()
         self.store = Store(folder / "state.db")
         self.models = ModelStore(folder / "models", self.store, self.state)
-        self.importer = Importer(self.models, self.state, 2)
+        self.importer = Importer(self.models, Maker(self.models, self.state, 2), self.state, 2)
         self.told: list[tuple[int, int, str]] = []
 
     async def job(self, path: Path, name: str | None = None) -> Job:

@@ -1,0 +1,127 @@
+"""What a deployment is asked to load, and which form of a model would fit: of one that is here, or of a Hugging Face
+folder that is not converted yet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmd.daemon.config import Config
+from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, LlmdError, NotFound, Unavailable
+from llmd.daemon.models.checking import check
+from llmd.daemon.models.files import ModelStore
+from llmd.daemon.models.importing import HEAD_BYTES, Importer
+from llmd.daemon.models.making import Maker, Size
+from llmd.daemon.planning.plan import File, Placement, Wish, forms
+from llmd.daemon.planning.planner import Planner
+from llmd.daemon.records import Form, Model
+from llmd.daemon.serving.pool import Pool
+from llmd.daemon.store import StateThread
+
+MIN_CONTEXT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Deploying:
+    """What is asked of a deployment, by hand: the rest is the configuration's or the plan's."""
+
+    ctx: int | None
+    slots: int | None
+    placement: Placement
+    replicas: int = 1
+
+
+@dataclass(slots=True)
+class Fitting:
+    config: Config
+    models: ModelStore
+    state: StateThread
+    planner: Planner
+    maker: Maker
+    importer: Importer
+    pool: Pool
+
+    def wish(self, model: Model, asked: Deploying, own: Sequence[Form] | None = None) -> Wish:
+        """What is asked of a deployment, with the configuration's defaults. `own`: the model's forms, where it is not
+        here. Raises BadRequest for more context than the model was trained for, NotFound for a form that it has not."""
+        c, ctx, slots = self.config, asked.ctx, asked.slots
+        trained = int(model.info.get("context_length") or 0)
+        if ctx is not None and trained and not MIN_CONTEXT <= ctx <= trained:
+            raise BadRequest(f"ctx takes {MIN_CONTEXT} to {trained} for this model", param="ctx")
+        context = ctx or min(c.context or trained, trained or c.context)
+        there = self._forms(model.name, asked.placement.form) if own is None else own
+        files = [File(f.name, str(self.models.file(f.digest)), f.size, f.digest, f.info.get("shape")) for f in there]
+        first, *others = sorted(files, key=lambda one: one.digest != model.digest)
+        return Wish(
+            first.path, slots or c.slots, context, c.batch, c.chunk, c.threads, asked.placement, first.shape,
+            first.size, digest=first.digest, form=first.name, others=tuple(others), keep_context=ctx is not None,
+            keep_slots=slots is not None,
+        )  # fmt: skip
+
+    def _forms(self, name: str, wanted: str | None) -> Sequence[Form]:
+        """All of a model, or the one of this type. Raises NotFound."""
+        forms = self.models.forms(name)
+        found = [form for form in forms if wanted is None or form.type == wanted.upper()]
+        if not found:
+            raise NotFound.among(f"form of {name}", (form.type for form in forms), param="form")
+        return found
+
+    async def of_model(self, name: str, asked: Deploying) -> dict[str, Any]:
+        """The largest standard form that would fit and is not made yet; what making it takes. Raises ModelNotFound,
+        BadRequest, ModelInvalid, Conflict where one that is there fits, and DoesNotFit where none would."""
+        model = await self.state.run(lambda: self.models.show(name))
+        wish = await self.state.run(lambda: self.wish(model, asked))
+        there = {form.form for form in forms(wish)}
+        if await self._why_not(name, wish, asked) is None:
+            raise Conflict(f"{name} fits as it is: nothing need be made")
+        smaller = [size for size in await self.maker.smaller(model) if f"{name}@{size.type}" not in there]
+        size = await self._first(name, wish, asked, smaller)
+        return {
+            "model": name, "type": size.type, "bytes": size.bytes, "now": model.size,
+            "seconds": round(await self.maker.seconds(model, size.type), 1), "free": self.models.free(),
+            "again": self.maker.again(model),
+        }  # fmt: skip
+
+    async def of_folder(self, path: str, name: str | None, asked: Deploying) -> dict[str, Any]:
+        """What a Hugging Face folder's model takes, and the form of it that fits: `type` is None where it does as it
+        is, or where a model was made of this folder already (`there`). Raises what an import of it would, BadRequest,
+        and DoesNotFit."""
+        if there := await self.importer.held(path, name):
+            return {"model": there.name, "there": True, "type": None}
+        name, job = await self.importer.asked(path, name)
+        folder, kind = Path(job["path"]), asked.placement.form and asked.placement.form.upper()
+        async with self.importer.outlined(folder) as file:
+            info = await check(file)
+            model = Model(name, "", int(info["size"]), str(folder), 0.0, info)
+            whole = Form(name, str(info["file_type"]), "", model.size, info)
+            plain = replace(asked, placement=replace(asked.placement, form=None))
+            wish = self.wish(model, plain, [whole])
+            why = await self._why_not(name, wish, plain)
+            size, seconds = None, await self.importer.seconds(folder, model.size)
+            if kind not in (None, whole.type) or (why and kind is None):
+                size = await self._first(name, wish, plain, await self.maker.smaller_of(file, model.size, kind))
+                seconds += await self.maker.seconds_of(file, size.type)
+        self.models.make_room(model.size + HEAD_BYTES + (size.bytes if size else 0))
+        return {
+            "model": name, "there": False, "type": size and size.type, "bytes": size and size.bytes, "now": model.size,
+            "read": job["read"], "why": why and why.message, "seconds": round(seconds, 1), "free": self.models.free(),
+        }  # fmt: skip
+
+    async def _why_not(self, name: str, wish: Wish, asked: Deploying) -> LlmdError | None:
+        """Why memory does not hold it; None where it does."""
+        replaced = {d.model: d.wanted for d in self.pool.all() if d.model == name and d.ready and d.wanted}
+        try:
+            await self.planner.check(name, wish, replaced, asked.replicas)
+        except (DoesNotFit, Unavailable) as e:
+            return e
+        return None
+
+    async def _first(self, name: str, wish: Wish, asked: Deploying, sizes: Sequence[Size]) -> Size:
+        """The first form that would fit. Raises DoesNotFit."""
+        for size in sizes:
+            made = replace(
+                wish, form=f"{name}@{size.type}", path="", size=size.bytes, digest="", shape=size.shape, others=()
+            )
+            if await self._why_not(name, made, asked) is None:
+                return size
+        raise DoesNotFit(f"no form of {name} would fit")
