@@ -3,6 +3,7 @@
 #
 #   packaging/deb.sh [FOLDER]              where it is built; default: .build/deb
 #   CUDA=FOLDER packaging/deb.sh [FOLDER]  also llmd-cuda, of what packaging/build_cuda.sh made; its path is printed next
+#   TORCH=FOLDER packaging/deb.sh [FOLDER] also llmd-torch, of what packaging/torch_house.sh fetched; and its path
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,7 +21,11 @@ profiles=()
 if [[ ${CUDA:-} ]]; then
     mkdir "$FOLDER/llmd-$version/wheelhouse/cuda"
     cp "$CUDA"/libggml-cuda.so "$CUDA"/wheels/nvidia_{cuda_runtime,cublas,nccl}*.whl "$FOLDER/llmd-$version/wheelhouse/cuda/"
-    profiles=(--build-profiles=pkg.llmd.cuda)
+    profiles=(pkg.llmd.cuda)
+fi
+if [[ ${TORCH:-} ]]; then
+    cp -r "$TORCH" "$FOLDER/llmd-$version/wheelhouse/torch"
+    profiles+=(pkg.llmd.torch)
 fi
 # our own wheel, built without a network from what is staged
 (
@@ -34,8 +39,10 @@ fi
     # a network that is not there cannot be used by mistake
     isolated=()
     unshare --net true 2>/dev/null && isolated=(unshare --net)
-    "${isolated[@]}" dpkg-buildpackage --build=binary --no-sign --no-check-builddeps "${profiles[@]}" >"$FOLDER/build.log" 2>&1 ||
+    "${isolated[@]}" dpkg-buildpackage --build=binary --no-sign --no-check-builddeps ${profiles:+"--build-profiles=$(IFS=, && echo "${profiles[*]}")"} \
+        >"$FOLDER/build.log" 2>&1 ||
         { tail -n 40 "$FOLDER/build.log" >&2 && exit 1; }
 )
 echo "$FOLDER/llmd_${version}_amd64.deb"
 [[ ! ${CUDA:-} ]] || echo "$FOLDER/llmd-cuda_${version}_amd64.deb"
+[[ ! ${TORCH:-} ]] || echo "$FOLDER/llmd-torch_${version}_amd64.deb"

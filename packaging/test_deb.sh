@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The package as an administrator meets it: built twice (the same bytes), looked through by lintian, and installed into a
 # clean Debian 12 without a network: first token, remove, purge. Root, in mount, process and network namespaces of its own.
-# llmd-cuda is built and installed beside it from libraries that have CUDA's names and needs and nothing in them.
+# llmd-cuda and llmd-torch are built and installed beside it from libraries and wheels that have the real ones' names and
+# nothing in them. TORCH=FOLDER (packaging/torch_house.sh) MODEL_FOLDER=FOLDER: the real llmd-torch converts that model.
 #
 # The clean root is made once, in ~/.cache/llmd/debian. Each step's seconds are printed.
 set -euo pipefail
@@ -17,22 +18,33 @@ tools debhelper dpkg-dev lintian mmdebstrap gpg util-linux python3 python3-venv 
 base
 say "building"
 first=$(packaging/deb.sh "$WORK/one")
-say "building it again, elsewhere, and llmd-cuda"
+say "building it again, elsewhere, llmd-cuda and llmd-torch"
 .venv/bin/python tests/cuda_standins.py "$WORK/cuda"
-mapfile -t built < <(CUDA=$WORK/cuda packaging/deb.sh "$WORK/another/folder")
-second=${built[0]} cuda=${built[1]}
+[[ ${TORCH:-} ]] || .venv/bin/python tests/torch_standins.py "$WORK/torch"
+mapfile -t built < <(CUDA=$WORK/cuda TORCH=${TORCH:-$WORK/torch} packaging/deb.sh "$WORK/another/folder")
+second=${built[0]} cuda=${built[1]} torch=${built[2]}
 cmp "$first" "$second" || fail "two builds differ"
 say "looking it through"
-lintian --allow-root --fail-on error,warning --tag-display-limit 0 "$first" "$cuda" || fail "lintian"
+lintian --allow-root --fail-on error,warning --tag-display-limit 0 "$first" "$cuda" "$torch" || fail "lintian"
 root=$WORK/debian
 mkdir -p "$root"
 tar -xf "$BASE" -C "$root"
 cp "$first" "$root/srv/llmd.deb"
 cp "$cuda" "$root/srv/llmd-cuda.deb"
+cp "$torch" "$root/srv/llmd-torch.deb"
 cp "$MODEL" "$root/srv/model.gguf"
+.venv/bin/python - "$root/srv/Some-Model" <<'PY'
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from hf_folder import Folder
+Folder().write(Path(sys.argv[1]))
+PY
+[[ ! ${TORCH:-} ]] || cp -r "$MODEL_FOLDER" "$root/srv/Real-Model"
 cp packaging/test_deb_inside.sh "$root/srv/inside.sh"
 say "reading it for paths of the build"
 dpkg-deb --raw-extract "$first" "$WORK/raw"
+dpkg-deb --raw-extract "$torch" "$WORK/raw/torch"
 ! grep -rlF -e "$WORK" -e "$CACHE" "$WORK/raw" || fail "these name a folder of the build"
 rm -rf "$WORK/raw"
 say "installing it"

@@ -35,6 +35,22 @@ llmctl doctor | grep -E 'cpu engine|audit' || true
 llmctl doctor | grep -q '^ok *cpu engine: ' || fail "no library was chosen for the CPU"
 [[ $(installed) == "$before" ]] || fail "something was written below /usr"
 
+# Hugging Face models are the package llmd-torch's: without it the error says so, with it a child of its converts them
+chown -R llmd: /srv/Some-Model
+llmctl model import /srv/Some-Model >/tmp/import.log 2>&1 && fail "a folder was imported without llmd-torch"
+grep -q 'package llmd-torch, which is not installed' /tmp/import.log || { cat /tmp/import.log; fail "an import without llmd-torch"; }
+apt-get install -y --no-install-recommends /srv/llmd-torch.deb >/tmp/install.log 2>&1 || { cat /tmp/install.log; fail "installing llmd-torch"; }
+llmctl model import /srv/Some-Model >/tmp/import.log 2>&1 && fail "a folder that is no model was imported"
+grep -q 'it cannot be converted\|lacks' /tmp/import.log || { cat /tmp/import.log; fail "an import with llmd-torch"; }
+if [[ -d /srv/Real-Model ]]; then
+    chown -R llmd: /srv/Real-Model
+    llmctl model import /srv/Real-Model || { cat /tmp/llmd.log; fail "converting a model"; }
+fi
+dpkg -V llmd-torch || fail "dpkg -V llmd-torch"
+[[ -f /usr/share/doc/llmd-torch/sbom.cdx.json ]] || fail "no bill of llmd-torch"
+apt-get remove -y llmd-torch >/dev/null 2>&1
+[[ ! -e /usr/lib/llmd-torch ]] || fail "llmd-torch leaves something"
+
 # a library that crashes is stepped down from
 used=$(sed 's/.*"variant": "\([a-z0-9]*\)".*/\1/' /var/lib/llmd/cpu.json)
 pkill -TERM -u llmd -f 'llmd serve' && sleep 2

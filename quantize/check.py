@@ -17,7 +17,7 @@ from typing import Any
 from llmd.daemon.errors import ModelInvalid
 from llmd.quantize import backends
 from llmd.quantize.architectures import KNOWN
-from llmd.quantize.header import Array, Header, read_header
+from llmd.quantize.header import Array, Header, generation_defaults, read_header
 from llmd.quantize.shape import shape_of
 
 MAX_BLOCKS = 1024
@@ -31,7 +31,7 @@ MAX_MESSAGE_CHARS = 2000
 INFO_FIELDS = {
     "architecture": str, "name": str, "parameters": int, "file_type": str, "context_length": int,
     "embedding_length": int,
-    "block_count": int, "vocab": int, "chat_template": bool, "size": int, "shape": dict,
+    "block_count": int, "vocab": int, "chat_template": bool, "size": int, "generation": dict, "shape": dict,
 }  # fmt: skip
 
 # general.file_type, as llama.cpp numbers it
@@ -169,6 +169,7 @@ def describe(header: Header) -> dict[str, Any]:
         "vocab": keys["tokenizer.ggml.tokens"].count,
         "chat_template": isinstance(keys.get("tokenizer.chat_template"), str),
         "size": header.file_size,
+        "generation": generation_defaults(keys.get),
         "shape": shape_of(header).to_dict(),
     }
 

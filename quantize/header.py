@@ -8,6 +8,7 @@ github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 import math
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,6 +88,28 @@ class Header:
     data_offset: int
     file_size: int
     head_size: int = 0  # bytes up to the last tensor's entry
+
+
+# what a file asks for where a request does not say: its key, the parameter's name, the least and the most
+_GENERATION = (
+    ("temp", "temperature", 0.0, 2.0), ("top_k", "top_k", 0.0, 1e6), ("top_p", "top_p", 1e-6, 1.0),
+    ("min_p", "min_p", 0.0, 1.0), ("penalty_repeat", "repeat_penalty", 1e-6, 10.0),
+)  # fmt: skip
+
+
+def generation_defaults(value_of: Callable[[str], Any]) -> dict[str, float]:
+    """A model's own defaults of generation, by the names of parameters; what is no number, or beyond its bounds, is
+    left out. `value_of` gives a key's value, or None."""
+    found: dict[str, float] = {}
+    for key, name, least, most in _GENERATION:
+        value = value_of(f"general.sampling.{key}")
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            continue
+        if not isinstance(value, bool) and least <= number <= most:
+            found[name] = int(number) if name == "top_k" else number
+    return found
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:

@@ -131,6 +131,7 @@ def show(client: Client, name: str, json_: bool) -> None:
     info = {k: v for k, v in found_info.items() if k not in ("size", "proof")}
     info["title"] = info.pop("name", None)
     info["conversations"] = ", ".join(kind for kind, reason in info.get("conversations", {}).items() if not reason)
+    info["generation"] = ", ".join(f"{name} {value:g}" for name, value in (info.get("generation") or {}).items())
     if made := info.pop("converted", None):
         info["converted from"] = made["from"]
     shown = {**found, "imported": moment(found["imported"]), "size": size(found["size"]), **info}

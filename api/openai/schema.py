@@ -17,6 +17,9 @@ from llmd.daemon.engine import messages as engine
 from llmd.daemon.engine.messages import Prompt, RawText, SamplingParams, Tokens
 from llmd.daemon.errors import BadRequest
 
+# parameters that a model may have defaults of its own for
+OF_MODELS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+
 # OpenAI's own
 COMPLETION_TOKENS = 16
 
@@ -77,7 +80,7 @@ class Generation(Body, abc.ABC):
         """How many messages, parts or tokens `prompts` looks at."""
 
     def params(self) -> SamplingParams:
-        """The engine's parameters; what was not given has llama.cpp's own defaults."""
+        """The engine's parameters; what was not given has the model's own defaults, or llama.cpp's."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         given: dict[str, Any] = {
             "temperature": self.temperature, "top_p": self.top_p, "min_p": self.min_p,
@@ -92,6 +95,7 @@ class Generation(Body, abc.ABC):
             stop=tuple(filter(None, stop)),
             logprobs=self.wanted_logprobs(),
             logit_bias=tuple((int(t), b) for t, b in (self.logit_bias or {}).items()),
+            unset=tuple(name for name in OF_MODELS if given[name] is None),
             **{k: v for k, v in given.items() if v is not None},
         )
 

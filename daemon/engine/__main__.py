@@ -16,7 +16,9 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from queue import SimpleQueue
+from typing import Any
 
 from llmd.daemon.engine import messages
 from llmd.daemon.engine.deadline import Deadline
@@ -148,8 +150,11 @@ class Worker:
         for prompt, tokens in zip(work.prompts, prompts, strict=True):
             if len(tokens) >= self._runner.info.context:
                 raise overflow(self._runner.info.context, len(tokens), named(prompt))
+        own = self._runner.info.defaults
+        wanted: dict[str, Any] = {name: own[name] for name in work.params.unset if name in own}
+        params = replace(work.params, **wanted)
         requests = [
-            Request(id_, owner, tokens, work.params, work.choices, at * work.choices, beginnings(owner, tokens))
+            Request(id_, owner, tokens, params, work.choices, at * work.choices, beginnings(owner, tokens))
             for at, tokens in enumerate(prompts)
         ]
         self.send(Step((Started(id_, sum(map(len, prompts))),)))

@@ -148,6 +148,7 @@ class LlamaRunner:
             longest_token=vocabulary.longest,
             space_prefix=vocabulary.space_prefix,
             overlaps=self._gpu,
+            defaults=vocabulary.defaults,
         )
 
     def _arrays(self, size: int) -> None:

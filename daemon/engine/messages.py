@@ -70,6 +70,8 @@ class SamplingParams:
     logprobs: int | None = None  # None: none; n: the chosen token's and the n likeliest
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    # of the fields above those that were not given: a model's own defaults are used, where its file has any
+    unset: tuple[str, ...] = ()
 
 
 class ToolCall(msgspec.Struct, frozen=True, array_like=True, gc=False):

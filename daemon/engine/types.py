@@ -147,6 +147,8 @@ class ModelInfo:
     space_prefix: bool = False
     # `Runner.launch` returns while the device computes: what is done before `collect` costs no time
     overlaps: bool = False
+    # what its file asks for where a request does not say, by the names of `SamplingParams`
+    defaults: abc.Mapping[str, float] = field(default_factory=dict)
 
 
 # of one slot: a bit a token of the vocabulary, the lowest first, in 32-bit words; without its bit a token is not

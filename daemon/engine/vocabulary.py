@@ -10,6 +10,7 @@ import llama_cpp.llama_cpp as lib
 
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 from llmd.quantize import backends
+from llmd.quantize.header import generation_defaults
 
 # tokenizers of whose tokens' texts the whole text consists
 LOSSLESS = {
@@ -57,9 +58,10 @@ def of_file(path: str) -> "Vocabulary":
     return Vocabulary(load(path, params))
 
 
-def _says_no(model: Any, key: str) -> bool:
-    text = ctypes.create_string_buffer(8)
-    return lib.llama_model_meta_val_str(model, key.encode(), text, 8) > 0 and text.value == b"false"
+def _value(model: Any, key: str) -> str | None:
+    text = ctypes.create_string_buffer(64)
+    found = lib.llama_model_meta_val_str(model, key.encode(), text, 64) > 0
+    return text.value.decode(errors="replace") if found else None
 
 
 class Vocabulary:
@@ -76,9 +78,9 @@ class Vocabulary:
         self.chat_template: str | None = template.decode(errors="replace") if template else None
         self._added_at_end = eos if lib.llama_vocab_get_add_eos(self._vocab) else -1
         self._pieces: dict[int, bytes] = {}
-        self.space_prefix = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_SPM and not _says_no(
-            model, "tokenizer.ggml.add_space_prefix"
-        )
+        spaces = _value(model, "tokenizer.ggml.add_space_prefix") != "false"
+        self.space_prefix = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_SPM and spaces
+        self.defaults = generation_defaults(lambda key: _value(model, key))
 
     @property
     def ends(self) -> frozenset[int]:

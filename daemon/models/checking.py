@@ -40,6 +40,8 @@ async def check(path: str | os.PathLike[str], timeout: float = 60.0, *, backgrou
         info = said["info"]
         if all(type(info[k]) is kind for k, kind in INFO_FIELDS.items()):
             Shape.from_dict(info["shape"])
+            if not all(type(value) in (int, float) for value in info["generation"].values()):
+                raise ValueError("what a model asks for is no number")
             return {k: info[k] for k in INFO_FIELDS}
     raise _no_verdict("the check of this file")
 

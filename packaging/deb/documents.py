@@ -1,20 +1,16 @@
-"""What the package has to read, made from what it holds: man pages from the commands' own help, and the list of every
-wheel in it (CycloneDX).
+"""What the package has to read: man pages from the commands' own help.
 
-python -I packaging/deb/documents.py ROOT SITE LOCK      run by debian/rules, with the package's own Python
+python -I packaging/deb/documents.py ROOT      run by debian/rules, with the package's own Python
 """
 
 import argparse
 import gzip
-import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -81,47 +77,13 @@ def of_configuration(text: str) -> tuple[str, str]:
     return "llmd.toml.5", page("llmd.toml", 5, "configuration of llmd", "/etc/llmd/llmd.toml", parts, ".BR llmd (8)")
 
 
-# --- what is in the package
-
-
-def component(one: Distribution, hashes: dict[str, str]) -> dict[str, Any]:
-    name, meta = one.metadata["Name"], one.metadata
-    purl = f"pkg:pypi/{name.lower().replace('_', '-')}@{one.version}"
-    licence = meta.get("License-Expression") or (meta.get("License") or "").split("\n")[0][:100] or _classified(one)
-    found: dict[str, Any] = {"type": "library", "bom-ref": purl, "name": name, "version": one.version, "purl": purl}
-    if licence:
-        found["licenses"] = [{"license": {"name": licence}}]
-    if digest := hashes.get(name.lower().replace("_", "-")):
-        found["hashes"] = [{"alg": "SHA-256", "content": digest}]
-    return found
-
-
-def _classified(one: Distribution) -> str:
-    said = [value for key, value in one.metadata.items() if key == "Classifier" and value.startswith("License ::")]
-    return said[0].rpartition(" :: ")[2] if said else ""
-
-
-def bill(site: Path, lock: Path) -> dict[str, Any]:
-    pinned = re.findall(r"^(\S+)==\S+ --hash=sha256:(\w+)$", lock.read_text(), re.MULTILINE)
-    hashes = {name.lower().replace("_", "-"): digest for name, digest in pinned}
-    found = sorted((component(one, hashes) for one in distributions(path=[str(site)])), key=lambda c: c["purl"])
-    return {
-        "bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1,
-        "metadata": {"timestamp": f"{WHEN:%Y-%m-%dT%H:%M:%SZ}", "component": {"type": "application", "name": "llmd"}},
-        "components": found,
-    }  # fmt: skip
-
-
 def main() -> None:
-    root, site, lock = map(Path, sys.argv[1:])
+    root = Path(sys.argv[1])
     pages = [*of_click(llmctl, ["llmctl"]), of_daemon(), of_configuration(Path("docs/configuration.md").read_text())]
     for name, text in pages:
         folder = root / "usr/share/man" / f"man{name[-1]}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
-    doc = root / "usr/share/doc/llmd"
-    doc.mkdir(parents=True, exist_ok=True)
-    (doc / "sbom.cdx.json").write_text(json.dumps(bill(site, lock), indent=1) + "\n")
 
 
 if __name__ == "__main__":

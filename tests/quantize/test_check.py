@@ -57,7 +57,7 @@ def test_a_good_file(tmp_path: Path) -> None:
     assert describe(header) == {
         "architecture": "llama", "name": "tiny 0", "parameters": sum(math.prod(t.shape) for t in header.tensors),
         "file_type": "F32", "context_length": 64, "embedding_length": 32, "block_count": 1, "vocab": 260,
-        "chat_template": False, "size": path.stat().st_size, "shape": shape_of(header).to_dict(),
+        "chat_template": False, "size": path.stat().st_size, "generation": {}, "shape": shape_of(header).to_dict(),
     }  # fmt: skip
 
 
@@ -83,6 +83,17 @@ def test_good_kinds(tmp_path: Path, name: str) -> None:
     header = read_header(tmp_path / "x.gguf")
     assert {t.name: t.shape for t in header.tensors} == {name: shape for name, (shape, _) in file.tensors.items()}
     assert header.metadata.keys() == file.keys.keys()
+
+
+def test_a_models_own_defaults_of_generation(tmp_path: Path) -> None:
+    file = tiny()
+    file.keys |= {
+        "general.sampling.temp": (F32, 0.5), "general.sampling.top_k": (I32, 20), "general.sampling.top_p": (F32, 1.5),
+        "general.sampling.min_p": (STR, "much"), "general.sampling.penalty_repeat": (BOOL, True),
+    }  # fmt: skip
+    path = tmp_path / "model.gguf"
+    path.write_bytes(file.bytes())
+    assert describe(read_header(path))["generation"] == {"temperature": 0.5, "top_k": 20}
 
 
 def test_own_alignment(tmp_path: Path) -> None:

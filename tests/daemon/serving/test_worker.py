@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
+from gguf_writer import F32
+from small_models import ATTENTION, DENSE, model, write
 
 from llmd.daemon import limits, memory
 from llmd.daemon.engine.messages import (
@@ -458,3 +460,21 @@ def test_no_worker_outlives_a_daemon_that_is_killed() -> None:
     ):
         time.sleep(0.02)
     assert time.monotonic() < deadline
+
+
+async def test_a_models_own_defaults_hold_where_a_request_does_not_say(pool: Pool, tmp_path: Path) -> None:
+    """All tokens of a model of zeros are as likely: only greedy sampling gives the same ones again."""
+    file = model("llama", {}, {**ATTENTION, **DENSE}, blocks=1)
+    file.keys |= {"general.sampling.temp": (F32, 0.0), "general.sampling.top_p": (F32, 7.0)}
+    path = write(tmp_path, file)
+    deployment = pool.deploy("zeros", "d" * 64, Wish(str(path), 1, 256, 64, 32, 1))
+    await until(deployment, "ready")
+
+    async def tokens(**given: Any) -> str:
+        params = SamplingParams(12, ignore_eos=True, **given)
+        events = await read(ask(pool, "zeros", Generate((Tokens((1, 2)),), params)))
+        return "".join(e.text for e in events if isinstance(e, Text))
+
+    unset = ("temperature", "top_p")
+    assert len({await tokens(unset=unset) for _ in range(3)}) == 1
+    assert len({await tokens(unset=("top_p",), temperature=2.0, top_k=0) for _ in range(3)}) > 1
