@@ -179,6 +179,10 @@ first_run() {
     ! on runuser -u mallory -- llmctl status >/dev/null 2>&1 || broken "llmctl of anybody"
     # a container's kernel does not limit memory: that is said
     doctor 'info  memory limits: workers have none' || broken "doctor does not say that workers' memory is not limited"
+    # what converts models is held to its folder in here too
+    on mkdir -p /usr/lib/llmd-torch/bin && on touch /usr/lib/llmd-torch/bin/python3
+    doctor 'ok    conversion: a process that converts a model reads' || { on llmctl doctor || true; broken "no Landlock in the sandbox"; }
+    on rm -r /usr/lib/llmd-torch
     # lines in the journal say what they are about
     until_ 10 "no line of the model in the journal" journal "small is ready" MODEL=small
     [[ $(on journalctl -u llmd SYSLOG_IDENTIFIER=llmd PRIORITY=6 -o cat | grep -c 'clients on') == 1 ]] || broken "priority in the journal"

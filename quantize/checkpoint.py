@@ -75,6 +75,7 @@ def read(folder: str | os.PathLike[str]) -> Checkpoint:
 def parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The configuration, and every tensor by its name. Raises ModelInvalid, with what to do."""
     names = _names(folder)
+    _check_links(folder, names)
     _check_kind(names)
     for name in (CONFIG, INDEX, *SIDE_FILES):
         if name in names:
@@ -112,6 +113,15 @@ def _names(folder: Path) -> set[str]:
     return found
 
 
+def _check_links(folder: Path, names: set[str]) -> None:
+    """Whatever a library may open by its name lies in the folder. Raises ModelInvalid."""
+    for name in sorted(names):
+        if (folder / name).is_symlink() and (folder / name).resolve().parent != folder.resolve():
+            raise ModelInvalid(
+                f"{shown(name)} is a link out of the folder: copy the model with what its links lead to (cp -rL)"
+            )
+
+
 def _check_kind(names: set[str]) -> None:
     ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))
     weights = any(name.endswith(".safetensors") for name in names)
@@ -142,8 +152,6 @@ def _check_file(folder: Path, name: str, most: int) -> None:
     if name != os.path.basename(name) or name in ("", ".", ".."):
         raise ModelInvalid(f"the model names the file {shown(name)}, which is not in its folder")
     path = folder / name
-    if path.is_symlink() and path.resolve().parent != folder.resolve():
-        raise ModelInvalid(f"{name} is a link out of the folder: copy the model with what its links lead to (cp -rL)")
     if not path.is_file():
         raise ModelInvalid(f"{name} is missing or is not a plain file: copy all of the model")
     if path.stat().st_size > most:

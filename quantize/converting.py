@@ -272,11 +272,16 @@ def main() -> None:
     except MemoryError:
         tell({"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to convert this model"})
     except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        # numpy's own has no number: it is raised where a disk has no room for an array
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT, None)
         words = "the disk became full while the model was converted: remove a model or enlarge the disk"
         code = NoSpace.code if full else ModelInvalid.code
         tell(
-            {"ok": False, "code": code, "message": words if full else f"a file cannot be read or written: {e.strerror}"}
+            {
+                "ok": False,
+                "code": code,
+                "message": words if full else f"a file cannot be read or written: {e.strerror}",
+            }
         )
     except Exception as e:  # the converter's own, of any kind: it says what it does not read
         tell({"ok": False, "code": ModelInvalid.code, "message": _refused(e, Path(folder))})

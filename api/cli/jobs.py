@@ -11,7 +11,7 @@ from llmd.api.cli.terminal import Progress, as_json, facts, json_before, moment,
 DONE = "done"
 # a bar that goes on behind a job has this share more
 BEHIND = 1.1
-SIZES = {"bytes", "size", "done", "total"}
+SIZES = {"bytes", "read", "size", "done", "total"}
 
 
 @click.group(invoke_without_command=True)
@@ -50,6 +50,7 @@ def show(client: Client, number: int, wait: bool, json_: bool) -> None:
         show_json(job)
     elif not wait:
         told = {**job.pop("asked"), **job.pop("result"), **job}
+        told.pop("proof", None)  # llmctl model show has it in words
         facts({key.replace("_", " "): size(told[key]) if key in SIZES else value for key, value in told.items()})
     if wait and job["state"] != DONE:
         sys.exit(1)

@@ -97,12 +97,13 @@ class Progress:
 
     def __init__(self, label: str, *, shown: bool = True) -> None:
         self._shown, self._bar = shown, shown and sys.stderr.isatty()
-        self._label, self._began, self._tenths = label, time.monotonic(), -1
+        self._label, self._began, self._tenths = label, 0.0, -1
 
     def at(self, done: int, total: int) -> None:
         if not total or not self._shown:
             return
         share = done / total
+        self._began = self._began or time.monotonic()
         if not self._bar:
             if int(10 * share) > self._tenths:
                 self._tenths = int(10 * share)

@@ -38,12 +38,13 @@ PACKAGE = "llmd-torch"
 INTERPRETERS = (Path("/usr/lib/llmd-torch/bin/python3"), children.PACKAGE / ".build/torch/bin/python")
 SCRATCH, LOGITS = "scratch", "logits.npz"  # in the stage: what the libraries leave, and a proof
 READ_SECONDS = 120.0
-# libraries are imported, bytes computed and written, in a second
-START_SECONDS, WRITE_RATE, SAMPLE_BYTES = 15.0, 150e6, 32 << 20
+# libraries are imported; bytes that a thread computes and writes in a second, and how many threads help
+START_SECONDS, WRITE_RATE, MOST_THREADS, SAMPLE_BYTES = 15.0, 60e6, 7, 32 << 20
 # what a step takes, in bytes of the converted file: it is computed, held against the original, and tried
 COMPUTED, PROVEN, TRIED = 1.0, 0.5, 0.5
 # a header's tables, and what the tokenizer and the original's first words take beside the weights
 HEAD_BYTES = 256 << 20
+MAX_REASON = 400
 LIMITS = Limits(address_space=8 << 30, cpu_seconds=120)
 
 
@@ -88,7 +89,8 @@ class Importer:
                     count += len(more)
             return (time.perf_counter() - begun) / count
 
-        return START_SECONDS + size * (await in_thread(sample) + 1 / WRITE_RATE)
+        rate = WRITE_RATE * min(self._threads, MOST_THREADS)
+        return START_SECONDS + size * (await in_thread(sample) + 1 / rate)
 
     async def read(self, folder: Path) -> Checkpoint:
         """What the folder holds. Raises ModelInvalid."""
@@ -119,7 +121,7 @@ class Importer:
             async for line in self._convert("convert", folder, stage, os.fspath(stage / SCRATCH / LOGITS)):
                 share = int(line.get("done", 0)) / max(1, int(line.get("total", 1)))
                 tell(int(size * COMPUTED * share), whole if "done" in line else 0, str(line.get("log", "")))
-                unproven = str(line.get("unproven", unproven))
+                unproven = str(line.get("unproven", unproven))[:MAX_REASON]
                 if "done" in line:
                     count(int(line["done"]), max(size + HEAD_BYTES, int(line["done"])))
             proof = {"unproven": unproven} if unproven else await self._proof(stage)

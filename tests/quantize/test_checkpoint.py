@@ -99,6 +99,10 @@ def link_config(folder: Path) -> None:
     (folder / "config.json").symlink_to("../elsewhere")
 
 
+def link_another(folder: Path) -> None:
+    (folder / "README.md").symlink_to("/etc/passwd")
+
+
 def index(to: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": to}}))
@@ -115,6 +119,7 @@ def a_pipe(folder: Path) -> None:
 
 PLACES = [
     ("a link out of the folder.*cp -rL", link_out), ("a link out of the folder.*cp -rL", link_config),
+    ("'README.md' is a link out of the folder", link_another),
     ("which is not in its folder", index("../../etc/passwd")), ("which is not in its folder", index("/etc/passwd")),
     ("which is not in its folder", index("..")), ("is missing or is not a plain file", index("nothing.safetensors")),
     ("is missing or is not a plain file", a_pipe), ("do not hold what", index("model.safetensors")),

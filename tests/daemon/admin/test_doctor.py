@@ -23,6 +23,18 @@ async def named(daemon: Daemon) -> dict[str, tuple[bool | None, str]]:
     }
 
 
+async def test_whether_what_converts_models_is_held_to_its_folder(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "INTERPRETERS", (tmp_path,))
+    assert (await named(daemon))["conversion"][0] is True
+    monkeypatch.setattr(doctor, "landlocked", lambda: False)
+    ok, said = (await named(daemon))["conversion"]
+    assert ok is None and "boot a kernel with Landlock" in said
+    monkeypatch.setattr(doctor, "INTERPRETERS", (tmp_path / "none",))
+    assert "conversion" not in await named(daemon)
+
+
 async def test_what_ends_within_thirty_days_is_told_and_nothing_else(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
