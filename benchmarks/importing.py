@@ -78,11 +78,12 @@ def make(folder: Path, tokenizer: Path) -> None:
 
 
 class Memory(threading.Thread):
-    """The most that each program among a process's children had, in bytes."""
+    """The most that each program among a process's children had, in bytes, and how long it was there."""
 
     def __init__(self, parent: int) -> None:
         super().__init__(daemon=True)
         self.parent, self.most, self.stopped = parent, dict[str, dict[str, int]](), False
+        self.lived: dict[str, list[float]] = {}  # when a program was first seen, and when last
 
     def run(self) -> None:
         while not self.stopped:
@@ -95,6 +96,7 @@ class Memory(threading.Thread):
         words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
         program = next(word for word in words if word.startswith("llmd."))
         held = dict(re.findall(r"^(\w+):\s+(\d+) kB$", Path(f"/proc/{child}/status").read_text(), re.M))
+        self.lived.setdefault(program, [time.monotonic()])[1:] = [time.monotonic()]
         most = self.most.setdefault(program, {"own": 0, "all": 0})
         most["own"] = max(most["own"], int(held["RssAnon"]) << 10)
         most["all"] = max(most["all"], int(held["VmRSS"]) << 10)
@@ -133,8 +135,11 @@ def main() -> None:
             "machine": machine(""), "folder": a.folder.name, "command": " ".join(words),
             "GB": round(sum(f.stat().st_size for f in a.folder.iterdir()) / 1e9, 2), "command, s": round(seconds, 1),
             "to the first token, s": first and round(first.ended - began, 1), "job": job,
-            "memory, GiB": {
-                name: {kind: round(count / (1 << 30), 2) for kind, count in most.items()}
+            "processes, s and GiB": {
+                name: {
+                    "s": round(memory.lived[name][-1] - memory.lived[name][0], 1),
+                    **{kind: round(count / (1 << 30), 2) for kind, count in most.items()},
+                }
                 for name, most in memory.most.items()
             },
         }  # fmt: skip
