@@ -3,7 +3,7 @@
 main.py        the command, its exit codes, the daemon's own subcommands
 model.py       `llmctl model`
 deploy.py      `llmctl deploy`
-folders.py     a Hugging Face folder, imported or deployed
+sources.py     a GGUF file or a Hugging Face folder, imported or deployed
 jobs.py        `llmctl jobs`
 client.py      `llmctl client`
 audit.py       `llmctl audit`, offline verification too

@@ -8,8 +8,8 @@ from urllib.parse import quote
 import click
 
 from llmd.api.cli.connection import Client, DaemonError
-from llmd.api.cli.folders import is_folder, long, made_of_folder
 from llmd.api.cli.jobs import DONE, follow
+from llmd.api.cli.sources import is_path, long, made_of
 from llmd.api.cli.terminal import Progress, as_json, safe, show_json, size
 
 # what a daemon says where memory does not hold a model
@@ -17,7 +17,7 @@ NO_ROOM = {"does_not_fit", "unavailable"}
 
 
 @click.command()
-@click.argument("model", metavar="MODEL|FOLDER")
+@click.argument("model", metavar="MODEL|FILE|FOLDER")
 @click.option("--ctx", type=int, metavar="N", help="Tokens a slot. Default: the configuration's.")
 @click.option("--slots", type=int, metavar="N", help="Requests answered at once. Default: the configuration's.")
 @click.option("--gpus", metavar="UUID,…", help="The GPUs that it is to lie on. Default: those of `llmctl plan`.")
@@ -28,7 +28,7 @@ NO_ROOM = {"does_not_fit", "unavailable"}
 @click.option(
     "--replicas", metavar="N|auto", default="1", help="Copies on different GPUs; auto: one on each that holds it whole."
 )
-@click.option("--name", metavar="N", help="Of a folder's model. Default: from the folder's name.")
+@click.option("--name", metavar="N", help="Of what is imported. Default: from the name of the file or folder.")
 @click.option("--evict/--no-evict", default=None, help="Where there is no room: take idle models out of service.")
 @click.option("--yes", is_flag=True, help="Where no form of it fits, make one that does without asking.")
 @as_json
@@ -37,17 +37,17 @@ def deploy(
     client: Client, /, model: str, gpus: str | None, replicas: str, name: str | None, yes: bool, json_: bool,
     **given: Any,
 ) -> None:  # fmt: skip
-    """Serve an imported model, or a Hugging Face folder, which is imported first; waits until it is ready. Where it
-    does not fit, a form that does is proposed."""
+    """Serve an imported model, or a GGUF file or Hugging Face folder, which is imported first; waits until it is ready.
+    Where it does not fit, a form that does is proposed."""
     named = [name.strip() for name in (gpus or "").split(",") if name.strip()]
     if replicas != "auto" and not replicas.isdecimal():
         raise click.UsageError("--replicas takes a number, or auto")
     count = replicas if replicas == "auto" else int(replicas)
     asked = {"model": model, "gpus": named, "replicas": count, **given}
     bar = None
-    if is_folder(model):
+    if is_path(model):
         bar = Progress(f"deploying {safe(Path(model).name)}", shown=not json_)
-        model, form = made_of_folder(client, asked, name, yes, bar, json_)
+        model, form = made_of(client, asked, name, yes, bar, json_)
         asked |= {"model": model, "form": form}
     try:
         last = _deployed(client, asked, json_ or bar is not None)

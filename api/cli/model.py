@@ -9,8 +9,8 @@ from typing import Any, TextIO
 import click
 
 from llmd.api.cli.connection import Client
-from llmd.api.cli.folders import import_folder
 from llmd.api.cli.jobs import DONE, follow
+from llmd.api.cli.sources import import_file, import_folder
 from llmd.api.cli.terminal import (
     SHORT,
     Progress,
@@ -55,13 +55,8 @@ def import_(client: Client, file: Path, name: str | None, no_wait: bool, json_: 
             _told(client.call("GET", f"/models/{_part(job['model'])}"))
         return sys.exit(1) if job["state"] in ("failed", "cancelled") else None
     bar = Progress(f"importing {safe(file.name)}", shown=not json_)
-    found: dict[str, Any] = {}
     try:
-        for line in client.events("POST", "/models", {"path": str(file.absolute()), "name": name}):
-            if "model" in line:
-                found = line["model"]
-            else:
-                bar.at(line["done"], line["total"])
+        found = import_file(client, file, name, bar)
     finally:
         bar.end()
     show_json(found) if json_ else _told(found)

@@ -1,4 +1,4 @@
-"""`llmctl deploy FOLDER`: a Hugging Face model is imported, made to fit and served by one command."""
+"""`llmctl deploy FOLDER` or FILE: what is on the stick is imported, made to fit and served by one command."""
 
 import asyncio
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hf_folder import LLAMA, Folder
 from scripted_admin import Admin, scripted
+from small_models import ATTENTION, DENSE, model, write
 from torch_folders import needs_torch
 
 from llmd.daemon import memory
@@ -60,6 +61,15 @@ async def test_what_is_no_model_is_refused_at_once(
         assert "the package llmd-torch, which is not installed" in await said(admin, *command, code=1)
     assert "there is no folder" in await said(admin, "deploy", str(tmp_path / "nothing" / "there"), code=1)
     assert await admin.json("jobs", "list") == []
+
+
+async def test_a_file_is_imported_and_served(admin: Admin, tmp_path: Path) -> None:
+    file = write(tmp_path, model("llama", {}, {**ATTENTION, **DENSE}, blocks=2))
+    few = ("--ctx", "256", "--slots", "1")
+    assert "small is ready" in await said(admin, "deploy", str(file), "--name", "small", *few)
+    assert "small is ready" in await said(admin, "deploy", str(file), "--name", "small", *few)
+    assert [m["name"] for m in await admin.json("model", "list")] == ["small"]
+    assert "there is no imported model of that name" in await said(admin, "deploy", file.name, code=1)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,43 @@ async def test_a_disk_without_room(place: Place, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 300 << 20))
     with pytest.raises(NoSpace, match="needs 269 MB and 67 MB to spare, the disk has 315 MB"):
         await place.job(Folder().write(tmp_path / "model"))
+
+
+PROBE = """
+import json, os, socket, sys
+folder, out = sys.argv[2:4]
+def reached(work):
+    try:
+        work()
+        return True
+    except OSError:
+        return False
+found = {
+    "its folder": reached(lambda: open(folder + "/config.json").read()),
+    "the stage": reached(lambda: open(out, "w").write("x")),
+    "the folder, to write": reached(lambda: open(folder + "/config.json", "a")),
+    "the state": reached(lambda: open(STATE).read()), "other models": reached(lambda: os.listdir(MODELS)),
+    "a socket": reached(lambda: socket.socket()),
+}
+print(json.dumps({"ok": False, "code": "model_invalid", "message": ", ".join(k for k, yes in found.items() if yes)}))
+"""
+
+
+async def test_the_child_that_converts_reaches_its_folder_and_the_stage(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder().write(tmp_path / "model")
+    names = f"STATE, MODELS = {str(tmp_path / 'state.db')!r}, {str(tmp_path / 'models')!r}\n"
+    (folder / "program.py").write_text(names + PROBE)
+    python = tmp_path / "python"  # has another program in the place of the converter, under the same terms
+    python.write_text(
+        f'#!/bin/sh\nexport PYTHONPATH={folder}\nexec {sys.executable} "$1" "$2" "$3" program "$5" "$6" "$7"\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(importing, "INTERPRETERS", (python,))
+    with pytest.raises(ModelInvalid) as said:
+        await place.run(folder)
+    assert said.value.message == "its folder, the stage"
 
 
 # --- converted

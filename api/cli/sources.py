@@ -1,4 +1,4 @@
-"""A Hugging Face folder from `llmctl`: imported, and with `deploy` made to fit and served, with one bar."""
+"""What a model comes from: a GGUF file, which is imported while its bar goes on, or a Hugging Face folder, by a job."""
 
 import sys
 from pathlib import Path
@@ -11,9 +11,20 @@ from llmd.api.cli.jobs import DONE, follow
 from llmd.api.cli.terminal import Progress, safe, size, span
 
 
-def is_folder(text: str) -> bool:
-    """What was given is a path, and no model's name."""
-    return "/" in text or Path(text).is_dir()
+def is_path(text: str) -> bool:
+    """A model's name has no slash, whatever lies in the folder where somebody is."""
+    return "/" in text
+
+
+def import_file(client: Client, file: Path, name: str | None, bar: Progress) -> dict[str, Any]:
+    """The model. One that is imported already under that name stays as it is."""
+    found: dict[str, Any] = {}
+    for line in client.events("POST", "/models", {"path": str(file.absolute()), "name": name}):
+        if "model" in line:
+            found = line["model"]
+        else:
+            bar.at(line["done"], line["total"])
+    return found
 
 
 def import_folder(client: Client, folder: Path, name: str | None, *, wait: bool, json_: bool) -> dict[str, Any]:
@@ -24,11 +35,20 @@ def import_folder(client: Client, folder: Path, name: str | None, *, wait: bool,
     return follow(client, job["id"], json_) if wait else job
 
 
-def made_of_folder(
+def made_of(
     client: Client, asked: dict[str, Any], name: str | None, yes: bool, bar: Progress, json_: bool
 ) -> tuple[str, str | None]:
-    """The model that was made of the folder `asked["model"]`, and the type of the form that fits (None: as it is). One
-    question at most, at the beginning."""
+    """The model that was made of the file or folder `asked["model"]`, and the type of the form to deploy (None: the
+    largest that fits)."""
+    if Path(asked["model"]).is_file():
+        return str(import_file(client, Path(asked["model"]), name, bar)["name"]), asked["form"]
+    return _made_of_folder(client, asked, name, yes, bar, json_)
+
+
+def _made_of_folder(
+    client: Client, asked: dict[str, Any], name: str | None, yes: bool, bar: Progress, json_: bool
+) -> tuple[str, str | None]:
+    """One question at most, at the beginning."""
     folder = Path(asked["model"]).absolute()
     if not json_:
         click.echo(f"looking at {safe(folder.name)}", err=True)
