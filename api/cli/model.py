@@ -128,7 +128,7 @@ def show(client: Client, name: str, json_: bool) -> None:
     info["conversations"] = ", ".join(kind for kind, reason in info.get("conversations", {}).items() if not reason)
     info["generation"] = ", ".join(f"{name} {value:g}" for name, value in (info.get("generation") or {}).items())
     if made := info.pop("converted", None):
-        info["converted from"] = made["from"]
+        info["converted from"] = ", ".join(filter(None, (made["from"], made.get("method"))))
     shown = {**found, "imported": moment(found["imported"]), "size": size(found["size"]), **info}
     shown["forms"] = ", ".join(f"{form['name']} ({size(form['size'])})" for form in forms)
     facts({key.replace("_", " "): value for key, value in shown.items()})

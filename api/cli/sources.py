@@ -71,6 +71,8 @@ def _ask(found: dict[str, Any], yes: bool, json_: bool) -> None:
     if found["why"]:
         click.echo(f"{safe(model)} does not fit in full precision: {safe(found['why'])}", err=True)
     makes, disk = size(found["bytes"]), size(found["now"] + found["bytes"])
+    if found["method"]:
+        click.echo(f"Its weights are quantized already ({safe(found['method'])}): {kind} loses once more.", err=True)
     click.echo(f"As {kind} it takes {makes} instead of {size(found['now'])}.", err=True)
     click.echo(
         f"Converting, quantizing and deploying it takes about {long(found['seconds'])} here, and {disk} of "

@@ -104,7 +104,8 @@ class Fitting:
         self.models.make_room(model.size + HEAD_BYTES + (size.bytes if size else 0))
         return {
             "model": name, "there": False, "type": size and size.type, "bytes": size and size.bytes, "now": model.size,
-            "read": job["read"], "why": why and why.message, "seconds": round(seconds, 1), "free": self.models.free(),
+            "read": job["read"], "method": job["method"],
+            "why": why and why.message, "seconds": round(seconds, 1), "free": self.models.free(),
         }  # fmt: skip
 
     async def _why_not(self, name: str, wish: Wish, asked: Deploying) -> LlmdError | None:

@@ -70,6 +70,7 @@ class Importer:
         self._models.make_room(found.converted + HEAD_BYTES)
         return name, {
             "path": str(folder), "bytes": found.converted, "read": found.bytes, "architecture": found.architecture,
+            "method": found.method,
         }  # fmt: skip
 
     async def held(self, path: str, name: str | None) -> Model | None:
@@ -127,7 +128,7 @@ class Importer:
             proof = {"unproven": unproven} if unproven else await self._proof(stage)
             tell(int(size * (COMPUTED + PROVEN)), whole, _words(proof))
             await in_thread(lambda: shutil.rmtree(stage / SCRATCH))
-            made = {"from": job.asked["architecture"], "llama_cpp": version("llama-cpp-python"),
+            made = {"from": job.asked["architecture"], "method": job.asked["method"], "llama_cpp": version("llama-cpp-python"),
                     "llmd": version("llmd-appliance")}  # fmt: skip
             model = await self._models.take_in(
                 stage, job.model, str(folder), {"proof": proof, "converted": made},

@@ -86,16 +86,15 @@ class Maker:
         return float(said[-1]["seconds"])
 
     def again(self, model: Model) -> bool:
-        """Whether it is quantized already."""
-        return str(model.info.get("file_type")) not in WHOLE
+        """Whether it is quantized already, or was before it was converted."""
+        return held_as(model) not in WHOLE
 
     async def chosen(self, model: Model, asked: Asked) -> Size:
         """The type that is asked for. Raises BadRequest where there is none or its loss is not asked for, Conflict
         where the model has it, and what `sizes` raises."""
         if self.again(model) and not asked.again:
-            held = model.info.get("file_type")
             raise BadRequest(
-                f"{model.name} is quantized already ({held}): another type made of that loses twice, more than one "
+                f"{model.name} is quantized already ({held_as(model)}): another type made of that loses twice, more than one "
                 "made of the file in full precision. Import that one, or give --requantize", param="type",
             )  # fmt: skip
         if sum(value is not None for value in (asked.type, asked.budget, asked.bits)) != 1:
@@ -140,6 +139,11 @@ class Maker:
                             "llmd": version("llmd-appliance")}  # fmt: skip
             form: Form = await self._models.add_form(stage, model, kind, info)
         return {"form": form.name, "digest": form.digest, "size": form.size}
+
+
+def held_as(model: Model) -> str:
+    """The type of its weights, or how they were packed before they were unpacked."""
+    return str(model.info.get("converted", {}).get("method") or model.info.get("file_type"))
 
 
 def _largest(found: list[Size], asked: Asked) -> Size:

@@ -53,6 +53,14 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
     place.store.close()
 
 
+async def test_unpacked_weights_were_quantized_before(place: Place) -> None:
+    model = place.store.model("a")
+    place.store.set_info("a", model.info | {"converted": {"from": "LlamaForCausalLM", "method": "gptq"}})
+    with pytest.raises(BadRequest, match="quantized already .gptq.: another type made of that loses twice"):
+        await place.maker.chosen(place.store.model("a"), Asked(type="Q4_K_M"))
+    assert (await place.maker.chosen(place.store.model("a"), Asked(type="Q4_K_M", again=True))).type == "Q4_K_M"
+
+
 async def test_a_form_stands_beside_what_was_imported(place: Place) -> None:
     done = await place.make(await place.job())
     own = place.store.model("a")
