@@ -128,12 +128,13 @@ class Importer:
             proof = {"unproven": unproven} if unproven else await self._proof(stage)
             tell(int(size * (COMPUTED + PROVEN)), whole, _words(proof))
             await in_thread(lambda: shutil.rmtree(stage / SCRATCH))
-            made = {"from": job.asked["architecture"], "method": job.asked["method"], "llama_cpp": version("llama-cpp-python"),
-                    "llmd": version("llmd-appliance")}  # fmt: skip
+            made = {
+                "from": job.asked["architecture"], "method": job.asked["method"],
+                "llama_cpp": version("llama-cpp-python"), "llmd": version("llmd-appliance"),
+            }  # fmt: skip
             model = await self._models.take_in(
-                stage, job.model, str(folder), {"proof": proof, "converted": made},
-                tried=not unproven,
-            )  # fmt: skip
+                stage, job.model, str(folder), {"proof": proof, "converted": made}, tried=not unproven
+            )
         done = {"model": model.name, "digest": model.digest, "size": model.size, "proof": proof}
         if form is None:
             tell(whole, whole, "")
