@@ -94,8 +94,8 @@ class Maker:
         where the model has it, and what `sizes` raises."""
         if self.again(model) and not asked.again:
             raise BadRequest(
-                f"{model.name} is quantized already ({held_as(model)}): another type made of that loses twice, more than one "
-                "made of the file in full precision. Import that one, or give --requantize", param="type",
+                f"{model.name} is quantized already ({held_as(model)}): another type made of that loses twice, more "
+                "than one made of the file in full precision. Import that one, or give --requantize", param="type",
             )  # fmt: skip
         if sum(value is not None for value in (asked.type, asked.budget, asked.bits)) != 1:
             raise BadRequest("give one of type, budget and bpw", param="type")
