@@ -169,6 +169,18 @@ async def test_a_folder_becomes_a_model(place: Place, folders: Path) -> None:
     assert {p.name for p in place.left()[0].iterdir()} == {"model.gguf"}
 
 
+@slow
+@needs_torch
+async def test_what_cannot_be_held_against_its_original_says_so(place: Place, folders: Path) -> None:
+    folder = shutil.copytree(folders / "llama-spm", place.folder / "source" / "packed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    done = await place.run(folder)
+    assert done["proof"] == {"unproven": "weights that are packed as fp8 are not unpacked here"}
+    model = place.store.model("packed")
+    assert model.info["tried"] is True and model.info["converted"]["method"] == "fp8"
+
+
 def nan(folder: Path) -> None:
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
