@@ -3,6 +3,7 @@
 # Root. Each test is a function below; what a test says stands in its log, which is shown where it fails.
 #
 #   packaging/test_appliance.sh [TEST ...]      default: all; PACKAGE=FILE.deb: that one instead of one that is built
+#   TORCH_PACKAGE=FILE.deb MODEL_FOLDER=FOLDER packaging/test_appliance.sh converts      with the real llmd-torch
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -37,7 +38,7 @@ boot() {
         mkdir -p "/sys/fs/cgroup/$2"
         echo $$ >"/sys/fs/cgroup/$2/cgroup.procs"
         exec systemd-nspawn --boot --quiet --register=no --keep-unit --console=pipe "$4" --capability=all \
-            --system-call-filter=bpf --machine="$2" --hostname="$2" --directory="$1" >"$3" 2>&1 </dev/null
+            --system-call-filter="bpf landlock_create_ruleset landlock_add_rule landlock_restrict_self" --machine="$2" --hostname="$2" --directory="$1" >"$3" 2>&1 </dev/null
     ' boot "$folder/tree" "llmd-$$-${1//_/-}" "$folder/console.log" "${3:---private-network}" &
     BOOTED+=($!)
     for ((i = 0; i < 200; i++)); do
@@ -442,6 +443,14 @@ upgrade() {
     on llmctl audit verify >/dev/null || broken "the audit log's chain"
 }
 
+converts() {
+    until_ 30 "it is not active after the boot" active
+    on apt-get install -y --no-install-recommends /srv/llmd-torch.deb >/dev/null 2>&1 || broken "llmd-torch cannot be installed"
+    on llmctl deploy /srv/Some-Model/ --ctx 256 --slots 1 || { on llmctl jobs logs 1 || true; broken "a folder is not converted"; }
+    on llmctl model show some-model | grep 'logits differ from the original' || broken "it was not held against the original"
+    ask 200 || broken "a request"
+}
+
 disk_full() {
     local said
     until_ 30 "it is not active" active
@@ -477,6 +486,11 @@ mkdir "$WORK/installed"
 tar -xf "$BASE" -C "$WORK/installed"
 cp "$package" "$WORK/installed/srv/llmd.deb"
 cp "$MODEL" "$WORK/installed/srv/model.gguf"
+if [[ ${TORCH_PACKAGE:-} ]]; then
+    cp "$TORCH_PACKAGE" "$WORK/installed/srv/llmd-torch.deb"
+    cp -r "$MODEL_FOLDER" "$WORK/installed/srv/Some-Model"
+    chmod -R a+rX "$WORK/installed/srv/Some-Model"
+fi
 echo 'apt-get install -y --no-install-recommends /srv/llmd.deb >/tmp/install.log 2>&1 || { cat /tmp/install.log; exit 1; }' \
     >"$WORK/installed/srv/install.sh"
 inside "$WORK/installed" /srv/install.sh || fail "the package cannot be installed"
