@@ -7,10 +7,6 @@ check.py     judges a GGUF file; run as a child process
 shape.py     what a model's memory depends on, from its header
 compute.py   the compute buffer's size, as ggml's allocator finds it
 quantizing.py  other forms of a file, and what they would take; run as a child process
-safetensors.py  reads the header of a safetensors file; believes no size in it
-checkpoint.py  judges a Hugging Face folder; run as a child process
-converting.py  a Hugging Face folder as GGUF; run as a child process of another interpreter
-original.py  the first logits of a Hugging Face folder's model, in the same process
-proof.py     holds a converted file against them; run as a child process
 memory.py    the bytes of a model on each device, from its shape alone
+checkpoints/  Hugging Face folders: read, converted, held against the original
 """

@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "llmd.daemon.engine", "llmd.daemon.errors", "llmd.quantize.header", "llmd.quantize.backends",
     },
     "daemon/": LEAVES,
+    "quantize/checkpoints/": {"llmd.quantize", "llmd.daemon.errors"},
     "quantize/": {"llmd.quantize", "llmd.daemon.errors"},
 }  # fmt: skip
 NOBODY_IMPORTS = {"llmd.daemon.main"}
@@ -69,11 +70,11 @@ NOBODY_IMPORTS = {"llmd.daemon.main"}
 MAY_USE = {
     "cryptography": {"daemon/identity/certificates.py"},
     "llama_cpp": {"daemon/engine/llama.py", "daemon/engine/vocabulary.py", "quantize/*.py"},
-    "torch": {"quantize/converting.py", "quantize/original.py"},
-    "transformers": {"quantize/converting.py", "quantize/original.py"},
-    "accelerate": {"quantize/original.py"},
-    "conversion": {"quantize/converting.py"},
-    "gguf": {"quantize/converting.py"},
+    "torch": {"quantize/checkpoints/converting.py", "quantize/checkpoints/original.py"},
+    "transformers": {"quantize/checkpoints/converting.py", "quantize/checkpoints/original.py"},
+    "accelerate": {"quantize/checkpoints/original.py"},
+    "conversion": {"quantize/checkpoints/converting.py"},
+    "gguf": {"quantize/checkpoints/converting.py"},
     "sqlite_utils": {"daemon/audit/*.py", "daemon/schema.py", "daemon/store.py"},
     "pynvml": {"daemon/gpus/*.py"},
     "prometheus_client": {"daemon/metrics.py"},

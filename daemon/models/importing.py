@@ -1,8 +1,8 @@
 """Models that come as a Hugging Face folder: a job reads, converts and holds them against the original, in children.
 
 The folder's files are a stranger's: the child that converts them reads that folder and nothing else of this machine's,
-writes into the stage, has no network and runs no code of theirs (`quantize/converting.py`). What is cut off, or fails,
-leaves nothing.
+writes into the stage, has no network and runs no code of theirs (`quantize/checkpoints/converting.py`). What is cut
+off, or fails, leaves nothing.
 """
 
 import asyncio
@@ -28,11 +28,13 @@ from llmd.daemon.models.names import checked, name_of_folder
 from llmd.daemon.models.running import lines
 from llmd.daemon.records import Job, Model
 from llmd.daemon.store import StateThread
-from llmd.quantize.checkpoint import Checkpoint
-from llmd.quantize.proof import MOST_DIFFERENCE
+from llmd.quantize.checkpoints.checkpoint import Checkpoint
+from llmd.quantize.checkpoints.proof import MOST_DIFFERENCE
 
 WHAT = "converting this model"
-CHECKPOINT, CONVERTING, PROOF = "llmd.quantize.checkpoint", "llmd.quantize.converting", "llmd.quantize.proof"
+CHECKPOINT = "llmd.quantize.checkpoints.checkpoint"
+CONVERTING = "llmd.quantize.checkpoints.converting"
+PROOF = "llmd.quantize.checkpoints.proof"
 PACKAGE = "llmd-torch"
 # of the package, and of a checkout
 INTERPRETERS = (Path("/usr/lib/llmd-torch/bin/python3"), children.PACKAGE / ".build/torch/bin/python")

@@ -100,7 +100,7 @@ async def test_another_interpreter_has_this_package_and_not_its_dependencies(
     other = tmp_path / "venv"
     venv.create(other, symlinks=True)
     (tmp_path / "program.py").write_text(
-        "import json, sys, llmd.daemon.errors, llmd.quantize.safetensors, importlib.util as u\n"
+        "import json, sys, llmd.daemon.errors, llmd.quantize.checkpoints.safetensors, importlib.util as u\n"
         "print(json.dumps([sys.prefix, llmd.daemon.errors.__file__, bool(u.find_spec('msgspec'))]))"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

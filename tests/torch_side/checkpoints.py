@@ -21,7 +21,7 @@ package = types.ModuleType("llmd")
 package.__path__ = [str(PACKAGE)]
 sys.modules["llmd"] = package
 
-from llmd.quantize import checkpoint, converting  # noqa: E402,I001  it sets what torch must find set
+from llmd.quantize.checkpoints import checkpoint, converting  # noqa: E402,I001  it sets what torch must find set
 
 import gguf  # noqa: E402
 import numpy as np  # noqa: E402
@@ -30,7 +30,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from llmd.quantize import original  # noqa: E402
+from llmd.quantize.checkpoints import original  # noqa: E402
 
 # transformers reads a GGUF file with it again and again, and sixteen rows at a time is slow
 gguf.GGUFReader = functools.cache(gguf.GGUFReader)

@@ -1,7 +1,7 @@
 """Reads a Hugging Face model folder, as far as it can be judged without the libraries that compute it: `config.json`,
 the tokenizer's files, the headers of the safetensors files. It runs no code of the folder and follows no path out.
 
-    python -P -m llmd.quantize.checkpoint FOLDER
+    python -P -m llmd.quantize.checkpoints.checkpoint FOLDER
 
 prints one JSON line: `{"ok": true, …}`, a Checkpoint, or `{"ok": false, "code": CODE, "message": TEXT}`; and exits with
 0. `daemon/models/importing.py` runs it, and the conversion (`converting.py`) reads its folder through it again.
@@ -24,7 +24,7 @@ from typing import Any
 
 from llmd.daemon.errors import LlmdError, ModelInvalid
 from llmd.quantize.architectures import CHECKPOINTS, OTHERS
-from llmd.quantize.safetensors import MAX_TENSORS, Tensor, read_header, shown
+from llmd.quantize.checkpoints.safetensors import MAX_TENSORS, Tensor, read_header, shown
 
 MAX_JSON_BYTES = 64 << 20
 MAX_FILES = 10_000

@@ -13,9 +13,9 @@ from hf_folder import LLAMA, Folder, Shapes, file_of, llama_shapes
 
 from llmd.daemon.errors import ModelInvalid
 from llmd.quantize.architectures import CHECKPOINTS, OTHERS
-from llmd.quantize.checkpoint import read
+from llmd.quantize.checkpoints.checkpoint import read
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def config(**changes: Any) -> Folder:
@@ -208,7 +208,7 @@ def test_the_names_are_the_converters() -> None:
 
 def test_the_child_says_it_in_a_line(tmp_path: Path) -> None:
     def said(folder: Path) -> dict[str, Any]:
-        command = [sys.executable, "-P", "-m", "llmd.quantize.checkpoint", str(folder)]
+        command = [sys.executable, "-P", "-m", "llmd.quantize.checkpoints.checkpoint", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
         found: dict[str, Any] = json.loads(done.stdout)
         return found

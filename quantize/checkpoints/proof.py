@@ -1,9 +1,9 @@
 """Does a converted file compute what the original did? Asked in a child process, because the file may be hostile.
 
-    python -P -m llmd.quantize.proof FILE LOGITS THREADS
+    python -P -m llmd.quantize.checkpoints.proof FILE LOGITS THREADS
 
-LOGITS is what `quantize/original.py` wrote. It prints one JSON line and exits with 0: `{"ok": true, "difference": D,
-"kl": NATS, "tokens": N, "same_tokens": BOOL}`, or `{"ok": false, "code": CODE, "message": TEXT}`.
+LOGITS is what `original.py` wrote. It prints one JSON line and exits with 0: `{"ok": true, "difference": D, "kl": NATS,
+"tokens": N, "same_tokens": BOOL}`, or `{"ok": false, "code": CODE, "message": TEXT}`.
 
 D: at each position the root mean square of the difference of both sides' logits, each less its mean, as a share of the
 original's; of that the median. It is the same for logits of any scale. A median, since experts that are chosen nearly

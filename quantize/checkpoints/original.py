@@ -24,8 +24,8 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig
 
-from llmd.quantize import checkpoint
-from llmd.quantize.safetensors import Tensor
+from llmd.quantize.checkpoints import checkpoint
+from llmd.quantize.checkpoints.safetensors import Tensor
 
 # prose, numbers, code, a name with marks and what is not Latin: what tokenizers treat differently
 TEXT = (

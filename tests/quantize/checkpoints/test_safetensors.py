@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmd.daemon.errors import ModelInvalid
-from llmd.quantize.safetensors import read_header
+from llmd.quantize.checkpoints.safetensors import read_header
 
 TWO = {"a": ("F16", (2, 3)), "b": ("F32", (4,))}
 

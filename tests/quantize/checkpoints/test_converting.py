@@ -12,7 +12,7 @@ import pytest
 from torch_folders import MODELS, PYTHON, needs_torch
 
 from llmd.daemon.errors import ModelInvalid
-from llmd.quantize import proof
+from llmd.quantize.checkpoints import proof
 from llmd.quantize.header import read_header
 
 pytestmark = [pytest.mark.slow, needs_torch]
@@ -70,11 +70,11 @@ def test_packed_weights_are_what_they_stand_for(folders: Path) -> None:
 
 def said(what: str, folder: Path, *rest: str) -> list[dict[str, Any]]:
     """What the child says, without the terms that a daemon gives it."""
-    package = Path(proof.__file__).resolve().parents[1]
+    package = Path(proof.__file__).resolve().parents[2]
     code = (
         "import sys, types, runpy; p = types.ModuleType('llmd'); p.__path__ = [sys.argv.pop(1)];"
         "sys.modules['llmd'] = p;"
-        "runpy.run_module('llmd.quantize.converting', run_name='__main__', alter_sys=True)"
+        "runpy.run_module('llmd.quantize.checkpoints.converting', run_name='__main__', alter_sys=True)"
     )
     command = [str(PYTHON), "-P", "-c", code, str(package), what, str(folder), *rest]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -96,7 +96,7 @@ def test_a_proof_that_cannot_be_read(folders: Path, tmp_path: Path) -> None:
         sys.executable,
         "-P",
         "-m",
-        "llmd.quantize.proof",
+        "llmd.quantize.checkpoints.proof",
         str(folders / "moe.gguf"),
         str(tmp_path / "logits.npz"),
     ]

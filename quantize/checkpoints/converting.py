@@ -1,8 +1,8 @@
 """A Hugging Face model folder as a GGUF file, through llama.cpp's own converter. It runs in the interpreter of the
 package `llmd-torch`, in a child process: the folder may be hostile.
 
-    python -P -m llmd.quantize.converting outline FOLDER OUT         the header, and no data behind it: what will be
-    python -P -m llmd.quantize.converting convert FOLDER OUT LOGITS  the file, and the original's first logits beside it
+    python -P -m llmd.quantize.checkpoints.converting outline FOLDER OUT         the header, and no data behind it
+    python -P -m llmd.quantize.checkpoints.converting convert FOLDER OUT LOGITS  it, and the original's first logits
 
 It prints JSON lines: `{"done": N, "total": N}` in bytes of OUT, what the converter says (`{"log": TEXT}`), and last
 `{"ok": true, "unproven": REASON}` or `{"ok": false, "code": CODE, "message": TEXT}`; and exits with 0.
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llmd.daemon.errors import LlmdError, ModelInvalid, NoSpace
-from llmd.quantize import checkpoint
+from llmd.quantize.checkpoints import checkpoint
 
 WORKERS = 4
 FLIGHT_BYTES = 3 << 30  # of tensors that are computed at once; a larger one is computed alone
@@ -245,7 +245,7 @@ def _run(what: str, folder: Path, out: Path, rest: list[str], tell: Tell) -> dic
         return {"ok": True, "bytes": outline(model)}
     convert(model, tell)
     del model
-    from llmd.quantize import original
+    from llmd.quantize.checkpoints import original
 
     try:
         original.write_logits(folder, Path(rest[0]), tell)
