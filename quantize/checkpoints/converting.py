@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class _Said(logging.Handler):
 def described(folder: Path, out: Path, tell: Tell) -> Any:
     """The converter's model, with all that it will write but the data. Raises ModelInvalid, and the converter's own
     errors, which are of any kind."""
-    checkpoint.read(folder)
+    written, _ = checkpoint.parts(folder)
     import conversion
     import gguf
     import torch
@@ -66,12 +66,20 @@ def described(folder: Path, out: Path, tell: Tell) -> Any:
     conversion.logger.setLevel(logging.INFO)
     conversion.logger.propagate = False
     gguf.quants._type_traits[gguf.GGMLQuantizationType.BF16] = _Bf16()
-    config = conversion.ModelBase.load_hparams(folder, False)
+    config = _completed(conversion.ModelBase.load_hparams(folder, False), written)
     kind = conversion.get_model_class(conversion.get_model_architecture(config, conversion.ModelType.TEXT))
-    model = kind(folder, gguf.LlamaFileType.GUESSED, out)
+    model = kind(folder, gguf.LlamaFileType.GUESSED, out, hparams=config)
     model.prepare_tensors()
     model.prepare_metadata(vocab_only=False)
     return model
+
+
+def _completed(config: dict[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers makes of a configuration, and what it left out of it: newer versions move old keys elsewhere,
+    where the converter does not look for all of them."""
+    both = [k for k, v in config.items() if isinstance(v, dict) and isinstance(written.get(k), dict)]
+    nested = {k: _completed(config[k], written[k]) for k in both}
+    return {**{k: v for k, v in written.items() if v is not None}, **config, **nested}
 
 
 def _no_code(tokenizers: Any, configs: Any, torch: Any) -> None:

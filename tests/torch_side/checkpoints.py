@@ -105,6 +105,16 @@ def borrow_tokenizer(folder: Path) -> None:
         shutil.copy(OUT / "smollm2" / name, folder / name)
 
 
+def old_keys(folder: Path, config: Any) -> None:
+    """Its configuration as older versions of transformers wrote it, and the converter looks for it."""
+    save(folder, config)
+    borrow_tokenizer(folder)
+    written = json.loads((folder / "config.json").read_text())
+    rope = written.pop("rope_parameters")
+    written |= {"rotary_pct": rope["partial_rotary_factor"], "rotary_emb_base": rope["rope_theta"]}
+    (folder / "config.json").write_text(json.dumps(written))
+
+
 def gptq(folder: Path) -> None:
     """The Llama with SmolLM2's tokenizer, its linear weights packed in 4 bits, groups of 32 (GPTQModel's format 1)."""
     shutil.copytree(OUT / "llama-bpe", folder)
@@ -153,6 +163,9 @@ def make_all() -> None:
     for name, config in with_bpe.items():
         save(OUT / name, config, **({"max_shard_size": "16MB"} if name == "qwen3" else {}))
         borrow_tokenizer(OUT / name)
+    old_keys(
+        OUT / "gptneox", transformers.GPTNeoXConfig(**{k: v for k, v in bpe.items() if k != "num_key_value_heads"})
+    )
     gptq(OUT / "gptq")
     for name, kind, order, tokenizer in (
         ("llama-spm", transformers.LlamaConfig, LLAMA, "LlamaTokenizer"),
