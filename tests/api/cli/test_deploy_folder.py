@@ -85,7 +85,7 @@ async def test_one_command_imports_quantizes_and_serves(
     told = await said(admin, "deploy", str(folder), *few, "--yes")
     assert "Converting, quantizing and deploying it takes about" in told
     percents = [int(line.split(": ")[1].split(" %")[0]) for line in told.splitlines() if " %, " in line]
-    assert percents == sorted(percents) and len(percents) > 3, told
+    assert percents and percents == sorted(percents), told
     assert told.splitlines()[-1].startswith("llama-spm is ready: 1 slots of 256 tokens")
     (deployment,) = admin.daemon.pool.all()
     worker = deployment.replicas[0].worker

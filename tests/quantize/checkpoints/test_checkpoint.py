@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hf_folder import LLAMA, Folder, Shapes, file_of, llama_shapes
+from torch_folders import needs_torch
 
 from llmd.daemon.errors import ModelInvalid
 from llmd.quantize.architectures import CHECKPOINTS, OTHERS
@@ -196,11 +197,10 @@ def test_gptq_parts_that_do_not_fit(tmp_path: Path, words: str, folder: Folder) 
 # --- the names, and the child
 
 
+@pytest.mark.slow
+@needs_torch
 def test_the_names_are_the_converters() -> None:
-    """llama.cpp's converter, where the source or `make setup-torch` brought it here."""
     found = list((ROOT / ".build" / "torch" / "lib").glob("python3*/site-packages/conversion/__init__.py"))
-    if not found:
-        pytest.skip("make setup-torch brings the converter")
     names = set(re.findall(r'^    "(\w+)": "\w+",$', found[0].read_text().partition("MMPROJ_MODEL_MAP")[0], re.M))
     assert names == CHECKPOINTS | OTHERS.keys()
     assert not CHECKPOINTS & OTHERS.keys()
