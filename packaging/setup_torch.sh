@@ -7,7 +7,7 @@
 # It is kept in ~/.cache/llmd/torch and linked here, so another checkout does not install it again.
 set -euo pipefail
 
-source "$(dirname "${BASH_SOURCE[0]}")/build_llama.sh" # say, die, with_progress, digest, unpack_sdist
+source "$(dirname "${BASH_SOURCE[0]}")/build_llama.sh" # say, die, with_progress, digest, lock_cache
 
 REQUIREMENTS=$ROOT/packaging/requirements-torch.txt
 LINK=$ROOT/.build/torch

@@ -47,7 +47,11 @@ def deploy(
     bar = None
     if is_path(model):
         bar = Progress(f"deploying {safe(Path(model).name)}", shown=not json_)
-        model, form = made_of(client, asked, name, yes, bar, json_)
+        try:
+            model, form = made_of(client, asked, name, yes, bar, json_)
+        except BaseException:
+            bar.end()
+            raise
         asked |= {"model": model, "form": form}
     try:
         last = _deployed(client, asked, json_ or bar is not None)

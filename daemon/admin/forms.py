@@ -12,7 +12,7 @@ from llmd.daemon.errors import Conflict
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.importing import Importer
 from llmd.daemon.models.jobs import ENDED, Jobs
-from llmd.daemon.models.making import Asked, Maker
+from llmd.daemon.models.making import Asked, Maker, check_type
 from llmd.daemon.records import Job
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.store import StateThread
@@ -51,6 +51,8 @@ class Forms:
         """Queue a job that makes a model of a Hugging Face folder, and of that the form of this `type`. Raises
         BadRequest, ModelInvalid, Conflict, NoSpace, and Unavailable where nothing here converts."""
         async with self.acts("admin.model_import", actor, file=PurePath(path).name, model=name) as result:
+            if form:
+                check_type(form["type"])
             name, wanted = await self.importer.asked(path, name)
             wanted |= {"form": form} if form else {}
             job = await self.jobs.add(IMPORT, name, wanted, actor)

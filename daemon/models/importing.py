@@ -40,7 +40,8 @@ PACKAGE = "llmd-torch"
 INTERPRETERS = (Path("/usr/lib/llmd-torch/bin/python3"), children.PACKAGE / ".build/torch/bin/python")
 SCRATCH, LOGITS = "scratch", "logits.npz"  # in the stage: what the libraries leave, and a proof
 READ_SECONDS = 120.0
-# libraries are imported; bytes that a thread computes and writes in a second, and how many threads help
+# libraries are imported; bytes that a thread computes and writes in a second, and how many threads help: rounded from
+# the runs of benchmarks/results/importing.md, to say about how long it takes
 START_SECONDS, WRITE_RATE, MOST_THREADS, SAMPLE_BYTES = 15.0, 60e6, 7, 32 << 20
 # what a step takes, in bytes of the converted file: it is computed, held against the original, and tried
 COMPUTED, PROVEN, TRIED = 1.0, 0.5, 0.5

@@ -70,6 +70,8 @@ class Maker:
 
     async def smaller_of(self, path: Path, size: int, kind: str | None = None) -> list[Size]:
         """As `smaller`, of a file that may have no data yet and will have so many bytes. `kind`: this type only."""
+        if kind is not None:
+            check_type(kind)
         found = [s for s in await self.sizes_of(path) if s.bytes < size]
         return [s for s in found if (s.type in STANDARD if kind is None else s.type == kind)]
 
@@ -102,8 +104,7 @@ class Maker:
         found = await self.sizes(model.name)
         if asked.type is not None:
             kind = asked.type.upper()
-            if kind not in TYPES:
-                raise BadRequest(f"there is no type {asked.type[:20]!r}: {', '.join(TYPES)}", param="type")
+            check_type(kind)
             size = next(s for s in found if s.type == kind)
         else:
             size = _largest(found, asked)
@@ -139,6 +140,12 @@ class Maker:
                             "llmd": version("llmd-appliance")}  # fmt: skip
             form: Form = await self._models.add_form(stage, model, kind, info)
         return {"form": form.name, "digest": form.digest, "size": form.size}
+
+
+def check_type(kind: str) -> None:
+    """Raises BadRequest for what is no type."""
+    if kind not in TYPES:
+        raise BadRequest(f"there is no type {kind[:20]!r}: {', '.join(TYPES)}", param="type")
 
 
 def held_as(model: Model) -> str:

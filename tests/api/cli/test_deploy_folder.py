@@ -13,6 +13,7 @@ from torch_folders import needs_torch
 
 from llmd.daemon import memory
 from llmd.daemon.admin.fitting import Deploying
+from llmd.daemon.errors import BadRequest
 from llmd.daemon.models import importing
 from llmd.daemon.planning import plan
 from llmd.daemon.planning.plan import Placement
@@ -70,6 +71,14 @@ async def test_a_file_is_imported_and_served(admin: Admin, tmp_path: Path) -> No
     assert "small is ready" in await said(admin, "deploy", str(file), "--name", "small", *few)
     assert [m["name"] for m in await admin.json("model", "list")] == ["small"]
     assert "there is no imported model of that name" in await said(admin, "deploy", file.name, code=1)
+
+
+async def test_a_form_that_is_no_type_is_refused_before_there_is_a_job(admin: Admin, tmp_path: Path) -> None:
+    folder = Folder().write(tmp_path / "good")
+    with pytest.raises(BadRequest, match="there is no type 'Q9': F32, F16"):
+        await admin.daemon.service.forms.import_folder(str(folder), None, {"type": "Q9", "bytes": 1}, "test")
+    with pytest.raises(BadRequest, match="there is no type 'Q9'"):
+        await admin.daemon.service.forms.maker.smaller_of(folder / "none", 1, "Q9")
 
 
 @pytest.mark.slow
