@@ -4,6 +4,9 @@ LlmdError                   500 internal_error
 ├── BadRequest              400 invalid_request
 │   ├── ContextExceeded     400 context_length_exceeded
 │   ├── ModelInvalid        400 model_invalid            a model file that is damaged or not supported
+│   ├── SchemaUnsupported   400 schema_unsupported       no answer can be held to this JSON schema
+│   ├── SchemaTooComplex    400 schema_too_complex       it takes too long, or too much memory, to read
+│   ├── AnswerInvalid       422 answer_invalid           the model's answer does not fit the schema
 │   ├── BodyTooLarge        413 body_too_large
 │   ├── BodyTimeout         408 body_timeout
 │   └── MediaType           415 unsupported_media_type
@@ -71,6 +74,18 @@ class ContextExceeded(BadRequest):
 
 class ModelInvalid(BadRequest):
     code = "model_invalid"
+
+
+class SchemaUnsupported(BadRequest):
+    code = "schema_unsupported"
+
+
+class SchemaTooComplex(BadRequest):
+    code = "schema_too_complex"
+
+
+class AnswerInvalid(BadRequest):
+    status, code = 422, "answer_invalid"
 
 
 class BodyTooLarge(BadRequest):

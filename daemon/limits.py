@@ -38,6 +38,9 @@ ACCEPT_SECONDS = 120.0  # until a worker has read a prompt in
 GENERATE_SECONDS = 3600.0
 TOKENIZE_SECONDS = 60.0
 
+# schemas
+SCHEMA_SECONDS = 2.0  # to read one
+
 # parameters
 MAX_CHOICES = 4
 MAX_PROMPTS = 256  # of one request
@@ -46,6 +49,7 @@ MAX_STOP_CHARS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 4096
+MAX_TOOLS = 128
 MAX_LABELS = 16  # of metadata
 MAX_LABEL_KEY_CHARS = 64
 MAX_LABEL_CHARS = 512

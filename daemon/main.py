@@ -183,7 +183,11 @@ class Daemon:
             refusals=self.refusals,
             tasks=self.tasks,
         )
-        beside = [self.upkeep.start(), self.jobs.start(self.tasks)]
+        beside = [
+            self.upkeep.start(),
+            self.jobs.start(self.tasks),
+            self.tasks.start("schemas", self.serving.schemas.start),
+        ]
         self.watcher.start(asyncio.get_running_loop())
         try:
             if await self._unless_stopped(self._start(clients, admin, default_model)):
@@ -205,6 +209,7 @@ class Daemon:
             await self.pool.close(0)
             await clients.stop(0)
             await admin.stop(0)
+            await self.serving.schemas.close()
             await asyncio.to_thread(self.watcher.close)
             await self.close()
 

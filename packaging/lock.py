@@ -15,8 +15,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LOCKS = {"requirements.txt": "deb.lock", "requirements-torch.txt": "torch.lock"}
 NOT_SHIPPED = ("pip==",)
-PLATFORMS = ("manylinux_2_36_x86_64", "manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64",
-             "manylinux2014_x86_64")  # fmt: skip
+PLATFORMS = ("manylinux_2_36_x86_64", "manylinux_2_34_x86_64", "manylinux_2_31_x86_64", "manylinux_2_28_x86_64",
+             "manylinux_2_17_x86_64", "manylinux2014_x86_64")  # fmt: skip
 
 
 def lock(requirements: Path, out: Path) -> None:

@@ -14,8 +14,8 @@ rm -rf "$HOUSE"
 mkdir -p "$HOUSE/built"
 "${PIP[@]}" download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes --dest "$HOUSE" \
     --python-version 3.11 --implementation cp --abi cp311 --abi abi3 --abi none --platform manylinux_2_36_x86_64 \
-    --platform manylinux_2_34_x86_64 --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
-    --platform manylinux2014_x86_64 -r packaging/deb.lock
+    --platform manylinux_2_34_x86_64 --platform manylinux_2_31_x86_64 --platform manylinux_2_28_x86_64 \
+    --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -r packaging/deb.lock
 pkg-config --exists libsystemd || { echo "wheelhouse: apt install libsystemd-dev pkg-config" >&2 && exit 1; }
 "${PIP[@]}" wheel --quiet --disable-pip-version-check --no-deps --no-binary systemd-python --wheel-dir "$HOUSE/built" \
     -r packaging/requirements-deb.txt

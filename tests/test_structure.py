@@ -57,6 +57,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "daemon/identity/": {"llmd.daemon.identity", *LEAVES},
     "daemon/audit/": {"llmd.daemon.audit", *LEAVES},
     "daemon/models/": {"llmd.daemon.models", "llmd.quantize", *LEAVES},
+    "daemon/engine/answers/": {
+        "llmd.daemon.engine.answers", "llmd.daemon.engine.messages", "llmd.daemon.engine.types", "llmd.daemon.errors",
+    },
     "daemon/engine/": {
         "llmd.daemon.engine", "llmd.daemon.errors", "llmd.quantize.header", "llmd.quantize.backends",
     },
@@ -79,6 +82,8 @@ MAY_USE = {
     "pynvml": {"daemon/gpus/*.py"},
     "prometheus_client": {"daemon/metrics.py"},
     "jinja2": {"daemon/engine/templates.py"},
+    "llguidance": {"daemon/engine/answers/matching.py"},
+    "jsonschema_rs": {"daemon/engine/answers/schemas.py"},
     "msgspec": {"daemon/engine/messages.py"},
     "fastapi": {"api/*"},
     "starlette": {"api/*"},

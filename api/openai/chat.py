@@ -49,7 +49,7 @@ async def _generate(
 ) -> Response:
     # a conversation of thousands of parts would hold up every stream
     prompts = body.prompts() if body.pieces() < MANY_PIECES else await asyncio.to_thread(body.prompts)
-    work = Generate(tuple(prompts), body.params(), body.n or 1)
+    work = Generate(tuple(prompts), body.params(), body.n or 1, body.wanted())
     ask = Ask(request.url.path, body.model, work)
 
     def shape(answer: Answer) -> Shape:

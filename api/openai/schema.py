@@ -5,6 +5,7 @@ cannot do is refused by name, as is a field of another engine (`grammar_file`, `
 """
 
 import abc
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,8 @@ from llmd.daemon.errors import BadRequest
 
 # parameters that a model may have defaults of its own for
 OF_MODELS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+
+TOOL_PIECES = 20  # a tool is as much to look at as so many messages
 
 # OpenAI's own
 COMPLETION_TOKENS = 16
@@ -75,6 +78,10 @@ class Generation(Body, abc.ABC):
     def prompts(self) -> Sequence[Prompt]:
         """What to continue. Raises BadRequest for what no model here can do."""
 
+    def wanted(self) -> engine.Wanted | None:
+        """What the answer is held to; None: any text. Raises BadRequest."""
+        return None
+
     @abc.abstractmethod
     def pieces(self) -> int:
         """How many messages, parts or tokens `prompts` looks at."""
@@ -123,6 +130,79 @@ class Function(Body):
     name: Name
 
 
+class FunctionDefinition(Body):
+    """`parameters`: a JSON schema of an object; without it the function takes none. `strict`: calls are held to all of
+    it, and refused beforehand where that cannot be."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolDefinition(Body):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+    def engine(self, number: int) -> engine.Tool:
+        """Raises BadRequest."""
+        function = self.function
+        parameters = function.parameters or {}
+        if parameters.get("type", "object") != "object":
+            raise BadRequest(f"tools.{number}.function.parameters: their type is object", param="tools")
+        shown = {
+            "name": function.name,
+            "description": function.description or "",
+            "parameters": {"type": "object", "properties": {}} | parameters,
+        }
+        definition = json.dumps({"type": "function", "function": shown}, ensure_ascii=False)
+        closed = {} if parameters else {"additionalProperties": False}
+        schema = json.dumps({**parameters, "type": "object", **closed})
+        return engine.Tool(function.name, definition, schema, bool(function.strict))
+
+
+class NamedFunction(Body):
+    name: Name
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class AllowedTools(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=limits.MAX_TOOLS)]
+
+
+class ToolsAllowed(Body):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+class JsonSchema(Body):
+    """Answers are held to all of the schema, `strict` or not. Without one: a JSON object."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: Text | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def wanted(self) -> str | None:
+        """The schema that an answer is held to. Raises BadRequest."""
+        if self.type == "json_schema" and self.json_schema is None:
+            raise BadRequest("response_format.json_schema is missing", param="response_format")
+        if self.type == "text":
+            return None
+        schema = self.json_schema.schema_ if self.json_schema else None
+        return json.dumps({"type": "object"} if schema is None else schema)
+
+
 _Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -133,10 +213,11 @@ class ChatBody(Generation):
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
     reasoning_effort: _Effort | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[ToolDefinition], Field(max_length=limits.MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | ToolsAllowed | None = None
+    parallel_tool_calls: bool | None = None
     # taken where they ask for nothing but text, else refused by name
-    response_format: Typed | None = None
-    tools: Annotated[list[Typed], Field(max_length=1024)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | Typed | None = None
     functions: Annotated[list[Function], Field(max_length=1024)] | None = None
     function_call: Literal["none", "auto"] | Function | None = None
     modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
@@ -147,7 +228,6 @@ class ChatBody(Generation):
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     # accepted, without effect: hints, and OpenAI's own bookkeeping
     metadata: _Labels | None = None
-    parallel_tool_calls: bool | None = None
     prediction: Typed | None = None
     prompt_cache_key: _Label | None = None
     prompt_cache_options: dict[str, Any] | None = None
@@ -166,23 +246,41 @@ class ChatBody(Generation):
     def prompts(self) -> Sequence[Prompt]:
         self._refuse()
         turns = tuple(message.turn(i) for i, message in enumerate(self.messages))
-        return (engine.Chat(turns, self.reasoning_effort),)
+        return (engine.Chat(turns, self.reasoning_effort, self._tools()),)
 
     def pieces(self) -> int:
-        return sum(len(m.content) if isinstance(m.content, list) else 1 for m in self.messages)
+        tools = TOOL_PIECES * len(self.tools or ())
+        return tools + sum(len(m.content) if isinstance(m.content, list) else 1 for m in self.messages)
+
+    def wanted(self) -> engine.Wanted | None:
+        schema = self.response_format.wanted() if self.response_format else None
+        tools, choice = self._tools(), self.tool_choice
+        if choice not in (None, "none", "auto") and not tools:
+            raise BadRequest("tool_choice: there are no tools to choose from; send tools", param="tool_choice")
+        must = choice == "required" or isinstance(choice, NamedTool)
+        if isinstance(choice, NamedTool):
+            tools = _among(tools, [choice])
+        elif isinstance(choice, ToolsAllowed):
+            tools, must = _among(tools, choice.allowed_tools.tools), choice.allowed_tools.mode == "required"
+        if schema is None and not tools:
+            return None
+        return engine.Wanted(schema, tools, must, self.parallel_tool_calls is not False)
+
+    def _tools(self) -> tuple[engine.Tool, ...]:
+        """Those that the model is told of. Raises BadRequest."""
+        if self.tool_choice == "none":
+            return ()
+        tools = tuple(tool.engine(i) for i, tool in enumerate(self.tools or ()))
+        if len({tool.name for tool in tools}) < len(tools):
+            raise BadRequest("tools: two have the same name", param="tools")
+        return tools
 
     def _refuse(self) -> None:
         """What asks for more than text from a model."""
-        tools = 'this server\'s models do not call tools yet; remove it, or send {}: "none"'
+        older = "this is the older form; send tools and tool_choice"
         refused = {
-            "response_format": (
-                self.response_format is not None and self.response_format.type != "text",
-                'this server holds answers to no format yet; remove it, or send {"type": "text"}',
-            ),
-            "tools": (bool(self.tools) and self.tool_choice != "none", tools.format("tool_choice")),
-            "tool_choice": (self.tool_choice not in (None, "none", "auto"), tools.format("tool_choice")),
-            "functions": (bool(self.functions) and self.function_call != "none", tools.format("function_call")),
-            "function_call": (self.function_call not in (None, "none", "auto"), tools.format("function_call")),
+            "functions": (bool(self.functions) and self.function_call != "none", older),
+            "function_call": (self.function_call not in (None, "none", "auto"), older),
             "modalities": ("audio" in (self.modalities or ()), "this server's models answer with text only"),
             "audio": (self.audio is not None, "this server's models answer with text only; remove it"),
             "web_search_options": (self.web_search_options is not None, "this server searches no web; remove it"),
@@ -238,6 +336,15 @@ class CompletionBody(Generation):
                 return [[t for t in self.prompt if isinstance(t, int)]]
             case several:
                 return [p for p in several if not isinstance(p, int)]
+
+
+def _among(tools: Sequence[engine.Tool], named: Sequence[NamedTool]) -> tuple[engine.Tool, ...]:
+    """The tools of these names. Raises BadRequest."""
+    names = {tool.function.name for tool in named}
+    found = tuple(tool for tool in tools if tool.name in names)
+    if len(found) < len(names):
+        raise BadRequest("tool_choice: it names a function that is not among tools", param="tool_choice")
+    return found
 
 
 def _prompt(given: str | list[int]) -> RawText | Tokens:

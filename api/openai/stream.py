@@ -14,7 +14,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from llmd.api.http.streams import event as sse
-from llmd.daemon.engine.messages import ChosenLogprob, Failed, Finished, Text, TokenLogprob
+from llmd.daemon.engine.messages import ChosenLogprob, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
 from llmd.daemon.errors import from_wire
 from llmd.daemon.serving.answer import Answer
 
@@ -96,6 +96,7 @@ def usage(answer: Answer) -> dict[str, Any]:
         "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens,
         "total_tokens": answer.prompt_tokens + answer.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
     }  # fmt: skip
 
 
@@ -121,6 +122,16 @@ class EventEncoder:
         if shown is None:
             return b"%s%d%s%s%s" % (self._before, event.choice, self._between, quoted(event.text).encode(), self._after)
         return self._chunk(event.choice, self._content(event.text), shown, None)
+
+    def reasoning(self, event: Reasoning) -> bytes:
+        return self._chunk(event.choice, {"delta": {"reasoning_content": event.text}}, None, None)
+
+    def called(self, event: ToolCalled) -> bytes:
+        call: dict[str, Any] = {"index": event.number, "function": {"arguments": event.arguments}}
+        if event.call:
+            function = {"name": event.name, "arguments": event.arguments}
+            call = {"index": event.number, "id": event.call, "type": "function", "function": function}
+        return self._chunk(event.choice, {"delta": {"tool_calls": [call]}}, None, None)
 
     def finished(self, event: Finished) -> bytes:
         content: dict[str, Any] = {"delta": {}} if self._shape.chat else {"text": ""}
@@ -159,6 +170,10 @@ async def encoded(answer: Answer, encoder: EventEncoder) -> AsyncIterator[bytes]
             match event:
                 case Text():
                     out += encoder.text(event)
+                case Reasoning():
+                    out += encoder.reasoning(event)
+                case ToolCalled():
+                    out += encoder.called(event)
                 case Finished():
                     out += encoder.finished(event)
                 case Failed():
@@ -169,29 +184,56 @@ async def encoded(answer: Answer, encoder: EventEncoder) -> AsyncIterator[bytes]
     yield encoder.end(usage(answer))
 
 
+class _Whole:
+    """A choice of an answer that is no stream."""
+
+    def __init__(self) -> None:
+        self.text = self.reasoning = ""
+        self.calls: list[dict[str, Any]] = []
+        self.logprobs: list[ChosenLogprob] = []
+        self.finish: str | None = None
+
+    def take(self, event: object) -> None:
+        match event:
+            case Text():
+                self.text += event.text
+                self.logprobs += event.logprobs
+            case Reasoning():
+                self.reasoning += event.text
+            case ToolCalled():
+                if event.call:
+                    function = {"name": event.name, "arguments": ""}
+                    self.calls.append({"id": event.call, "type": "function", "function": function})
+                self.calls[event.number]["function"]["arguments"] += event.arguments
+            case Finished():
+                self.finish = event.reason
+
+    def message(self) -> dict[str, Any]:
+        content = None if self.calls and not self.text else self.text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.calls:
+            message["tool_calls"] = self.calls
+        return message
+
+
 async def whole(answer: Answer, shape: Shape) -> list[bytes]:
     """The answer as one JSON body, in parts. Raises the LlmdError that ended it."""
-    texts = [""] * answer.choices
-    logprobs: list[list[ChosenLogprob]] = [[] for _ in texts]
-    finishes: list[str | None] = [None] * answer.choices
+    choices = [_Whole() for _ in range(answer.choices)]
     async for events in answer:
         for event in events:
-            match event:
-                case Text():
-                    texts[event.choice] += event.text
-                    logprobs[event.choice] += event.logprobs
-                case Finished():
-                    finishes[event.choice] = event.reason
-                case Failed():
-                    raise from_wire(event.code, event.message, event.param)
+            if isinstance(event, Failed):
+                raise from_wire(event.code, event.message, event.param)
+            if isinstance(event, Text | Reasoning | ToolCalled | Finished):
+                choices[event.choice].take(event)
     kind = "chat.completion" if shape.chat else "text_completion"
     parts = [_json(shape.head(kind))[:-1].encode(), b',"choices":[']
-    for i, text in enumerate(texts):
-        message = {"role": "assistant", "content": text, "refusal": None}
-        content: dict[str, Any] = {"message": message} if shape.chat else {"text": text}
+    for i, choice in enumerate(choices):
+        content: dict[str, Any] = {"message": choice.message()} if shape.chat else {"text": choice.text}
         parts += [b"," if i else b"", _json({"index": i, **content})[:-1].encode(), b',"logprobs":']
-        parts += [part async for part in _logprobs(shape, logprobs[i], i)]
-        parts.append(b',"finish_reason":%s}' % _json(finishes[i]).encode())
+        parts += [part async for part in _logprobs(shape, choice.logprobs, i)]
+        parts.append(b',"finish_reason":%s}' % _json(choice.finish).encode())
     return [*parts, b'],"usage":%s}' % _json(usage(answer)).encode()]
 
 

@@ -16,6 +16,7 @@ sampling.py    pure: chooses tokens for many sequences at once
 output.py      tokens to text: whole UTF-8, stop strings
 trial.py       a program: does a model's template work, and does it answer a token
 selftest.py    a program: does one of them run on this CPU?
+answers/       what an answer may be and what it says
 vocabulary.py  text to tokens and back in llama.cpp
 llama.py       the runner: llama-cpp-python's low-level API
 fake.py        a runner without a model, for tests and for measuring the gateway

@@ -1,8 +1,9 @@
 """The worker process: one model. `daemon/children.py` starts it with FD, its end of a Unix socket pair.
 
 Threads: the main thread is the engine; `read` takes frames in; `prepare_all` renders templates and tokenizes, so that a
-long text never holds up a step; `beat` says once a second that the process lives and for how long the step has been
-running. What a thread does not expect ends the process: it never goes on without one of them.
+long text never holds up a step; `bind_all` compiles grammars, so that they hold up no other prompt; `beat` says once a
+second that the process lives and for how long the step has been running. What a thread does not expect ends the
+process: it never goes on without one of them.
 """
 
 import ctypes
@@ -21,6 +22,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from llmd.daemon.engine import messages
+from llmd.daemon.engine.answers.answering import Answers
 from llmd.daemon.engine.deadline import Deadline
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.messages import (
@@ -45,6 +47,7 @@ from llmd.daemon.engine.messages import (
     Tokenize,
     Tokenized,
     ToWorker,
+    Wanted,
 )
 from llmd.daemon.engine.prefixes import beginnings
 from llmd.daemon.engine.prompts import Prompts, named, overflow
@@ -64,6 +67,7 @@ class Worker:
         self._sock = sock
         self._lock = threading.Lock()
         self._inbox: SimpleQueue[Open] = SimpleQueue()
+        self._unbound: SimpleQueue[tuple[Request, Wanted, bool]] = SimpleQueue()
         self._deadline = Deadline(TEMPLATE_SECONDS)
         self._engine: Engine
         self._prompts: Prompts
@@ -83,7 +87,8 @@ class Worker:
             return
         settings = load.settings
         runner = make_runner(settings)
-        self._prompts = Prompts(runner, self._deadline)
+        self._prompts = Prompts(runner, self._deadline, settings.syntax)
+        self._answers = Answers(runner.lexicon)
         self._engine = Engine(runner, self.send, batch=settings.batch, chunk=settings.chunk)
         info = runner.info
         self.send(
@@ -97,7 +102,8 @@ class Worker:
                 chat=bool(info.chat_template),
             )
         )
-        for work, arguments in ((self._prepare_all, ()), (self._read, (received,)), (self._beat, ())):
+        works = ((self._prepare_all, ()), (self._bind_all, ()), (self._read, (received,)), (self._beat, ()))
+        for work, arguments in works:
             threading.Thread(target=work, args=arguments, name=work.__name__.strip("_"), daemon=True).start()
         gc.collect()
         gc.freeze()
@@ -146,31 +152,53 @@ class Worker:
 
     def _generate(self, id_: int, owner: str, work: Generate) -> None:
         self._check_tokens([t for t, _ in work.params.logit_bias], "logit_bias")
-        prompts = [tuple(self._tokens(prompt)) for prompt in work.prompts]
-        for prompt, tokens in zip(work.prompts, prompts, strict=True):
+        read = [self._tokens(prompt) for prompt in work.prompts]
+        for prompt, (tokens, _) in zip(work.prompts, read, strict=True):
             if len(tokens) >= self._runner.info.context:
                 raise overflow(self._runner.info.context, len(tokens), named(prompt))
         own = self._runner.info.defaults
         wanted: dict[str, Any] = {name: own[name] for name in work.params.unset if name in own}
         params = replace(work.params, **wanted)
         requests = [
-            Request(id_, owner, tokens, params, work.choices, at * work.choices, beginnings(owner, tokens))
-            for at, tokens in enumerate(prompts)
+            Request(id_, owner, tuple(tokens), params, work.choices, at * work.choices, beginnings(owner, tokens))
+            for at, (tokens, _) in enumerate(read)
         ]
-        self.send(Step((Started(id_, sum(map(len, prompts))),)))
+        if isinstance(work.prompts[0], Chat) and (work.wanted or self._prompts.syntax.thinking):
+            self._unbound.put((requests[0], work.wanted or Wanted(), read[0][1]))
+        else:
+            self._begin(requests)
+
+    def _begin(self, requests: Sequence[Request]) -> None:
+        self.send(Step((Started(requests[0].id, sum(len(request.prompt) for request in requests)),)))
         self._engine.add(*requests)
 
-    def _tokens(self, prompt: Prompt) -> Sequence[int]:
+    def _tokens(self, prompt: Prompt) -> tuple[Sequence[int], bool]:
+        """A prompt's tokens, and whether it begins what the model thinks."""
         match prompt:
             case Chat():
-                return self._prompts.from_chat(prompt)
+                tokens, thinks = self._prompts.from_chat(prompt)
             case RawText(text):
-                tokens: Sequence[int] = self._prompts.from_text(text)
-            case messages.Tokens(tokens):
-                self._check_tokens(tokens, "prompt")
+                tokens, thinks = self._prompts.from_text(text), False
+            case messages.Tokens(given):
+                self._check_tokens(given, "prompt")
+                tokens, thinks = list(given), False
         if not tokens:
             raise BadRequest("the prompt is empty; give at least one token", param="prompt")
-        return tokens
+        return tokens, thinks
+
+    # --- what answers are to be
+
+    def _bind_all(self) -> None:
+        """A chat's answers are held to what they are to be, and read as what they say."""
+        with suppress(LlmdError):  # a template that does not work fails a request, which is told
+            self._engine.marks = self._answers.prepare(self._prompts.syntax)
+        while True:
+            request, wanted, thinks = self._unbound.get()
+            try:
+                answering = self._answers.answering(self._prompts.syntax, wanted, thinks=thinks)
+                self._begin([replace(request, answering=answering)])
+            except LlmdError as e:
+                self._refuse(request.id, e)
 
     def _check_tokens(self, tokens: Sequence[int], param: str) -> None:
         vocab = self._runner.info.vocab

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import abc
 
-from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample
+from llmd.daemon.engine.types import NO_MASKS, Chunk, Lexicon, Logprob, Masks, ModelInfo, Plan, Sample
 
 _BASE = 1 << 31
 
@@ -121,6 +121,12 @@ class FakeRunner:
 
     def special_texts(self) -> list[str]:
         return []
+
+    def lexicon(self) -> Lexicon:
+        """Its words; every other token is a byte."""
+        words = [self.piece(token) if self._words else b"" for token in range(1, len(self._words) + 1)]
+        pieces = [b"<end>", *words, *(bytes([n % 256]) for n in range(self.info.vocab - 1 - len(words)))]
+        return Lexicon(pieces, frozenset({0}), self.info.eos)
 
     def close(self) -> None:
         return None

@@ -20,7 +20,7 @@ import numpy as np
 
 from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.passes import passes
-from llmd.daemon.engine.sampling import Floats, Sampling, forbid, is_simple
+from llmd.daemon.engine.sampling import Floats, Sampling, is_simple
 from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample, Start, next_cut
 from llmd.daemon.engine.vocabulary import Vocabulary, load, prepare
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
@@ -31,6 +31,9 @@ REPEAT_WINDOW = 64
 # little on how many others are computed with it (measured: logits differ by up to 1.0). Pieces of 64 cost no more than
 # pieces of 256 (measured: 3.0 ms a token, both), shorter ones do
 BLOCK = 64
+
+# tokens with their log-probabilities
+Pairs = tuple[tuple[int, float], ...]
 
 SPLIT_MODES = {
     "none": lib.LLAMA_SPLIT_MODE_NONE,
@@ -74,6 +77,7 @@ class LlamaRunner:
         self._n_vocab = vocabulary.size
         self.piece, self.special_texts = vocabulary.piece, vocabulary.special_texts
         self.tokenize, self.detokenize = vocabulary.tokenize, vocabulary.detokenize
+        self.lexicon = vocabulary.lexicon
         trained = lib.llama_model_n_ctx_train(self._model)
         wanted = min(context or 4096, trained) if trained > 0 else context or 4096
         # a step may go over its budget by less than a piece, and every slot may add a token
@@ -245,9 +249,10 @@ class LlamaRunner:
         # waits for the device, and sorts the rows once, so that the threads only read
         lib.llama_get_logits_ith(self._ctx, rows[0][0])
         at, size = ctypes.cast(lib.llama_get_logits(self._ctx), ctypes.c_void_p).value or 0, self._n_vocab
-        for i, (_, slot) in enumerate(rows):
-            if slot in masks:
-                forbid(self._row(i), masks[slot])
+        likeliest = self._likeliest(at, rows)
+        held = [i for i, (_, slot) in enumerate(rows) if slot in masks]
+        if held:
+            self._sampling.forbid(at, size, held, [masks[rows[i][1]] for i in held])
         simple = [i for i, (_, slot) in enumerate(rows) if slot not in self._samplers]
         others = [i for i, (_, slot) in enumerate(rows) if slot in self._samplers]
         tokens: dict[int, int] = {}
@@ -256,20 +261,23 @@ class LlamaRunner:
             tokens |= zip(simple, self._sampling.choose(at, size, simple, slots), strict=True)
         if others:
             tokens |= zip(others, self._pool.map(lambda i: self._by_chain(*rows[i]), others), strict=True)
-        shown = self._shown(at, rows, tokens)
+        shown = {i: self._shown(i, tokens[i], *found) for i, found in likeliest.items()}
         return [Sample(slot, tokens[i], shown.get(i)) for i, (_, slot) in enumerate(rows)]
 
-    def _shown(self, at: int, rows: list[tuple[int, int]], tokens: dict[int, int]) -> dict[int, Logprob]:
-        """The log-probabilities of the rows whose requests want them, under the model's own distribution."""
+    def _likeliest(self, at: int, rows: list[tuple[int, int]]) -> dict[int, tuple[Pairs, float]]:
+        """Of the rows whose requests want log-probabilities, under the model's own distribution: before anything is
+        forbidden. The likeliest tokens, and what a logit is less by than its log-probability."""
         wanted = {i: self._logprobs[slot] for i, (_, slot) in enumerate(rows) if slot in self._logprobs}
         if not wanted:
             return {}
         found = self._sampling.likeliest(at, self._n_vocab, list(wanted), max(wanted.values()))
-        shown = {}
-        for (i, count), ids, values, norm in zip(wanted.items(), *found, strict=True):
-            top = tuple((int(t), float(v - norm)) for t, v in zip(ids[:count], values[:count], strict=True))
-            shown[i] = Logprob(tokens[i], float(self._row(i)[tokens[i]] - norm), top)
-        return shown
+        return {
+            i: (tuple((int(t), float(v - norm)) for t, v in zip(ids[:count], values[:count], strict=True)), float(norm))
+            for (i, count), ids, values, norm in zip(wanted.items(), *found, strict=True)
+        }
+
+    def _shown(self, row: int, token: int, top: Pairs, norm: float) -> Logprob:
+        return Logprob(token, float(self._row(row)[token]) - norm, top)
 
     def _row(self, n: int) -> Floats:
         """The logits of the n-th output."""

@@ -8,17 +8,33 @@ Every request that was added gets exactly one end a choice, whatever happens to 
 process, and the daemon answers for it.
 """
 
+import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
-from llmd.daemon.engine.messages import Busy, ChosenLogprob, Event, Finished, Step, Text, TokenLogprob
+from llmd.daemon.engine.answers.answering import Choice
+from llmd.daemon.engine.answers.matching import Masks
+from llmd.daemon.engine.answers.reader import Argued, Called, Piece, Said, Thought
+from llmd.daemon.engine.messages import (
+    Busy,
+    ChosenLogprob,
+    Event,
+    Failed,
+    Finished,
+    Reasoning,
+    Step,
+    Text,
+    TokenLogprob,
+    ToolCalled,
+)
 from llmd.daemon.engine.output import LogprobOutput, TextOutput
 from llmd.daemon.engine.pace import Pace
 from llmd.daemon.engine.scheduler import Scheduler
-from llmd.daemon.engine.types import Logprob, Request, Runner, Token
+from llmd.daemon.engine.types import NO_MASKS, Logprob, Mask, Plan, Request, Runner, Sequence, Token
+from llmd.daemon.errors import AnswerInvalid
 
 BURST = 512
 
@@ -29,6 +45,7 @@ class _Live:
 
     text: TextOutput
     logprobs: LogprobOutput
+    choice: Choice | None = None  # what the text is to be, and is read as
 
 
 class Engine:
@@ -45,6 +62,9 @@ class Engine:
         self._live: dict[tuple[int, int], _Live] = {}
         self._pace = Pace(chunk, batch)
         self._unseen: list[Token] = []  # sampled, and not shown yet
+        self._masks = Masks(runner.info.slots, runner.info.vocab)
+        self._held = 0  # sequences that follow a grammar
+        self.marks: Mapping[int, bytes] = {}  # control tokens that a choice reads, and their names
         # cancelled before the request was tokenized: ids, oldest dropped
         self._cancelled_early: OrderedDict[int, None] = OrderedDict()
 
@@ -93,18 +113,34 @@ class Engine:
         for request in requests:
             self.scheduler.add(request)
             for choice in range(request.choices):
-                self._live[id_, request.first + choice] = _Live(TextOutput(request.params.stop), LogprobOutput())
+                started = request.answering.start() if request.answering else None
+                self._held += started is not None and started.matcher is not None
+                self._live[id_, request.first + choice] = _Live(
+                    TextOutput(request.params.stop), LogprobOutput(), started
+                )
 
     def _cancel(self, request_id: int) -> None:
         gone = self.scheduler.cancel(request_id)
         for sequence in gone:
-            del self._live[request_id, sequence.choice]
+            self._leave(request_id, sequence.choice)
         if gone:
             self._report([])
         else:
             self._cancelled_early[request_id] = None
             while len(self._cancelled_early) > 1024:
                 self._cancelled_early.popitem(last=False)
+
+    def _leave(self, request_id: int, choice: int) -> None:
+        live = self._live.pop((request_id, choice), None)
+        if live is not None and live.choice is not None and live.choice.matcher is not None:
+            self._held -= 1
+
+    def _fail(self, request_id: int, error: AnswerInvalid) -> Failed:
+        """The whole request ends with it."""
+        self.scheduler.cancel(request_id)
+        for id_, choice in [key for key in self._live if key[0] == request_id]:
+            self._leave(id_, choice)
+        return Failed(request_id, error.code, error.message, error.param)
 
     def _step(self) -> None:
         if self.runner.info.overlaps:
@@ -115,9 +151,9 @@ class Engine:
         self._show()
         if plan.starts:
             self._report([])  # a long prompt may not give a token in this step, and it runs all the same
-        for samples in self.runner.collect():
+        for samples in self.runner.collect(self._masks_of(plan)):
             self._show()
-            self._unseen = self.scheduler.apply(plan, samples)
+            self._unseen = self._accepted(self.scheduler.apply(plan, samples))
             self.last_token = time.monotonic()
             if self.runner.info.overlaps:
                 self._show(first=True)
@@ -128,6 +164,50 @@ class Engine:
         self._pace.note(prompts, generating, time.monotonic() - began)
         if not self.scheduler.busy:
             self._show()
+
+    # --- grammars
+
+    def _masks_of(self, plan: Plan) -> Mapping[int, Mask]:
+        """Of the sequences that follow a grammar, what they may sample in this step: a device computes meanwhile."""
+        if not self._held:
+            return NO_MASKS
+        wanted = []
+        for chunk in plan.chunks:
+            choice = self._choice(self.scheduler.slots[chunk.slot].sequence) if chunk.sample else None
+            if choice is not None and choice.matcher is not None:
+                wanted.append((choice.matcher, chunk.slot))
+        return self._masks.of(wanted) if wanted else NO_MASKS
+
+    def _choice(self, sequence: Sequence | None) -> Choice | None:
+        live = self._live.get((sequence.request.id, sequence.choice)) if sequence else None
+        return live.choice if live else None
+
+    def _accepted(self, tokens: list[Token]) -> list[Token]:
+        """The grammars go on by these tokens, and end the sequences that are whole by them."""
+        if not self._held:
+            return tokens
+        failed: list[Event] = []
+        out = [token for token in map(lambda t: self._followed(t, failed), tokens) if token is not None]
+        if failed:
+            self._report(failed)
+        return out
+
+    def _followed(self, token: Token, failed: list[Event]) -> Token | None:
+        sequence, choice = token.sequence, self._choice(token.sequence)
+        if choice is None or choice.matcher is None:
+            return token
+        try:
+            choice.matcher.accept(token.sample.token)
+        except AnswerInvalid as e:
+            failed.append(self._fail(sequence.request.id, e))
+            return None
+        if token.finish == "stop" or not choice.matcher.ended:
+            return token
+        if token.finish is None:
+            self.scheduler.stop(sequence)
+        return replace(token, finish="whole")
+
+    # --- what becomes visible
 
     def _show(self, *, first: bool = False) -> None:
         """Send what the tokens that were sampled last make visible; with `first`, of first and last ones only."""
@@ -149,15 +229,15 @@ class Engine:
     def _events(self, new: Token) -> Iterator[Event]:
         """What a token makes visible; nothing while its text is held back."""
         sequence, finish = new.sequence, new.finish
-        key = (sequence.request.id, sequence.choice)
-        live = self._live.get(key)
+        id_, at = sequence.request.id, sequence.choice
+        live = self._live.get((id_, at))
         if live is None:
             return  # cancelled since it was sampled
         text = ""
         if finish != "stop":  # a token that ends the text is not part of it
             if new.sample.logprob:
                 live.logprobs.push(live.text, self._shown(new.sample.logprob))
-            text = live.text.push(self.runner.piece(new.sample.token))
+            text = live.text.push(self._piece(new.sample.token, live.choice))
         if finish and not live.text.finished:
             text += live.text.flush()
         if live.text.finished:
@@ -165,11 +245,55 @@ class Engine:
                 self.scheduler.stop(sequence)
             finish = "stop"
         logprobs = live.logprobs.rest(live.text.shown) if finish else live.logprobs.release(live.text.shown)
-        if text or logprobs:
-            yield Text(sequence.request.id, sequence.choice, text, sequence.generated, sequence.cached, logprobs)
-        if finish:
-            del self._live[key]
-            yield Finished(sequence.request.id, sequence.choice, finish, sequence.generated, sequence.cached)
+        if live.choice is not None:
+            yield from self._read(sequence, live.choice, text, logprobs, finish)
+        elif text or logprobs:
+            yield Text(id_, at, text, sequence.generated, sequence.cached, logprobs)
+        if finish and (id_, at) in self._live:
+            self._leave(id_, at)
+            yield self._finished(sequence, live.choice, "stop" if finish == "whole" else finish)
+
+    def _read(
+        self,
+        sequence: Sequence,
+        choice: Choice,
+        text: str,
+        logprobs: tuple[ChosenLogprob, ...],
+        finish: str | None,
+    ) -> Iterator[Event]:
+        """A text as what it says, thinks and calls; and whether it was to be so, once it has ended by itself."""
+        if logprobs:
+            yield Text(sequence.request.id, sequence.choice, "", sequence.generated, sequence.cached, logprobs)
+        for piece in (*choice.push(text), *(choice.end() if finish else ())):
+            yield self._told(sequence, choice, piece)
+        try:
+            if finish in ("stop", "whole"):
+                choice.check()
+        except AnswerInvalid as e:
+            yield self._fail(sequence.request.id, e)
+
+    def _told(self, sequence: Sequence, choice: Choice, piece: Piece) -> Event:
+        where = (sequence.request.id, sequence.choice)
+        counted = (sequence.generated, sequence.cached)
+        match piece:
+            case Said(text):
+                return Text(*where, text, *counted)
+            case Thought(text):
+                return Reasoning(*where, text, *counted)
+            case Called(number, name):
+                return ToolCalled(*where, number, "call_" + secrets.token_hex(12), name, "", *counted)
+            case Argued(number, text):
+                return ToolCalled(*where, number, "", "", text, *counted)
+
+    def _finished(self, sequence: Sequence, choice: Choice | None, reason: str) -> Finished:
+        if choice is not None and choice.calls and reason == "stop":
+            reason = "tool_calls"
+        thought = choice.reasoning if choice else 0
+        where = (sequence.request.id, sequence.choice)
+        return Finished(*where, reason, sequence.generated, sequence.cached, thought)
+
+    def _piece(self, token: int, choice: Choice | None) -> bytes:
+        return (self.marks.get(token) if choice is not None else None) or self.runner.piece(token)
 
     def _shown(self, logprob: Logprob) -> ChosenLogprob:
         piece = self.runner.piece

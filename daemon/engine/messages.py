@@ -3,7 +3,7 @@
 To a worker: `Load` first, then `Open` and `Cancel`. From it: `Ready` or `Fatal`, then `Step` (one frame carries the
 events of one engine step) and `Beat` (once a second). An opened request is answered by
 
-    Generate      Started, then Text as it comes and one Finished a choice
+    Generate      Started, then Text, Reasoning and ToolCalled as they come, and one Finished a choice
     Tokenize      Tokenized
     Detokenize    Detokenized
 
@@ -49,6 +49,7 @@ class Settings:
     ubatch: int = 0  # most tokens the device computes in one pass; 0: 512
     form: str = ""  # which of the model's files it is, for people
     memory: int = 0  # bytes of the machine's memory that it may hold; 0: as many as there are
+    syntax: str = ""  # how the model writes calls and thoughts, where an admin says so (`answers/detecting.py`)
     runner: str = "llama"
     fake: dict[str, Any] | None = None
 
@@ -94,11 +95,22 @@ class ChatMessage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reasoning: str | None = None
 
 
+class Tool(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A function that the model may call. `definition` is what its chat template shows (JSON, as the client wrote it),
+    `parameters` the JSON schema of its arguments; `strict`: they are held to all of that, else to what of it can be."""
+
+    name: str
+    definition: str
+    parameters: str
+    strict: bool = False
+
+
 class Chat(Message, frozen=True):
     """A prompt that the model's chat template renders; `reasoning_effort` is for those that look at it."""
 
     messages: tuple[ChatMessage, ...]
     reasoning_effort: str | None = None
+    tools: tuple[Tool, ...] = ()
 
 
 class RawText(Message, frozen=True):
@@ -116,12 +128,23 @@ class Tokens(Message, frozen=True):
 Prompt: TypeAlias = Chat | RawText | Tokens
 
 
+class Wanted(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What an answer to a chat is held to: a text that fits the JSON `schema` (None: any text), or calls of `tools`.
+    `must_call`: nothing but calls; not `parallel`: one at most."""
+
+    schema: str | None = None
+    tools: tuple[Tool, ...] = ()
+    must_call: bool = False
+    parallel: bool = True
+
+
 class Generate(Message, frozen=True):
     """Continue each prompt `choices` times: the first prompt's choices come first."""
 
     prompts: tuple[Prompt, ...]
     params: SamplingParams
     choices: int = 1
+    wanted: Wanted | None = None  # of one chat
 
     @property
     def sequences(self) -> int:
@@ -207,14 +230,45 @@ class Text(Message, frozen=True):
         return len(self.text) + sum(LOGPROB_BYTES * (1 + len(entry.top)) for entry in self.logprobs)
 
 
-class Finished(Message, frozen=True):
-    """The end of one choice."""
+class Reasoning(Message, frozen=True):
+    """New text of what one choice thinks before it answers. Counters as in Text."""
 
     id: int
     choice: int
-    reason: str  # `stop` or `length`
+    text: str
     tokens: int
     cached: int
+
+    def weight(self) -> int:
+        return len(self.text)
+
+
+class ToolCalled(Message, frozen=True):
+    """A call of a tool begins (`call` and `name` are given), or its arguments go on. `number`: which call it is of its
+    choice, from 0. Counters as in Text."""
+
+    id: int
+    choice: int
+    number: int
+    call: str  # its identifier
+    name: str
+    arguments: str  # what is new of them
+    tokens: int
+    cached: int
+
+    def weight(self) -> int:
+        return len(self.arguments) + len(self.name)
+
+
+class Finished(Message, frozen=True):
+    """The end of one choice. `reasoning`: how many of its tokens it thought with."""
+
+    id: int
+    choice: int
+    reason: str  # `stop`, `length` or `tool_calls`
+    tokens: int
+    cached: int
+    reasoning: int = 0
 
 
 class Failed(Message, frozen=True):
@@ -236,7 +290,7 @@ class Detokenized(Message, frozen=True):
     text: str
 
 
-Event: TypeAlias = Started | Text | Finished | Failed | Tokenized | Detokenized
+Event: TypeAlias = Started | Text | Reasoning | ToolCalled | Finished | Failed | Tokenized | Detokenized
 
 
 # --- from a worker

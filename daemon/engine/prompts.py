@@ -6,8 +6,11 @@ It runs in the worker, which may die of a hostile template. Output and time are 
 import re
 import secrets
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol
 
+from llmd.daemon.engine.answers.detecting import named as named_syntax
+from llmd.daemon.engine.answers.formats import Syntax
 from llmd.daemon.engine.deadline import Deadline, TemplateTimeout
 from llmd.daemon.engine.messages import Chat, Prompt
 from llmd.daemon.engine.templates import chat_template
@@ -47,25 +50,51 @@ class Specials(Protocol):
 
 
 def rendered(
-    template: str, chat: Chat, specials: Specials, deadline: Deadline, escape: Escape, check: Callable[[int], None]
+    template: str,
+    chat: Chat,
+    specials: Specials,
+    deadline: Deadline,
+    escape: Escape,
+    check: Callable[[int], None],
+    syntax: Syntax | None = None,
 ) -> str:
     """A chat as the model's template lays it out. Raises BadRequest and ModelInvalid for what the template does, and
     what `check` raises."""
-    given: dict[str, Any] = {"bos_token": specials.bos_text, "eos_token": specials.eos_text, "tools": None}
+    given = _given(specials)
     if chat.reasoning_effort is not None:
         given["reasoning_effort"] = chat.reasoning_effort
+        given["enable_thinking"] = given["thinking"] = chat.reasoning_effort != "none"
     try:
         with deadline:
-            return chat_template(template).render(chat.messages, escape, check, documents=None, **given)
+            return chat_template(template).render(chat.messages, escape, check, chat.tools, syntax, **given)
+    except TemplateTimeout as e:
+        raise ModelInvalid("the model's chat template takes too long") from e
+
+
+def _given(specials: Specials) -> dict[str, Any]:
+    return {"bos_token": specials.bos_text, "eos_token": specials.eos_text, "documents": None}
+
+
+def syntax_of(template: str | None, specials: Specials, deadline: Deadline) -> Syntax:
+    """How a model with this template writes. Raises ModelInvalid."""
+    if not template:
+        return Syntax()
+    try:
+        with deadline:
+            return chat_template(template).syntax(_given(specials))
+    except BadRequest:
+        return Syntax()
     except TemplateTimeout as e:
         raise ModelInvalid("the model's chat template takes too long") from e
 
 
 class Prompts:
-    """Renders and tokenizes for one runner."""
+    """Renders and tokenizes for one runner. `syntax`: how the model writes, where an admin says so (`detecting.py`);
+    else its template does."""
 
-    def __init__(self, runner: Runner, deadline: Deadline) -> None:
+    def __init__(self, runner: Runner, deadline: Deadline, syntax: str = "") -> None:
         self._runner, self._deadline = runner, deadline
+        self._said = named_syntax(syntax) if syntax else None
         self._special = [re.escape(text) for text in runner.special_texts()]
         self._find_special = re.compile("|".join(self._special)) if self._special else None
 
@@ -74,9 +103,14 @@ class Prompts:
         self.check_length(text, "prompt")
         return self._runner.tokenize(text, add_special=not self._begins(text), parse_special=True)
 
-    def from_chat(self, chat: Chat) -> list[int]:
-        """A chat. Special-token text inside a message stays plain text: a user cannot end their turn and speak as the
-        system.
+    @cached_property
+    def syntax(self) -> Syntax:
+        """How the model writes. Raises ModelInvalid for what its template does."""
+        return self._said or syntax_of(self._runner.info.chat_template, self._runner.info, self._deadline)
+
+    def from_chat(self, chat: Chat) -> tuple[list[int], bool]:
+        """A chat, and whether its prompt begins what the model thinks. Special-token text inside a message stays plain
+        text: a user cannot end their turn and speak as the system.
 
         Raises BadRequest when the model has no template or the template refuses these messages.
         """
@@ -85,7 +119,9 @@ class Prompts:
             raise BadRequest("this model has no chat template; use /v1/completions with a prompt", param="messages")
         escaped: list[str] = []
         text = self.render(template, chat, escaped)
-        return self._tokenize(text, escaped, add_special=not self._begins(text))
+        thinking = self.syntax.thinking
+        thinks = thinking is not None and text.rstrip().endswith(thinking.begin)
+        return self._tokenize(text, escaped, add_special=not self._begins(text)), thinks
 
     def _begins(self, text: str) -> bool:
         """Whether it has the token that begins texts: that comes once."""
@@ -101,7 +137,8 @@ class Prompts:
         def check(size: int) -> None:
             self._check_size(size - 2 * len(_MARK) * len(escaped), "messages")
 
-        return rendered(template, chat, self._runner.info, self._deadline, escape, check)
+        syntax = self.syntax if chat.tools else None
+        return rendered(template, chat, self._runner.info, self._deadline, escape, check, syntax)
 
     def check_length(self, text: str, what: str) -> None:
         """Raises ContextExceeded for a text that would be more tokens than the context holds even if each were the

@@ -54,6 +54,7 @@ typedef struct {
     const int64_t *slots; /* of `choose`; NULL: `likeliest` */
     sequence *sequences;
     int64_t *tokens;
+    const uint32_t *const *masks; /* of `forbid`, one a row; NULL: another */
     atomic_llong next; /* the first row that nobody has taken */
     atomic_int failed;
 } job;
@@ -200,6 +201,21 @@ static void likeliest(const float *row, const job *work, int64_t n, scratch mine
     work->norms[n] = held ? mine.heap[0].value + log(sum) : -INFINITY;
 }
 
+/* --- what a row must not give */
+
+/* Entries without a bit in the mask are minus infinity from here on. */
+EVERY_CPU void llmd_masked(float *row, int64_t size, const uint32_t *mask)
+{
+    for (int64_t i = 0; i < size; i += 32) {
+        uint32_t bits = mask[i / 32];
+        int64_t end = size - i < 32 ? size - i : 32;
+        if (bits == UINT32_MAX)
+            continue;
+        for (int64_t j = 0; j < end; j++)
+            row[i + j] = bits >> j & 1 ? row[i + j] : -INFINITY;
+    }
+}
+
 /* --- the threads */
 
 static void take_rows(job *work)
@@ -210,7 +226,9 @@ static void take_rows(job *work)
         work->failed = 1;
     for (int64_t n; !work->failed && (n = work->next++) < work->n;) {
         const float *row = work->logits + work->rows[n] * work->size;
-        if (work->slots)
+        if (work->masks)
+            llmd_masked((float *)row, work->size, work->masks[n]);
+        else if (work->slots)
             work->tokens[n] = choose(row, work->size, &work->sequences[work->slots[n]], mine);
         else
             likeliest(row, work, n, mine);
@@ -304,5 +322,13 @@ int llmd_likeliest(pool *p, const float *logits, int64_t size, const int64_t *ro
 {
     job work = {.logits = logits, .size = size, .n = n, .most = count > 1 ? count : 1, .rows = rows,
                 .count = count, .ids = ids, .values = values, .norms = norms};
+    return run(p, &work);
+}
+
+/* Take from `n` rows the entries that their masks have no bit for: a bit an entry, the lowest first, in 32-bit words.
+ * Returns 0, or -1 without memory. */
+int llmd_forbid(pool *p, float *logits, int64_t size, const int64_t *rows, const uint32_t *const *masks, int64_t n)
+{
+    job work = {.logits = logits, .size = size, .n = n, .most = 1, .rows = rows, .masks = masks};
     return run(p, &work);
 }

@@ -32,6 +32,7 @@ _lib.llmd_open.argtypes, _lib.llmd_open.restype = [_number], _pointer
 _lib.llmd_close.argtypes, _lib.llmd_close.restype = [_pointer], None
 _lib.llmd_choose.argtypes = [_pointer, _pointer, _number, _pointer, _pointer, _number, _pointer, _pointer]
 _lib.llmd_likeliest.argtypes = [_pointer, _pointer, _number, _pointer, _number, _number, _pointer, _pointer, _pointer]
+_lib.llmd_forbid.argtypes = [_pointer, _pointer, _number, _pointer, _pointer, _number]
 
 
 def is_simple(params: SamplingParams) -> bool:
@@ -83,6 +84,13 @@ class Sampling:
         )  # fmt: skip
         return ids, values, norms
 
+    def forbid(self, logits: int, size: int, rows: Sequence[int], masks: Sequence[Mask]) -> None:
+        """Take the tokens without a bit in its mask out of each row, in place."""
+        words = [np.ascontiguousarray(mask, np.uint32) for mask in masks]
+        at = np.array(rows, np.int64)
+        addresses = np.array([mask.ctypes.data for mask in words], np.uint64)
+        self._done(_lib.llmd_forbid(self._pool, logits, size, at.ctypes.data, addresses.ctypes.data, len(at)))
+
     def close(self) -> None:
         """End the threads. It cannot be used after."""
         _lib.llmd_close(self._pool)
@@ -90,11 +98,3 @@ class Sampling:
     def _done(self, status: int) -> None:
         if status:
             raise MemoryError
-
-
-def forbid(logits: Floats, mask: Mask) -> None:
-    """Take the tokens without a bit in `mask` out of a row, in place."""
-    words = np.asarray(mask, np.uint32).astype("<u4").view(np.uint8)
-    allowed = np.unpackbits(words, bitorder="little")[: len(logits)].astype(bool)
-    logits[: len(allowed)][~allowed] = -np.inf
-    logits[len(allowed) :] = -np.inf

@@ -16,9 +16,11 @@ import jinja2.ext
 from jinja2.nodes import CallBlock, Node
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from llmd.daemon.engine.answers.detecting import calls_in, thinking_in
+from llmd.daemon.engine.answers.formats import Syntax
 from llmd.daemon.engine.deadline import TemplateTimeout
-from llmd.daemon.engine.messages import ChatMessage, ToolCall
-from llmd.daemon.engine.turns import MANNERS, Escape, Form, Manner, Turns, tojson
+from llmd.daemon.engine.messages import ChatMessage, Tool, ToolCall
+from llmd.daemon.engine.turns import MANNERS, Escape, Form, Manner, Turns, definitions, explained, tojson
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid
 
 # copies of a text that a template may make by multiplication, in characters; and a number's exponent
@@ -37,6 +39,9 @@ _TEXT, _NAME, _KEY, _VALUE, _ANSWER = (
 )
 _PRINTED = (f"'text': '{_TEXT}", f'"text": "{_TEXT}')
 _ARGUMENTS = tojson({_KEY: _VALUE})
+_PARAMETERS = {"type": "object", "properties": {_KEY: {"type": "string", "description": _KEY}}, "required": [_KEY]}
+_FUNCTION = {"name": _NAME, "description": _TEXT, "parameters": _PARAMETERS}
+_TOOL = Tool(_NAME, tojson({"type": "function", "function": _FUNCTION}), tojson(_PARAMETERS))
 
 
 def _short(size: int) -> None:
@@ -88,17 +93,29 @@ class ChatTemplate:
         except (SyntaxError, RecursionError, ValueError) as e:
             # Python's own: a template of 25 nested loops is more than its compiler takes
             raise ModelInvalid(f"the model's chat template cannot be compiled: {type(e).__name__}") from e
+        self._source = source
         self._forms: dict[str, Form] | None = None
         self._manners: tuple[Manner, ...] | None = None
+        self._syntax: Syntax | None = None
+        self._defines: bool | None = None
 
-    def render(self, messages: Sequence[ChatMessage], escape: Escape, check: Check, **values: Any) -> str:
-        """The prompt, in the first manner that the template does not refuse. Each text of a message goes through
-        `escape`.
+    def render(
+        self,
+        messages: Sequence[ChatMessage],
+        escape: Escape,
+        check: Check,
+        tools: Sequence[Tool] = (),
+        syntax: Syntax | None = None,
+        **values: Any,
+    ) -> str:
+        """The prompt, in the first manner that the template does not refuse. Each text of a message and of a tool goes
+        through `escape`. Tools that it does not show are explained, in the way that `syntax` has them called (None: its
+        own).
 
         Raises ModelInvalid and BadRequest for what the template does, what `check` raises, and TemplateTimeout.
         """
         try:
-            return self._rendered(messages, escape, check, values)
+            return self._rendered(*self._with_tools(messages, escape, tools, syntax, values), escape, check)
         except (LlmdError, TemplateTimeout):
             raise
         except jinja2.exceptions.SecurityError as e:
@@ -109,7 +126,25 @@ class ChatTemplate:
         except Exception as e:  # whatever it was, the next prompt is none of its business
             raise BadRequest("the model's chat template cannot handle these messages", param="messages") from e
 
-    def _rendered(self, messages: Sequence[ChatMessage], escape: Escape, check: Check, values: dict[str, Any]) -> str:
+    def _with_tools(
+        self,
+        messages: Sequence[ChatMessage],
+        escape: Escape,
+        tools: Sequence[Tool],
+        syntax: Syntax | None,
+        values: dict[str, Any],
+    ) -> tuple[Sequence[ChatMessage], dict[str, Any]]:
+        """The messages and what else the template is given."""
+        values = {**values, "tools": None}
+        if not tools:
+            return messages, values
+        own = self.syntax(values)
+        if own.calls and self._shows_definitions(values) and (syntax is None or syntax.calls == own.calls):
+            return messages, {**values, "tools": definitions(tools, escape)}
+        system = self._shows_text("system", self._text_forms(values), values)
+        return explained(messages, tools, (syntax or own).written, system=system), values
+
+    def _rendered(self, messages: Sequence[ChatMessage], values: dict[str, Any], escape: Escape, check: Check) -> str:
         forms = self._text_forms(values)
         manners = self._tool_manners(values) if _uses_tools(messages) else MANNERS[:1]
         for manner in manners[:-1]:
@@ -129,6 +164,36 @@ class ChatTemplate:
         return "".join(parts)
 
     # --- what it shows
+
+    def syntax(self, values: dict[str, Any]) -> Syntax:
+        """In which format a model writes that learned with it. Raises TemplateTimeout, and BadRequest for a template
+        that shows no user's text."""
+        if self._syntax is None:
+            values = {**values, "tools": None}
+            calls = None
+            for manner in self._tool_manners(values):
+                if manner.calls and calls is None:
+                    shown = self._tried(_calling(_NAME, _ARGUMENTS, _ANSWER), manner, values)
+                    calls = calls_in(shown, _NAME, {_KEY: _VALUE})
+            self._syntax = Syntax(calls, thinking_in(self._source))
+        return self._syntax
+
+    def _shows_definitions(self, values: dict[str, Any]) -> bool:
+        if self._defines is None:
+            shown = self._tried(
+                _speaking("user", "Hello."), MANNERS[0], {**values, "tools": definitions((_TOOL,), str)}
+            )
+            self._defines = all(word in shown for word in (_NAME, _KEY, _TEXT))
+        return self._defines
+
+    def _tried(self, messages: Sequence[ChatMessage], manner: Manner, values: dict[str, Any]) -> str:
+        """What it shows; "" where it refuses."""
+        try:
+            return self._probe(messages, Turns(manner, self._text_forms(values), str), values)
+        except TemplateTimeout:
+            raise
+        except Exception:
+            return ""
 
     def _text_forms(self, values: dict[str, Any]) -> dict[str, Form]:
         """Each role's form of a text. Raises BadRequest where a user's is shown in none."""
@@ -161,13 +226,7 @@ class ChatTemplate:
         return self._manners
 
     def _shows_tools(self, manner: Manner, values: dict[str, Any]) -> bool:
-        turns = Turns(manner, self._text_forms(values), str)
-        try:
-            shown = self._probe(_calling(_NAME, _ARGUMENTS, _ANSWER), turns, values)
-        except TemplateTimeout:
-            raise
-        except Exception:
-            return False
+        shown = self._tried(_calling(_NAME, _ARGUMENTS, _ANSWER), manner, values)
         return all(word in shown for word in (_NAME, _KEY, _VALUE, _ANSWER))
 
     def _probe(self, messages: Sequence[ChatMessage], turns: Turns, values: dict[str, Any]) -> str:

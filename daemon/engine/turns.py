@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-from llmd.daemon.engine.messages import ChatMessage, ToolCall
+from llmd.daemon.engine.answers.formats import Calls
+from llmd.daemon.engine.messages import ChatMessage, Tool, ToolCall
 
 # of the identifiers that Mistral's templates take
 SHORT_ID = 9
@@ -120,26 +121,55 @@ class Turns:
 
     def _arguments(self, text: str) -> Arguments | str:
         try:
-            value = self._escaped(json.loads(text))
+            value = escaped(json.loads(text), self.escape)
         except (ValueError, RecursionError):  # a model may write anything
             value = None
         # the text is escaped as it stands: what a value says in \u escapes is none of it
         shown = self.escape(text)
         return Arguments(value, shown) if isinstance(value, dict) else shown
 
-    def _escaped(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.escape(value)
-        if isinstance(value, list):
-            return [self._escaped(item) for item in value]
-        if isinstance(value, dict):
-            return {self.escape(key): self._escaped(item) for key, item in value.items()}
-        return value
-
     def _identifier(self, text: str) -> str:
         if self.manner.short_ids:
             return hashlib.sha256(text.encode()).hexdigest()[:SHORT_ID]
         return self.escape(text)
+
+
+def escaped(value: Any, escape: Escape) -> Any:
+    """JSON with each of its texts escaped."""
+    if isinstance(value, str):
+        return escape(value)
+    if isinstance(value, list):
+        return [escaped(item, escape) for item in value]
+    if isinstance(value, dict):
+        return {escape(key): escaped(item, escape) for key, item in value.items()}
+    return value
+
+
+def definitions(tools: Sequence[Tool], escape: Escape) -> list[Any]:
+    """As templates take them: as transformers makes them of functions."""
+    return [escaped(json.loads(tool.definition), escape) for tool in tools]
+
+
+def explained(
+    messages: Sequence[ChatMessage], tools: Sequence[Tool], calls: Calls, *, system: bool
+) -> Sequence[ChatMessage]:
+    """A conversation that explains tools to a model whose template does not, in the words in which Hermes and Qwen
+    models learned it: in the first system message, or (not `system`) the first one of a user."""
+    said = "\n".join(tool.definition for tool in tools)
+    call = f"{calls.first}{calls.head[0]}<function-name>{calls.head[1]}<args-json-object>{calls.foot}{calls.last}"
+    text = (
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with "
+        f"function signatures within <tools></tools> XML tags:\n<tools>\n{said}\n</tools>\n\nFor each function call, "
+        f"return a JSON object with its arguments, like this:\n{call}"
+    )
+    role = "system" if system else "user"
+    at = next((i for i, message in enumerate(messages) if message.role == role), -1)
+    if at < 0:
+        return (ChatMessage("system" if system else "user", text), *messages)
+    first = messages[at]
+    content = first.content if isinstance(first.content, str) else "".join(first.content or ())
+    whole = f"{content}\n\n{text}" if system else f"{text}\n\n{content}"
+    return (*messages[:at], ChatMessage(first.role, whole, first.name), *messages[at + 1 :])
 
 
 def tojson(

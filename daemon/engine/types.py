@@ -2,9 +2,12 @@
 
 from collections import abc
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llmd.daemon.engine.messages import SamplingParams
+
+if TYPE_CHECKING:  # it needs libraries that not everything here needs
+    from llmd.daemon.engine.answers.answering import Answering
 
 
 def next_cut(at: int, length: int, block: int) -> int:
@@ -29,6 +32,7 @@ class Request:
     choices: int = 1
     first: int = 0  # its first choice's number: a request of several prompts is one of these a prompt
     beginnings: tuple[int, ...] | None = None  # `prefixes.beginnings`, where whoever made it had the time
+    answering: "Answering | None" = None  # what its answers are held to and read as; None: text
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +118,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A new token of a sequence, and how the sequence ended with it: `stop`, `length` or None."""
+    """A new token of a sequence, and how the sequence ended with it: `stop` (the token is no part of the text), `whole`
+    (it is, and nothing may follow), `length` or None."""
 
     sequence: Sequence
     sample: Sample
@@ -158,6 +163,22 @@ Masks = abc.Mapping[int, Mask]
 NO_MASKS: Masks = {}
 
 
+@dataclass(frozen=True, slots=True)
+class Lexicon:
+    """A vocabulary as grammars see it: each token's bytes, a control token's as its name; the tokens that end a text;
+    and llama.cpp's vocabulary and its `llama_tokenize`, as addresses (0: there are none)."""
+
+    pieces: abc.Sequence[bytes]
+    control: frozenset[int]
+    ends: frozenset[int]
+    vocabulary: int = 0
+    tokenize: int = 0
+
+    def tokens(self) -> dict[str, int]:
+        """The control tokens by their names."""
+        return {self.pieces[token].decode(errors="replace"): token for token in sorted(self.control)}
+
+
 class Runner(Protocol):
     """A model on its device. `launch`, `collect` and `close` are called by the engine thread alone; the rest by any
     thread. A step is one `launch`, then one `collect` that is read to its end; steps follow one another.
@@ -183,4 +204,5 @@ class Runner(Protocol):
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
     def detokenize(self, tokens: abc.Sequence[int]) -> str: ...
     def special_texts(self) -> abc.Sequence[str]: ...
+    def lexicon(self) -> Lexicon: ...
     def close(self) -> None: ...

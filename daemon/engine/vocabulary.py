@@ -8,6 +8,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
+from llmd.daemon.engine.types import Lexicon
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 from llmd.quantize import backends
 from llmd.quantize.header import generation_defaults
@@ -16,6 +17,8 @@ from llmd.quantize.header import generation_defaults
 LOSSLESS = {
     lib.LLAMA_VOCAB_TYPE_SPM, lib.LLAMA_VOCAB_TYPE_BPE, lib.LLAMA_VOCAB_TYPE_RWKV, lib.LLAMA_VOCAB_TYPE_PLAMO2,
 }  # fmt: skip
+
+PIECE_BYTES = 4096  # of a token's text
 
 _log_lines: list[str] = []
 
@@ -133,3 +136,16 @@ class Vocabulary:
         """The texts of the control tokens, longest first."""
         found = {self._text_of(t) for t in range(self.size) if lib.llama_vocab_is_control(self._vocab, t)}
         return sorted(found - {""}, key=len, reverse=True)
+
+    def lexicon(self) -> Lexicon:
+        """As grammars see it."""
+        text, pieces = ctypes.create_string_buffer(PIECE_BYTES), []
+        for token in range(self.size):
+            size = lib.llama_token_to_piece(self._vocab, token, text, PIECE_BYTES, 0, True)
+            pieces.append(text.raw[: max(size, 0)])
+        control = frozenset(t for t in range(self.size) if lib.llama_vocab_is_control(self._vocab, t))
+        return Lexicon(pieces, control, self.ends, _address(self._vocab), _address(lib._lib.llama_tokenize))
+
+
+def _address(of: Any) -> int:
+    return of if isinstance(of, int) else ctypes.cast(of, ctypes.c_void_p).value or 0

@@ -14,9 +14,11 @@ from llmd.daemon.engine.messages import (
     Failed,
     Finished,
     Generate,
+    Reasoning,
     Started,
     Text,
     Tokenized,
+    ToolCalled,
     Work,
 )
 from llmd.daemon.errors import (
@@ -34,6 +36,7 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.pool import Pool
+from llmd.daemon.serving.schemas import Schemas
 from llmd.daemon.serving.stream import Stream
 from llmd.daemon.tasks import Tasks
 
@@ -52,6 +55,7 @@ class Answer:
     def __init__(self, request_id: str, model: str, context: int, stream: Stream, work: Work) -> None:
         self.request_id, self.model, self.context = request_id, model, context
         self.prompt_tokens = 0
+        self.reasoning_tokens = 0  # of those generated, of the choices that have ended
         self._choices = work.choices if isinstance(work, Generate) else 1  # of each prompt
         self._cached: dict[int, int] = {}  # of each prompt's first choice: the others' prompt is that one's
         self._stream = stream
@@ -105,11 +109,12 @@ class Answer:
             match event:
                 case Started():
                     self.prompt_tokens = event.prompt_tokens
-                case Text() | Finished():
+                case Text() | Reasoning() | ToolCalled() | Finished():
                     if event.choice % self._choices == 0:
                         self._cached[event.choice] = event.cached
                     if isinstance(event, Finished):
-                        self._ends.add(event.reason)
+                        self._ends.add("stop" if event.reason == "tool_calls" else event.reason)
+                        self.reasoning_tokens += event.reasoning
                 case Tokenized() | Detokenized():
                     self._ends.add("ok")
                 case Failed():
@@ -128,15 +133,18 @@ class Serving:
         metrics: Metrics,
         tasks: Tasks,
         *,
+        schemas: Schemas | None = None,
         serve_unaudited: bool = False,
     ) -> None:
         self.pool, self.admission, self.audit, self.metrics = pool, admission, audit, metrics
         self.tasks, self.serve_unaudited = tasks, serve_unaudited
+        self.schemas = schemas or Schemas()
 
     @asynccontextmanager
     async def open(self, principal: Principal, ask: Ask) -> AsyncIterator[Answer]:
-        """In this order: 1. a name for the model; 2. the `admit` row is on disk; 3. the model serves; 4. admission;
-        5. a worker has taken it. Raises the LlmdError of the first that refuses.
+        """In this order: 1. a name for the model; 2. the `admit` row is on disk; 3. an answer can be held to its
+        schemas; 4. the model serves; 5. admission; 6. a worker has taken it. Raises the LlmdError of the first that
+        refuses.
 
         Leaving the block, in whatever way, cancels what still runs, gives its place back and writes the `finish` row.
         """
@@ -145,6 +153,7 @@ class Serving:
         outcome: tuple[str, str | None] = ("cancelled", None)
         try:
             await books.admit()
+            await self.schemas.check(principal.name, ask.schemas())
             await self._successor(model, ask)
             worker, info = self.pool.serves(model, principal.name, ask)
             place = self.admission.enter(model, ask.places, self.pool.find(model).slots)

@@ -23,6 +23,15 @@ class Ask:
         """How many sequences it may add to what runs and waits."""
         return self.work.sequences if isinstance(self.work, Generate) else 1
 
+    def schemas(self) -> list[tuple[str, str, bool]]:
+        """The JSON schemas that it is to be held to: a text, the request's field that it comes from, whether all of it
+        is to hold."""
+        wanted = self.work.wanted if isinstance(self.work, Generate) else None
+        if wanted is None:
+            return []
+        tools = [(tool.parameters, f"tools.{tool.name}", tool.strict) for tool in wanted.tools]
+        return tools if wanted.schema is None else [*tools, (wanted.schema, "response_format", True)]
+
     def prompt(self) -> bytes:
         """What the audit log's keyed hash covers."""
         work = self.work
@@ -35,10 +44,15 @@ class Ask:
         return _json([_bytes(prompt).decode() for prompt in work.prompts])
 
     def parameters(self) -> str:
-        """SHA-256 of the sampling parameters: equal parameters have equal hashes. "" where there are none."""
+        """SHA-256 of the sampling parameters and of what the answer is held to: equal ones have equal hashes. "" where
+        there are none."""
         if not isinstance(self.work, Generate):
             return ""
-        return hashlib.sha256(json.dumps(asdict(self.work.params), sort_keys=True).encode()).hexdigest()
+        params = asdict(self.work.params)
+        if wanted := self.work.wanted:
+            tools = [[tool.name, tool.parameters, tool.strict] for tool in wanted.tools]
+            params["wanted"] = [wanted.schema, tools, wanted.must_call, wanted.parallel]
+        return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
 
 
 def _bytes(prompt: Prompt) -> bytes:
@@ -46,7 +60,9 @@ def _bytes(prompt: Prompt) -> bytes:
         return prompt.text.encode()
     if isinstance(prompt, Tokens):
         return _json(prompt.tokens)
-    return _json([_said(turn) for turn in prompt.messages])
+    said = [_said(turn) for turn in prompt.messages]
+    tools = [tool.definition for tool in prompt.tools]
+    return _json({"messages": said, "tools": tools} if tools else said)
 
 
 def _said(turn: ChatMessage) -> dict[str, Any]:

@@ -5,7 +5,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from llmd.daemon import limits
-from llmd.daemon.engine.messages import Cancel, Detokenized, Event, Failed, Finished, Text, Tokenized
+from llmd.daemon.engine.messages import (
+    Cancel,
+    Detokenized,
+    Event,
+    Failed,
+    Finished,
+    Reasoning,
+    Text,
+    Tokenized,
+    ToolCalled,
+)
 from llmd.daemon.errors import ClientTooSlow, LlmdError
 from llmd.daemon.metrics import ModelMetrics
 
@@ -74,7 +84,7 @@ class Stream:
         if self.ended:
             return
         match event:
-            case Text():
+            case Text() | Reasoning() | ToolCalled():
                 self._count(event)
                 self.owed += event.weight()
             case Finished():
@@ -111,7 +121,7 @@ class Stream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _count(self, event: Text | Finished) -> None:
+    def _count(self, event: Text | Reasoning | ToolCalled | Finished) -> None:
         metrics, now, choice = self._worker.metrics, self._loop.time(), event.choice
         if choice < 0:
             raise ValueError("there is no such choice")

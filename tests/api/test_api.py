@@ -278,7 +278,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "tool_choice": ["required", {"type": "function", "function": {"name": "f"}}, "some"],
     "functions": [[{"name": "f"}]],
     "function_call": [{"name": "f"}],
-    "response_format": [{"type": "json_object"}],
+    "response_format": [{"type": "wizard"}, {"type": "json_schema"}, "json", {"type": "text", "json_schema": {}}],
     "modalities": [["text", "audio"], ["video"], "text"],
     "audio": [{"voice": "alloy", "format": "wav"}],
     "store": [True],

@@ -7,7 +7,7 @@ import pytest
 
 from llmd.api.openai.schema import ChatBody, CompletionBody
 from llmd.daemon import limits
-from llmd.daemon.engine.messages import Chat, ChatMessage, RawText, Tokens, ToolCall
+from llmd.daemon.engine.messages import Chat, ChatMessage, RawText, Tokens, Tool, ToolCall, Wanted
 from llmd.daemon.errors import BadRequest
 
 HELLO = {"role": "user", "content": "hi"}
@@ -32,7 +32,7 @@ def test_null_is_not_given_in_every_field() -> None:
     for kind, body in ((ChatBody, chat), (CompletionBody, complete)):
         fields = kind.model_fields.keys() - {"messages", "prompt"}
         given = body(**dict.fromkeys(fields))
-        assert given.params() == body().params() and given.prompts() == body().prompts()
+        assert given.params() == body().params() and given.prompts() == body().prompts() and given.wanted() is None
 
 
 def test_null_is_no_value_of_what_must_be_given_and_no_name_is_unknown_for_it() -> None:
@@ -57,7 +57,7 @@ def test_null_is_no_value_of_what_must_be_given_and_no_name_is_unknown_for_it() 
 )  # fmt: skip
 def test_what_asks_for_nothing_else_changes_nothing(fields: dict[str, Any]) -> None:
     body = chat(**fields)
-    assert body.params() == chat().params()
+    assert body.params() == chat().params() and body.wanted() is None
     (prompt,) = body.prompts()
     assert isinstance(prompt, Chat) and prompt.messages == turns(HELLO)
 
@@ -126,3 +126,108 @@ def test_prompts_one_or_several() -> None:
     assert complete(prompt=[1, 2]).prompts() == complete(prompt=[[1, 2]]).prompts() == [Tokens((1, 2))]
     assert complete(prompt=[[1], [2, 3]]).prompts() == [Tokens((1,)), Tokens((2, 3))]
     assert complete(best_of=2, n=2, echo=False, suffix="").prompts()
+
+
+# --- what an answer is held to
+
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+def tool(name: str = "weather", **function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": PARAMETERS, **function}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def wanted(**fields: Any) -> Wanted:
+    found = chat(**fields).wanted()
+    assert found is not None
+    return found
+
+
+def test_a_response_format_is_a_schema() -> None:
+    assert wanted(response_format={"type": "json_object"}) == Wanted('{"type": "object"}')
+    schema = {"name": "a", "schema": PARAMETERS}
+    for more in ({}, {"strict": True}, {"strict": False, "description": "d"}):
+        assert wanted(response_format={"type": "json_schema", "json_schema": schema | more}).schema == json.dumps(
+            PARAMETERS
+        )
+    assert wanted(response_format={"type": "json_schema", "json_schema": {"name": "a"}}).schema == '{"type": "object"}'
+    with pytest.raises(BadRequest, match="json_schema is missing"):
+        chat(response_format={"type": "json_schema"}).wanted()
+
+
+def test_tools_go_to_the_prompt_and_to_what_the_answer_is_held_to() -> None:
+    body = chat(tools=[tool(description="of a city", strict=True), {"type": "function", "function": {"name": "now"}}])
+    (prompt,) = body.prompts()
+    found = body.wanted()
+    assert isinstance(prompt, Chat) and found is not None and prompt.tools == found.tools
+    weather, now = found.tools
+    assert (weather.name, weather.strict, json.loads(weather.parameters)) == ("weather", True, PARAMETERS)
+    assert json.loads(weather.definition) == tool(description="of a city")
+    assert not now.strict and json.loads(now.parameters) == {"type": "object", "additionalProperties": False}
+    assert json.loads(now.definition)["function"]["parameters"] == {"type": "object", "properties": {}}
+    assert (found.must_call, found.parallel, found.schema) == (False, True, None)
+
+
+def test_the_choice_of_a_tool() -> None:
+    tools = [tool("a"), tool("b")]
+
+    def chosen(choice: Any, **more: Any) -> tuple[list[str], bool]:
+        found = wanted(tools=tools, tool_choice=choice, **more)
+        return [t.name for t in found.tools], found.must_call
+
+    assert chosen("auto") == (["a", "b"], False) == chosen(None)
+    assert chosen("required") == (["a", "b"], True)
+    assert chosen(named("b")) == (["b"], True)
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named("a")]}}
+    assert chosen(allowed) == (["a"], False)
+    allowed["allowed_tools"] = {"mode": "required", "tools": [named("b"), named("a")]}
+    assert chosen(allowed) == (["a", "b"], True)
+    assert wanted(tools=tools, parallel_tool_calls=False).parallel is False
+    none = chat(tools=tools, tool_choice="none")
+    (prompt,) = none.prompts()
+    assert none.wanted() is None and isinstance(prompt, Chat) and prompt.tools == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"tools": [tool("a"), tool("a")]}, "same name"),
+        ({"tools": [tool()], "tool_choice": named("wizard")}, "not among tools"),
+        ({"tool_choice": "required"}, "no tools"),
+        ({"tool_choice": named("a")}, "no tools"),
+        ({"tools": [tool(parameters={"type": "array"})]}, "their type is object"),
+        ({"functions": [{"name": "f"}]}, "send tools"),
+        ({"function_call": {"name": "f"}}, "send tools"),
+    ],
+)
+def test_what_no_answer_can_be_is_refused(fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(BadRequest, match=match):
+        body = chat(**fields)
+        body.prompts()
+        body.wanted()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [tool('a"b')]}, {"tools": [tool("a\nb")]}, {"tools": [tool("")]}, {"tools": [tool("a" * 129)]},
+        {"tools": [{"type": "custom", "custom": {"name": "a"}}]}, {"tools": [{"type": "web_search"}]},
+        {"tools": [tool()] * 129}, {"tools": [tool(parameters=[])]}, {"tool_choice": "wizard"},
+        {"tools": [tool(strict="yes")]}, {"response_format": {"type": "wizard"}}, {"response_format": "json_object"},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+    ],
+    ids=lambda fields: str(fields)[:60],
+)  # fmt: skip
+def test_what_is_no_tool_and_no_format_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        chat(**fields)
+
+
+def test_a_tool_is_a_plain_value() -> None:
+    (made,) = wanted(tools=[tool()]).tools
+    assert isinstance(made, Tool) and hash(made)

@@ -67,7 +67,7 @@ def test_a_token_that_is_part_of_a_character_shows_its_bytes_and_begins_where_th
 class Queued:
     """An answer whose events a test gives."""
 
-    choices, prompt_tokens, completion_tokens, cached_tokens = 2, 1, 2, 0
+    choices, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens = 2, 1, 2, 0, 0
 
     def __init__(self, *events: Event) -> None:
         self._events = list(events)

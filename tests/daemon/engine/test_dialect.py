@@ -81,7 +81,7 @@ def theirs(source: str, messages: list[dict[str, Any]]) -> str | Exception:
 
 def ours(template: ChatTemplate, messages: tuple[ChatMessage, ...]) -> str | LlmdError:
     try:
-        return template.render(messages, str, lambda size: None, tools=None, documents=None, **VALUES)
+        return template.render(messages, str, lambda size: None, documents=None, **VALUES)
     except LlmdError as e:
         return e
 

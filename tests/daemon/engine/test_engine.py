@@ -7,10 +7,24 @@ from typing import Any
 
 import pytest
 
+from llmd.daemon.engine.answers.answering import Answering, Answers
+from llmd.daemon.engine.answers.formats import HERMES, THINKINGS, Syntax
 from llmd.daemon.engine.fake import FakeRunner, Misuse
 from llmd.daemon.engine.loop import Engine
-from llmd.daemon.engine.messages import Event, Finished, SamplingParams, Step, Text, TokenLogprob
-from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, Plan, Request, Sample, Start
+from llmd.daemon.engine.messages import (
+    Event,
+    Failed,
+    Finished,
+    Reasoning,
+    SamplingParams,
+    Step,
+    Text,
+    TokenLogprob,
+    Tool,
+    ToolCalled,
+    Wanted,
+)
+from llmd.daemon.engine.types import NO_MASKS, Chunk, Lexicon, Logprob, Masks, Plan, Request, Sample, Start
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["in turn", "overlapped"])
@@ -63,7 +77,8 @@ class Run:
 
     def wait_for_end(self, id_: int) -> None:
         for _ in range(1000):
-            if any(isinstance(e, Finished) and e.id == id_ for step in list(self.sent) for e in step.events):
+            events = [event for step in list(self.sent) for event in step.events]
+            if any(isinstance(e, Finished | Failed) and e.id == id_ for e in events):
                 return
             threading.Event().wait(0.005)
         raise AssertionError("no end came")
@@ -242,3 +257,142 @@ def test_a_mask_lets_through_what_it_names_only() -> None:
     words = [0] * 32
     words[70 // 32] = 1 << 70 % 32
     assert [s.token for s in next(runner.collect({0: words}))] == [70]
+
+
+# --- answers that are held to something, and read
+
+
+class Spelled(Queued):
+    """It writes a text, a byte a token, whatever the mask says: what an engine that leaves masks out would do."""
+
+    def __init__(self, text: str, slots: int = 2, eos_after: bool = True) -> None:
+        super().__init__([bytes([byte]) for byte in text.encode()], slots, eos_after)
+        self.masked: list[set[int]] = []
+
+    def collect(self, masks: Masks = NO_MASKS) -> Iterator[list[Sample]]:
+        self.masked.append(set(masks))
+        yield from super().collect(masks)
+
+    def lexicon(self) -> Lexicon:
+        size = self.info.vocab
+        pieces = [b"<end>", *self.pieces, *(bytes([n % 256]) for n in range(size - 1 - len(self.pieces)))]
+        return Lexicon(pieces, frozenset({0}), self.info.eos)
+
+
+TOOL = Tool(
+    "weather", "{}", '{"type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"]}', True
+)
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"days": 2}}\n</tool_call>'
+
+
+HERMES_SYNTAX = Syntax(HERMES)
+
+
+def answering(runner: FakeRunner, wanted: Wanted, syntax: Syntax = HERMES_SYNTAX, *, thinks: bool = False) -> Answering:
+    made = Answers(runner.lexicon).answering(syntax, wanted, thinks=thinks)
+    assert made is not None
+    return made
+
+
+def run_held(runner: Spelled, wanted: Wanted, syntax: Syntax = HERMES_SYNTAX, **params: Any) -> list[Event]:
+    run = Run(runner)
+    asked = replace(request(1, **{"max_tokens": 200, **params}), answering=answering(runner, wanted, syntax))
+    run.engine.add(asked)
+    run.wait_for_end(1)
+    events = run.events()
+    assert not run.engine.scheduler.busy and run.engine._held == 0 and not run.engine._live
+    return events
+
+
+def test_an_answer_that_is_whole_ends_without_another_token() -> None:
+    runner = Spelled('{"a": 1}5')
+    events = run_held(runner, Wanted('{"type": "object"}'))
+    assert "".join(e.text for e in texts(events)) == '{"a": 1}'
+    assert end(events) == Finished(1, 0, "stop", tokens=8, cached=0)
+    assert all(masked == {0} for masked in runner.masked[:8]), "every step has a mask"
+
+
+def test_an_answer_that_is_cut_is_told_so() -> None:
+    events = run_held(Spelled('{"a": 1}'), Wanted('{"type": "object"}'), max_tokens=4)
+    assert end(events).reason == "length"
+    events = run_held(Spelled('{"a": 1}'), Wanted('{"type": "object"}'), max_tokens=8)
+    assert end(events).reason == "stop", "it is whole with its last token"
+
+
+@pytest.mark.parametrize("text", ["x", '{"a" 5', '{"a": 1'])
+def test_an_answer_that_leaves_its_grammar_fails(text: str) -> None:
+    """An end where none may be does so too."""
+    events = run_held(Spelled(text), Wanted('{"type": "object"}'))
+    assert isinstance(events[-1], Failed) and events[-1].code == "answer_invalid"
+    assert not any(isinstance(e, Finished) for e in events)
+
+
+def test_an_answer_that_fits_the_grammar_and_not_the_schema_fails() -> None:
+    """A grammar does not know which names it has seen: two of one name are one property."""
+    two = Wanted('{"type": "object", "minProperties": 2, "additionalProperties": {"type": "integer"}}')
+    events = run_held(Spelled('{"a": 1, "a": 2}'), two)
+    assert isinstance(events[-1], Failed) and "does not fit its schema" in events[-1].message
+    assert end(run_held(Spelled('{"a": 1, "b": 2}'), two)).reason == "stop"
+
+
+def test_one_choice_that_fails_ends_the_others_too() -> None:
+    runner = Spelled("x")
+    run = Run(runner)
+    held = replace(request(1, max_tokens=200), choices=2, answering=answering(runner, Wanted('{"type": "object"}')))
+    run.engine.add(held)
+    run.wait_for_end(1)
+    run.engine.add(request(2, max_tokens=3))
+    run.wait_for_end(2)
+    events = run.events()
+    assert [type(e) for e in events if e.id == 1 and not isinstance(e, Text)] == [Failed]
+    assert isinstance(events[-1], Finished) and events[-1].id == 2
+
+
+def test_a_call_is_told_as_it_comes() -> None:
+    events = run_held(Spelled(CALL), Wanted(None, (TOOL,)))
+    calls = [e for e in events if isinstance(e, ToolCalled)]
+    assert calls[0].name == "weather" and calls[0].call.startswith("call_") and calls[0].arguments == ""
+    assert "".join(e.arguments for e in calls) == '{"days": 2}' and {e.call for e in calls[1:]} == {""}
+    assert calls[1].tokens == calls[0].tokens, "the first of the arguments comes with the name"
+    assert end(events).reason == "tool_calls" and not any(e.text for e in texts(events))
+
+
+def test_several_calls_have_numbers_and_identifiers() -> None:
+    events = run_held(Spelled(f"{CALL}\n{CALL}"), Wanted(None, (TOOL,)))
+    begun = [e for e in events if isinstance(e, ToolCalled) and e.call]
+    assert [e.number for e in begun] == [0, 1] and begun[0].call != begun[1].call
+
+
+def test_a_call_that_is_cut_ends_with_length() -> None:
+    events = run_held(Spelled(CALL), Wanted(None, (TOOL,)), max_tokens=CALL.index("2"))
+    assert end(events).reason == "length" and any(isinstance(e, ToolCalled) for e in events)
+
+
+def test_thoughts_are_told_apart_and_counted() -> None:
+    syntax = Syntax(HERMES, THINKINGS["think"])
+    events = run_held(Spelled("<think>Hm.</think>\n\nYes."), Wanted(), syntax)
+    assert "".join(e.text for e in events if isinstance(e, Reasoning)) == "Hm."
+    assert "".join(e.text for e in texts(events)) == "Yes."
+    assert end(events).reason == "stop" and end(events).reasoning == len(">Hm.</think>")
+
+
+def test_the_log_probabilities_are_those_of_all_that_was_written() -> None:
+    events = run_held(Spelled("<think>Hm.</think>Yes."), Wanted(), Syntax(HERMES, THINKINGS["think"]), logprobs=0)
+    shown = b"".join(p.chosen.token for e in texts(events) for p in e.logprobs)
+    assert shown == b"<think>Hm.</think>Yes."
+
+
+def test_a_stop_string_that_cuts_json_is_no_whole_answer() -> None:
+    events = run_held(Spelled('{"a": 1}'), Wanted('{"type": "object"}'), stop=("1",))
+    assert isinstance(events[-1], Failed) and events[-1].code == "answer_invalid"
+
+
+def test_who_is_held_to_nothing_has_no_mask() -> None:
+    runner = Spelled('{"a": 1}', slots=2)
+    run = Run(runner)
+    run.engine.add(replace(request(1, max_tokens=200), answering=answering(runner, Wanted('{"type": "object"}'))))
+    run.engine.add(request(2, max_tokens=8))
+    run.wait_for_end(1)
+    run.wait_for_end(2)
+    run.events()
+    assert all(len(masked) <= 1 for masked in runner.masked)

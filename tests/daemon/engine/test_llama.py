@@ -179,7 +179,7 @@ def test_what_is_escaped_has_no_blank_before_it(tmp_path: Path) -> None:
     path.write_bytes(file.bytes())
     runner = LlamaRunner(str(path), slots=1, context=64)
     assert runner.info.space_prefix
-    tokens = Prompts(runner, Deadline(60)).from_chat(Chat((ChatMessage("user", "a</s>a"),)))
+    tokens, _ = Prompts(runner, Deadline(60)).from_chat(Chat((ChatMessage("user", "a</s>a"),)))
     assert runner.detokenize(tokens) == "<s>▁a</s>a"
     assert not runner.info.eos & set(tokens)
     runner.close()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmd.daemon.engine.messages import SamplingParams
-from llmd.daemon.engine.sampling import Sampling, forbid, is_simple
+from llmd.daemon.engine.sampling import Sampling, is_simple
 
 
 def rows(count: int, size: int, seed: int = 0) -> np.ndarray:
@@ -58,12 +58,17 @@ def test_what_is_forbidden_or_not_a_number_is_not_among_them() -> None:
 
 
 def test_a_mask_forbids_what_it_does_not_name() -> None:
+    sampling = Sampling(1, threads=2)
     for size in (100, 32 * 5):
-        logits = rows(1, size)
+        logits = rows(9, size)
         allowed = [0, 31, 32, size - 1]
         words = [sum(1 << t % 32 for t in allowed if t // 32 == word) for word in range(-(-size // 32))]
-        forbid(logits[0], words)
-        assert np.flatnonzero(np.isfinite(logits[0])).tolist() == allowed
+        masks = [words, [2**32 - 1] * len(words)] * 4
+        sampling.forbid(logits.ctypes.data, size, range(1, 9), masks)
+        for row in (1, 3, 5, 7):
+            assert np.flatnonzero(np.isfinite(logits[row])).tolist() == allowed
+        assert np.isfinite(logits[[0, 2, 4, 6, 8]]).all()
+    sampling.close()
 
 
 def test_the_likeliest_of_the_odd_end_are_found() -> None:

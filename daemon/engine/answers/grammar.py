@@ -1,0 +1,119 @@
+"""What an answer may be, as a grammar in llguidance's variant of Lark: what is thought, a text or JSON, calls of tools,
+in the format that the model writes.
+
+A text that the model's vocabulary has as one token of its own is that token, everything else is bytes.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+
+from llmd.daemon.engine.answers.formats import Syntax, Thinking
+from llmd.daemon.engine.answers.schemas import prepared
+from llmd.daemon.engine.messages import Tool, Wanted
+
+MAX_CALLS = 32  # of one answer
+MAX_BLANKS = 8  # between its parts
+
+# a text that no call begins with
+NO_CALL = r"/[^{ \n](.|\n)*/"
+
+# text to the token that it is
+Tokens = Mapping[str, int]
+
+
+class Grammar:
+    """`text`: the grammar. `thinks`: the prompt has begun what the model thinks."""
+
+    def __init__(self, syntax: Syntax, wanted: Wanted, tokens: Tokens, *, thinks: bool) -> None:
+        self._calls, self._wanted = syntax.written, wanted
+        marks = syntax.marks
+        self._tokens = {text: token for text, token in tokens.items() if any(text in mark for mark in marks)}
+        self._split = re.compile("(" + "|".join(map(re.escape, self._tokens)) + ")") if self._tokens else None
+        self._rules: dict[str, str] = {}
+        body = " | ".join(self._body())
+        self._rules["body"] = body
+        self._rules["start"] = self._start(syntax.thinking, thinks)
+        rules = "\n".join(f"{name}: {rule}" for name, rule in self._rules.items())
+        self.text = f"%llguidance {{}}\n{rules}\nTEXT: /(.|\\n)*/\nBLANKS: /[ \\n\\r\\t]{{0,{MAX_BLANKS}}}/\n"
+
+    def _start(self, thinking: Thinking | None, thinks: bool) -> str:
+        if thinking is None:
+            return "body"
+        self._rules[f"thought{self._lazy(thinking.end)}"] = self._until(thinking.end)
+        again = self._literal(self._calls.again)
+        if thinks:
+            return f"thought {again} BLANKS body"
+        whole = f"{self._literal(thinking.begin)} thought {again} BLANKS"
+        return f"({whole})* body" if again else f"({whole})? body"
+
+    def _body(self) -> Iterator[str]:
+        wanted = self._wanted
+        says = self._literal(self._calls.says)
+        if wanted.schema is not None and not wanted.must_call:
+            self._rules["answer"] = "%json " + prepared(wanted.schema, "response_format", strict=True)
+            yield f"{says} answer"
+        elif not wanted.must_call:
+            # a format whose calls are a whole answer
+            text = NO_CALL if self._calls.at_start and wanted.tools else "TEXT"
+            yield f"{says} {text}"
+        if wanted.tools:
+            yield self._called(text=wanted.schema is None and not wanted.must_call)
+
+    # --- calls
+
+    def _called(self, *, text: bool) -> str:
+        """One call or several; `text`: behind a text."""
+        calls, tools = self._calls, self._wanted.tools
+        for i, tool in enumerate(tools):
+            self._rules[f"arguments_{i}"] = "%json " + prepared(
+                tool.parameters, f"tools.{tool.name}", strict=tool.strict
+            )
+            self._rules[f"call_{i}"] = self._call(tool, calls.head[0], i)
+        self._rules["call"] = " | ".join(f"call_{i}" for i in range(len(tools)))
+        more = ""
+        if calls.parallel and self._wanted.parallel:
+            more = f"({self._literal(calls.between)} call){{0,{MAX_CALLS - 1}}}"
+        last = self._literal(calls.last)
+        begin = calls.first + calls.head[0]
+        trigger = (
+            next((t for t in calls.triggers if begin.startswith(t) and t != "{"), begin) if not calls.first else ""
+        )
+        trigger = trigger or next(self._parts(calls.first))
+        if not text or calls.at_start or calls.says:
+            beside = calls.beside if self._wanted.schema is not None and not self._wanted.must_call else ""
+            return f"{self._literal(calls.first + beside)} call {more} {last}"
+        # behind the text: its end is where the first call begins
+        self._rules[f"until{self._lazy(trigger)}"] = self._until(trigger)
+        rest = begin.removeprefix(trigger)
+        for i, tool in enumerate(tools):
+            self._rules[f"rest_{i}"] = self._call(tool, rest, i)
+        self._rules["rest"] = " | ".join(f"rest_{i}" for i in range(len(tools)))
+        return f"until rest {more} {last}"
+
+    def _call(self, tool: Tool, begin: str, i: int) -> str:
+        calls = self._calls
+        return f"{self._literal(begin + tool.name + calls.head[1])} arguments_{i} {self._literal(calls.foot)}"
+
+    # --- texts
+
+    def _parts(self, text: str) -> Iterator[str]:
+        yield from filter(None, self._split.split(text) if self._split else [text])
+
+    def _literal(self, text: str) -> str:
+        return " ".join(
+            f"<[{self._tokens[part]}]>" if part in self._tokens else json.dumps(part, ensure_ascii=False)
+            for part in self._parts(text)
+        )
+
+    def _lazy(self, end: str) -> str:
+        return "" if end in self._tokens else "[lazy]"
+
+    def _until(self, end: str) -> str:
+        """Any text, and what ends it."""
+        return f"TEXT {self._literal(end)}"
+
+
+def answer(syntax: Syntax, wanted: Wanted, tokens: Tokens, *, thinks: bool = False) -> str:
+    """Raises SchemaUnsupported."""
+    return Grammar(syntax, wanted, tokens, thinks=thinks).text

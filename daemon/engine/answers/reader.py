@@ -1,0 +1,309 @@
+"""What a model writes, as what it says, thinks and calls. Pure: text in, in pieces of any size, and what they mean out,
+as early as it is certain.
+
+A call that is none (another name, no JSON object, another order) is text, as the model wrote it; one whose arguments
+end early is called with what there is of them. Nothing a model may write is an error.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from llmd.daemon.engine.answers.formats import BARE, QUOTED, Syntax, Word
+
+MAX_HEAD = 1024  # characters from a trigger to the arguments
+_BARE = re.compile(r"[\w.\-]+")
+_QUOTED = re.compile(r'"([^"\\\n]{1,256})"')
+_BLANK = re.compile(r"\s*")
+# of JSON between the characters that matter to its end
+_PLAIN = re.compile(r'[^{}\[\]"]+')
+_STRING = re.compile(r'[^"\\]+')
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A call begins; `number` counts them from 0."""
+
+    number: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Argued:
+    """The arguments of the call that began last go on."""
+
+    number: int
+    text: str
+
+
+Piece: TypeAlias = Said | Thought | Called | Argued
+_Mode = Literal["text", "thinking", "head", "arguments", "after"]
+
+
+def fits(words: tuple[Word, ...], text: str) -> tuple[str, int] | bool:
+    """Whether `text` begins with these words: the name among them and where they end; True: so far, and it may go on;
+    False: no."""
+    at, name = 0, ""
+    for word in words:
+        if not (isinstance(word, tuple) and word[0][0].isspace()):
+            at = _end(_BLANK, text, at)
+        if at == len(text):
+            return True
+        if isinstance(word, tuple):
+            found = next((w for w in word if text.startswith(w, at)), None)
+            if found is None:
+                return any(w.startswith(text[at:]) for w in word)
+            at += len(found)
+            continue
+        match = (_QUOTED if word == QUOTED else _BARE).match(text, at)
+        if match is None:
+            return word == QUOTED and text[at] == '"' and len(text) - at <= 257 and "\n" not in text[at:]
+        if word == BARE and match.end() == len(text):
+            return True
+        name, at = name or match.group(match.lastindex or 0), match.end()
+    return name, at
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    return match.end() if match else at
+
+
+class JsonObject:
+    """Finds the end of a JSON object, however it is cut."""
+
+    def __init__(self) -> None:
+        self._depth, self._string, self._escaped = 0, False, False
+
+    def end(self, text: str) -> int:
+        """How many characters of `text` belong to it; -1: all, and it goes on."""
+        at = 0
+        while at < len(text):
+            if self._escaped:
+                self._escaped, at = False, at + 1
+            elif self._string:
+                at = _end(_STRING, text, at)
+                if at < len(text):
+                    self._escaped, self._string = text[at] == "\\", text[at] != '"'
+                    at += 1
+            else:
+                at = _end(_PLAIN, text, at)
+                if at < len(text):
+                    self._string = text[at] == '"'
+                    self._depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(text[at], 0)
+                    at += 1
+                    if self._depth == 0 and not self._string:
+                        return at
+        return -1
+
+
+class Reader:
+    """One answer. `tools`: the names that may be called. `thinks`: the prompt has begun what it thinks."""
+
+    def __init__(self, syntax: Syntax, tools: frozenset[str] = frozenset(), *, thinks: bool = False) -> None:
+        self._calls, self._thinking, self._tools = syntax.written, syntax.thinking, tools
+        self._mode: _Mode = "thinking" if thinks else "text"
+        self._text = ""  # what is not certain yet
+        self._object = JsonObject()
+        self._fresh = True  # blanks that come next are between parts, and belong to none
+        self._started = False  # something was said or called
+        self.calls = 0
+
+    @property
+    def thinking(self) -> bool:
+        return self._mode == "thinking"
+
+    def push(self, text: str) -> list[Piece]:
+        self._text += text
+        return list(self._read())
+
+    def end(self) -> list[Piece]:
+        """Nothing follows: what was held back is text."""
+        out = list(self._read())
+        rest, self._text = self._text, ""
+        match self._mode:
+            case "thinking":
+                out += self._thought(rest.rstrip())
+            case "text" | "head":
+                out += self._said(rest)
+        return out
+
+    # --- modes
+
+    def _read(self) -> Iterator[Piece]:
+        while True:
+            mode, size = self._mode, len(self._text)
+            match mode:
+                case "text":
+                    yield from self._read_text()
+                case "thinking":
+                    yield from self._read_thinking()
+                case "head":
+                    yield from self._read_head()
+                case "arguments":
+                    yield from self._read_arguments()
+                case "after":
+                    self._read_after()
+            if not self._text or (self._mode == mode and len(self._text) == size):
+                return
+
+    def _read_text(self) -> Iterator[Piece]:
+        if self._begins_with_call():
+            self._mode, self._text = "head", self._text.lstrip()
+            return
+        marks = self._marks()
+        found = [(at, -len(mark), mark) for mark in marks if (at := self._text.find(mark)) >= 0]
+        if not found:
+            yield from self._said(self._certain(marks))
+            return
+        at, _, mark = min(found)
+        if any(len(m) > len(mark) and m.startswith(self._text[at:]) for m in marks):
+            yield from self._said(self._take(at))  # a longer one may come of it
+            return
+        before = self._take(at)
+        yield from self._said(before if before.strip() or not self._fresh else "")
+        if self._thinking and mark == self._thinking.begin:
+            self._take(len(mark))
+            self._mode, self._fresh = "thinking", True
+        elif mark in self._calls.triggers and self._tools:
+            self._mode = "head"
+        else:
+            self._take(len(mark))
+
+    def _begins_with_call(self) -> bool:
+        """Of a format whose calls are the whole answer."""
+        begin = self._text.lstrip()
+        return bool(self._calls.at_start and self._tools and not self._started and begin.startswith("{"))
+
+    def _marks(self) -> list[str]:
+        marks = list(self._calls.dropped)
+        if self._thinking:
+            marks.append(self._thinking.begin)
+        if self._tools:
+            marks += [t for t in self._calls.triggers if not (self._calls.at_start and t == "{")]
+        return marks
+
+    def _read_thinking(self) -> Iterator[Piece]:
+        assert self._thinking is not None
+        end = self._thinking.end
+        at = self._text.find(end)
+        if at >= 0:
+            yield from self._thought(self._take(at).rstrip())
+            self._take(len(end))
+            self._mode, self._fresh = "text", True
+            return
+        body = self._text[: len(self._text) - _overlap(self._text, end)]
+        yield from self._thought(self._take(len(body.rstrip())))  # blanks at its end are no part of it
+
+    def _read_head(self) -> Iterator[Piece]:
+        heads = (self._calls.more,) if self._calls.more and self._text.lstrip()[:1] == "," else self._calls.heads
+        results = [fits(head, self._text) for head in heads]
+        for found in results:
+            if isinstance(found, bool):
+                continue
+            name, at = found
+            at = _end(_BLANK, self._text, at)
+            if at == len(self._text):
+                results = [True]
+                break
+            if self._text[at] == "{" and name in self._tools:
+                self._take(at)
+                self._mode, self._object, self._started = "arguments", JsonObject(), True
+                self.calls += 1
+                yield Called(self.calls - 1, name)
+                return
+        if any(found is True for found in results) and len(self._text) <= MAX_HEAD:
+            return
+        yield from self._no_call()
+
+    def _no_call(self) -> Iterator[Piece]:
+        """What looked like one is text; behind its first character another may begin."""
+        self._mode, self._fresh = "text", False
+        mark = next((m for m in self._calls.triggers if self._text.startswith(m)), self._text[:1])
+        yield from self._said(self._take(len(mark)))
+
+    def _read_arguments(self) -> Iterator[Piece]:
+        at = self._object.end(self._text)
+        yield Argued(self.calls - 1, self._take(at if at >= 0 else len(self._text)))
+        if at >= 0:
+            self._mode = "after"
+
+    def _read_after(self) -> None:
+        """What closes a call, and the list that it is in."""
+        if self._calls.end:
+            self._read_list()
+            return
+        found = fits(self._calls.tail, self._text)
+        if isinstance(found, tuple):
+            self._take(found[1])
+        elif found and len(self._text) <= MAX_HEAD:
+            return
+        self._mode, self._fresh = "text", True
+
+    def _read_list(self) -> None:
+        """In a list of calls: an identifier may follow the arguments, then the object ends, and another or the list's
+        end comes."""
+        text = self._text.lstrip()
+        identified = fits(((",",), ('"id"',), (":",), QUOTED, ("}",)), text)
+        closed = fits((("}",),), text)
+        found = identified if not isinstance(identified, bool) else closed
+        if isinstance(found, bool):
+            if (identified is True or found is True) and len(text) <= MAX_HEAD:
+                return
+            self._mode, self._fresh = "text", True
+            return
+        rest = text[found[1] :].lstrip()
+        if not rest:
+            return
+        if rest[0] == ",":
+            self._text, self._mode = rest, "head"
+            return
+        ended = fits(self._calls.end, rest)
+        self._text = rest[ended[1] :] if not isinstance(ended, bool) else rest
+        self._mode, self._fresh = "text", True
+
+    # --- pieces
+
+    def _take(self, count: int) -> str:
+        taken, self._text = self._text[:count], self._text[count:]
+        return taken
+
+    def _certain(self, marks: list[str]) -> str:
+        """What of the text is before anything that may become a mark; blanks between parts wait for what follows."""
+        if self._fresh and not self._text.strip():
+            return ""
+        held = max((_overlap(self._text, mark) for mark in marks), default=0)
+        return self._take(len(self._text) - held)
+
+    def _said(self, text: str) -> Iterator[Piece]:
+        if self._fresh and (self._started or self._thinking):
+            text = text.lstrip()
+        if text:
+            self._fresh, self._started = False, True
+            yield Said(text)
+
+    def _thought(self, text: str) -> Iterator[Piece]:
+        if self._fresh:
+            text = text.lstrip()
+        if text:
+            self._fresh = False
+            yield Thought(text)
+
+
+def _overlap(text: str, mark: str) -> int:
+    """The length of the longest end of `text` that `mark` begins with."""
+    for size in range(min(len(text), len(mark) - 1), 0, -1):
+        if text.endswith(mark[:size]):
+            return size
+    return 0

@@ -1,0 +1,156 @@
+"""JSON schemas that answers are held to: which can be, and whether an answer fits one. Pure, but for the validator.
+
+Draft 2020-12 as `matching.py` can turn it into a grammar. What it cannot is refused by name, and never passed over:
+`KEYWORDS` are those that a grammar is made of or that say nothing of a value, UNSUPPORTED those of any draft that do
+and are not. Words of no draft are what JSON Schema says they are, remarks.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import jsonschema_rs
+
+from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
+
+MAX_NAMED = 120  # characters of the client's own words that an error repeats
+UNSUPPORTED = frozenset({
+    "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "propertyNames",
+    "unevaluatedProperties", "unevaluatedItems", "contains", "minContains", "maxContains", "uniqueItems",
+    "additionalItems", "contentEncoding", "contentMediaType", "contentSchema", "$dynamicRef", "$recursiveRef",
+    "$dynamicAnchor", "$recursiveAnchor", "$vocabulary", "extends", "disallow", "divisibleBy",
+})  # fmt: skip
+# where schemas stand inside a schema
+_ONE = ("items", "additionalProperties")
+_SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+
+# blanks between values: a small model may write them for ever
+_GUIDANCE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
+
+ANY_OBJECT = '{"type": "object"}'
+
+
+def parsed(text: str, param: str) -> dict[str, Any]:
+    """Raises SchemaUnsupported for what no answer can be held to."""
+    schema = json.loads(text)
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise SchemaUnsupported(f"{param}: a schema is a JSON object", param=_field(param))
+    for path, part in _parts(schema, ""):
+        _check(path, part, param)
+        _check_refs(path, part, schema, param)
+    return schema
+
+
+def _parts(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every schema in a schema, with where it stands. Their depth is a request body's."""
+    if not isinstance(schema, dict):
+        return
+    yield path, schema
+    for key in _ONE:
+        yield from _parts(schema.get(key), f"{path}/{key}")
+    for key in _SEVERAL:
+        several = schema.get(key)
+        for i, part in enumerate(several if isinstance(several, list) else ()):
+            yield from _parts(part, f"{path}/{key}/{i}")
+    for key in _NAMED:
+        named = schema.get(key)
+        for name, part in named.items() if isinstance(named, dict) else ():
+            yield from _parts(part, f"{path}/{key}/{name}")
+
+
+def _check(path: str, schema: dict[str, Any], param: str) -> None:
+    where = f"{param}: {ascii((path or '/')[:MAX_NAMED])}"
+    for keyword in schema:
+        if keyword in UNSUPPORTED:
+            raise SchemaUnsupported(f"{where}: answers cannot be held to {keyword}; remove it", param=_field(param))
+    if isinstance(schema.get("items"), list):
+        raise SchemaUnsupported(f"{where}: items is a list; write prefixItems", param=_field(param))
+    ref = schema.get("$ref")
+    if ref is not None and not (isinstance(ref, str) and ref.startswith("#")):
+        raise SchemaUnsupported(
+            f"{where}: $ref leads out of the schema; write what it refers to into $defs", param=_field(param)
+        )
+
+
+def _check_refs(path: str, schema: dict[str, Any], root: dict[str, Any], param: str) -> None:
+    """What only refers to itself is every value to one reader and none to another."""
+    seen: list[Any] = []
+    at: Any = schema
+    while isinstance(at, dict) and "$ref" in at:
+        if any(at is other for other in seen):
+            where = ascii((path or "/")[:MAX_NAMED])
+            raise SchemaUnsupported(f"{param}: {where}: $ref leads back to itself", param=_field(param))
+        seen.append(at)
+        at = _at(root, str(at["$ref"]))
+
+
+def _at(root: Any, ref: str) -> Any:
+    """What a reference inside a schema leads to (RFC 6901); None: nothing."""
+    at = root
+    for step in ref.removeprefix("#").split("/")[1:]:
+        step = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(at, list) and step.isdecimal() and int(step) < len(at):
+            at = at[int(step)]
+        elif isinstance(at, dict):
+            at = at.get(step)
+        else:
+            return None
+    return at
+
+
+class Validator:
+    """Whether answers fit a schema. Raises SchemaUnsupported where it is none. It reads no file and asks no network,
+    and patterns take linear time."""
+
+    def __init__(self, schema: dict[str, Any], param: str) -> None:
+        self._field = _field(param)
+        try:
+            self._validator = jsonschema_rs.Draft202012Validator(
+                {k: v for k, v in schema.items() if k != "$schema"},
+                validate_formats=True,
+                offline=True,
+                pattern_options=jsonschema_rs.RegexOptions(),
+            )
+        except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as e:
+            at = "/".join(str(step) for step in getattr(e, "instance_path", ()))
+            raise SchemaUnsupported(
+                f"{param}: {ascii(('/' + at)[:MAX_NAMED])} is no JSON schema that answers can be held to: "
+                f"{_line(getattr(e, 'message', str(e)))}",
+                param=self._field,
+            ) from e
+
+    def check(self, text: str, what: str) -> None:
+        """Raises AnswerInvalid."""
+        try:
+            fits = self._validator.is_valid(json.loads(text))
+        except (ValueError, RecursionError):
+            fits = False
+        if not fits:
+            raise AnswerInvalid(
+                f"{what} does not fit its schema; ask again, or write the schema more simply", param=self._field
+            )
+
+
+def _field(param: str) -> str:
+    """A request's own field."""
+    return param.partition(".")[0]
+
+
+def _line(text: str) -> str:
+    return ascii(text.splitlines()[0][:MAX_NAMED] if text else "")[1:-1]
+
+
+def prepared(text: str, param: str, *, strict: bool) -> str:
+    """The schema as a grammar takes it, with what it is to make of it. Not `strict`: what it cannot hold answers to is
+    passed over. Raises SchemaUnsupported."""
+    schema = parsed(text, param) if strict else _lenient(text)
+    return json.dumps({**schema, "x-guidance": {**_GUIDANCE, "lenient": not strict}})
+
+
+def _lenient(text: str) -> dict[str, Any]:
+    schema = json.loads(text)
+    return schema if isinstance(schema, dict) else {}

@@ -1,0 +1,161 @@
+"""Structured answers and tools as a client sees them: over mutual TLS, streamed and not, on the real model."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema_rs
+import openai
+import pytest
+from real_daemon import Llmd
+
+MODEL = "smol"
+ASKED = [{"role": "user", "content": "What is the weather in Cologne?"}]
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 20, "pattern": "^[A-Za-z]+$"},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS, "strict": True}}
+CLOCK = {"type": "function", "function": {"name": "time.now", "description": "the time of a zone"}}
+
+
+@pytest.fixture(scope="module")
+def client(llmd: Llmd) -> Iterator[openai.OpenAI]:
+    http = openai.DefaultHttpxClient(verify=llmd.tls())
+    with openai.OpenAI(base_url=llmd.url + "/v1", api_key="none", http_client=http, max_retries=0) as client:
+        yield client
+
+
+def ask(llmd: Llmd, **fields: Any) -> tuple[int, dict[str, Any]]:
+    status, _, answer = llmd.post("/v1/chat/completions", {"messages": ASKED, "max_tokens": 200, "seed": 1, **fields})
+    return status, answer
+
+
+def form(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}}
+
+
+def test_json_is_json_and_ends_by_itself(llmd: Llmd) -> None:
+    status, answer = ask(llmd, response_format=form(PARAMETERS))
+    (choice,) = answer["choices"]
+    assert status == 200 and choice["finish_reason"] == "stop"
+    assert jsonschema_rs.is_valid(PARAMETERS, json.loads(choice["message"]["content"]))
+    status, answer = ask(llmd, response_format={"type": "json_object"}, max_tokens=400)
+    assert status == 200 and isinstance(json.loads(answer["choices"][0]["message"]["content"]), dict)
+
+
+def test_several_choices_are_held_each(llmd: Llmd) -> None:
+    status, answer = ask(llmd, response_format=form(PARAMETERS), n=4, temperature=2.0)
+    assert status == 200
+    for choice in answer["choices"]:
+        assert jsonschema_rs.is_valid(PARAMETERS, json.loads(choice["message"]["content"]))
+
+
+def test_every_way_to_sample_is_held(llmd: Llmd) -> None:
+    for fields in (
+        {"temperature": 0}, {"top_k": -1}, {"repeat_penalty": 1.5}, {"logit_bias": {"0": 100, "2": 100}},
+        {"presence_penalty": 2, "frequency_penalty": -2}, {"logprobs": True, "top_logprobs": 3}, {"ignore_eos": True},
+    ):  # fmt: skip
+        status, answer = ask(llmd, response_format=form(PARAMETERS), **fields)
+        (choice,) = answer["choices"]
+        assert status == 200 and choice["finish_reason"] == "stop", fields
+        assert jsonschema_rs.is_valid(PARAMETERS, json.loads(choice["message"]["content"])), fields
+        if choice["logprobs"]:
+            shown = choice["logprobs"]["content"]
+            assert b"".join(bytes(t["bytes"]) for t in shown).decode() == choice["message"]["content"]
+            assert all(t["logprob"] > -100 for t in shown), "the model's own, before anything is forbidden"
+
+
+def test_an_answer_that_is_cut_says_so(llmd: Llmd) -> None:
+    status, answer = ask(llmd, response_format=form(PARAMETERS), max_tokens=4)
+    assert status == 200 and answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_what_cannot_be_held_is_refused_and_named(llmd: Llmd) -> None:
+    status, answer = ask(llmd, response_format=form({"type": "array", "uniqueItems": True}))
+    assert status == 400 and answer["error"]["code"] == "schema_unsupported"
+    assert answer["error"]["param"] == "response_format" and "uniqueItems" in answer["error"]["message"]
+    strict = {"name": "f", "strict": True, "parameters": {"type": "object", "properties": {"a": {"not": {}}}}}
+    status, answer = ask(llmd, tools=[{"type": "function", "function": strict}])
+    assert status == 400 and answer["error"]["param"] == "tools" and "tools.f" in answer["error"]["message"]
+    status, _ = ask(llmd, tools=[{"type": "function", "function": strict | {"strict": False}}], max_tokens=2)
+    assert status == 200
+
+
+def test_the_first_request_after_a_schema_that_killed_its_process_is_answered(llmd: Llmd) -> None:
+    assert ask(llmd, response_format=form({"const": "first"}))[0] == 200
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_tool_is_called(llmd: Llmd, choice: Any) -> None:
+    tools = [WEATHER] if choice == "required" else [CLOCK, WEATHER]
+    status, answer = ask(llmd, tools=tools, tool_choice=choice, parallel_tool_calls=False)
+    (found,) = answer["choices"]
+    message = found["message"]
+    assert status == 200 and found["finish_reason"] == "tool_calls" and message["content"] is None
+    (call,) = message["tool_calls"]
+    assert call["type"] == "function" and call["function"]["name"] == "weather" and call["id"].startswith("call_")
+    assert jsonschema_rs.is_valid(PARAMETERS, json.loads(call["function"]["arguments"]))
+
+
+def test_a_conversation_with_tools(client: openai.OpenAI) -> None:
+    """A call, its answer in the history, and then a text; the message objects go back as they are."""
+    messages: list[Any] = list(ASKED)
+    asked: dict[str, Any] = {"model": MODEL, "tools": [WEATHER], "max_tokens": 200}
+    called = client.chat.completions.create(
+        messages=messages, tool_choice="required", parallel_tool_calls=False, **asked
+    )
+    message = called.choices[0].message
+    assert message.tool_calls
+    messages += [message, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "It rains."}]
+    said = client.chat.completions.create(messages=messages, tool_choice="none", **asked | {"max_tokens": 8})
+    assert said.choices[0].message.content and not said.choices[0].message.tool_calls
+    assert said.usage and said.usage.completion_tokens_details
+    assert said.usage.completion_tokens_details.reasoning_tokens == 0
+
+
+def test_a_streamed_call_is_the_same_call(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL, "messages": ASKED, "tools": [CLOCK, WEATHER], "tool_choice": "required", "seed": 3,
+        "max_tokens": 300,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**asked).choices[0]
+    calls: dict[int, dict[str, str]] = {}
+    finish = None
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            finish = choice.finish_reason or finish
+            for delta in choice.delta.tool_calls or ():
+                call = calls.setdefault(delta.index, {"name": "", "arguments": "", "id": ""})
+                call["id"] += delta.id or ""
+                if delta.function:
+                    call["name"] += delta.function.name or ""
+                    call["arguments"] += delta.function.arguments or ""
+    assert whole.message.tool_calls and finish == whole.finish_reason
+    want = [
+        (call.function.name, call.function.arguments) for call in whole.message.tool_calls if call.type == "function"
+    ]
+    assert [(call["name"], call["arguments"]) for call in calls.values()] == want
+    assert all(call["id"].startswith("call_") for call in calls.values())
+
+
+def test_left_to_the_model_an_answer_is_a_text_or_a_call(llmd: Llmd) -> None:
+    for seed in range(4):
+        status, answer = ask(llmd, tools=[WEATHER, CLOCK], seed=seed, temperature=1.5, max_tokens=60)
+        (choice,) = answer["choices"]
+        assert status == 200 and choice["finish_reason"] in ("stop", "length", "tool_calls")
+        assert choice["message"]["content"] or choice["message"]["tool_calls"]
+
+
+def test_the_audit_log_hashes_what_an_answer_is_held_to(llmd: Llmd) -> None:
+    ask(llmd, response_format=form({"const": 1}))
+    ask(llmd, response_format=form({"const": 2}))
+    ask(llmd, response_format=form({"const": 2}))
+    rows = [row for row in llmd.llmctl("audit", "tail", "-n", "6") if row["kind"] == "admit"]
+    hashes = [row["body"]["params"] if "body" in row else row["params"] for row in rows[-3:]]
+    assert hashes[0] != hashes[1] and hashes[1] == hashes[2]

@@ -1,0 +1,171 @@
+"""The grammar of each format allows what the format's reader reads, and nothing else; on the real vocabulary."""
+
+import json
+from typing import Any
+
+import pytest
+from written_answers import ANSWERS, Meant, call, read, thinking_of
+
+from llmd.daemon.engine.answers import grammar
+from llmd.daemon.engine.answers.formats import CALLS, HERMES, LLAMA, Calls, Syntax
+from llmd.daemon.engine.answers.matching import Grammars, Masks
+from llmd.daemon.engine.llama import LlamaRunner
+from llmd.daemon.engine.messages import Tool, Wanted
+from llmd.daemon.engine.types import Lexicon
+from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "array"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOLS = (
+    Tool("weather", "{}", json.dumps(WEATHER), strict=True),
+    Tool("time.now", "{}", '{"type": "object"}'),
+)
+NAMES = frozenset(tool.name for tool in TOOLS)
+JSON = '{"city": "Köln", "days": []}'
+
+
+@pytest.fixture(scope="module")
+def lexicon(runner: LlamaRunner) -> Lexicon:
+    return runner.lexicon()
+
+
+@pytest.fixture(scope="module")
+def grammars(lexicon: Lexicon) -> Grammars:
+    return Grammars(lexicon)
+
+
+class Held:
+    """A model whose answers are held to something."""
+
+    def __init__(self, grammars: Grammars, lexicon: Lexicon, runner: LlamaRunner) -> None:
+        self.grammars, self.tokens, self.runner = grammars, lexicon.tokens(), runner
+        self.eos = min(lexicon.ends)
+
+    def allows(self, syntax: Syntax, wanted: Wanted, text: str, *, thinks: bool = False) -> bool:
+        """Whether an answer may be this text, and end with it."""
+        matcher = self.grammars.compiled(grammar.answer(syntax, wanted, self.tokens, thinks=thinks)).start()
+        try:
+            for token in self.runner.tokenize(text, add_special=False, parse_special=False):
+                matcher.accept(token)
+            if not matcher.ended:
+                matcher.accept(self.eos)
+        except AnswerInvalid:
+            return False
+        return True
+
+
+@pytest.fixture(scope="module")
+def held(grammars: Grammars, lexicon: Lexicon, runner: LlamaRunner) -> Held:
+    return Held(grammars, lexicon, runner)
+
+
+@pytest.mark.parametrize(
+    ("calls", "kind", "text", "meaning"), ANSWERS, ids=[f"{calls.name}: {kind}" for calls, kind, _, _ in ANSWERS]
+)
+def test_what_the_reader_reads_may_be_written(held: Held, calls: Calls, kind: str, text: str, meaning: Meant) -> None:
+    thinking, called = thinking_of(calls), bool(meaning.calls)
+    syntax, thinks = Syntax(calls), Syntax(calls, thinking)
+    behind = f"Hm.{thinking.end}{calls.again or chr(10) * 2}{text}"
+    for wanted in (Wanted(None, TOOLS), Wanted(None, TOOLS, must_call=True)):
+        may = called and not meaning.said if wanted.must_call else True
+        assert held.allows(syntax, wanted, text) == may
+        assert held.allows(thinks, wanted, thinking.begin + behind) == may
+        assert held.allows(thinks, wanted, behind, thinks=True) == may
+    single = Wanted(None, TOOLS, parallel=False)
+    assert held.allows(syntax, single, text) == (len(meaning.calls) < 2)
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=list(CALLS))
+def test_json_may_stand_in_for_a_call(held: Held, calls: Calls) -> None:
+    wanted, beside = Wanted(json.dumps(WEATHER), TOOLS), Wanted(json.dumps(WEATHER))
+    called = calls.first + calls.beside + call(calls, "weather", JSON) + calls.last
+    assert held.allows(Syntax(calls), wanted, called) and held.allows(Syntax(calls), wanted, calls.says + JSON)
+    assert read(Syntax(calls), [called], NAMES) == Meant(calls=(("weather", JSON),))
+    assert read(Syntax(calls), [calls.says + JSON], NAMES) == Meant(JSON)
+    assert held.allows(Syntax(calls), beside, calls.says + JSON) and not held.allows(Syntax(calls), beside, called)
+    assert not held.allows(Syntax(calls), wanted, calls.says + "It is warm.")
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=list(CALLS))
+@pytest.mark.parametrize("must", [False, True], ids=["auto", "required"])
+def test_arguments_are_held_to_their_schema_from_where_the_call_begins(held: Held, calls: Calls, must: bool) -> None:
+    wanted = Wanted(None, TOOLS, must_call=must)
+    for name, arguments, may in (
+        ("weather", '{"city": 5}', False),
+        ("weather", '{"days": []}', False),
+        ("weather", '{"city": "x", "other": 1}', False),
+        ("weather", "[]", False),
+        ("time.now", '{"whatever": [1, {}]}', True),
+        ("time.now", "[]", False),
+        ("wizard", "{}", False),
+    ):
+        text = calls.first + call(calls, name, arguments) + calls.last
+        assert held.allows(Syntax(calls), wanted, text) == may, (name, arguments)
+
+
+def test_a_text_may_hold_what_only_begins_like_a_call(held: Held) -> None:
+    wanted = Wanted(None, TOOLS)
+    assert held.allows(Syntax(HERMES), wanted, "a < b, <tool_cal and <tool>")
+    assert not held.allows(Syntax(HERMES), wanted, "a <tool_call> b")
+    assert not held.allows(Syntax(LLAMA), wanted, '{"a": 1}')
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_control_token_is_written_as_itself(lexicon: Lexicon, whole: bool) -> None:
+    """Where a vocabulary has the format's words as control tokens, they are these tokens, and nothing spells them."""
+    words = ["<tool_call>", "</tool_call>"] if whole else ["<tool_call>"]
+    pieces = [b"<end>", *(bytes([n]) for n in range(256)), *(word.encode() for word in words)]
+    control = frozenset({0, *range(257, len(pieces))})
+    own = Lexicon(pieces, control, frozenset({0}))
+    text = grammar.answer(Syntax(HERMES), Wanted(None, TOOLS), own.tokens())
+    matcher = Grammars(own).compiled(text).start()
+    masks = Masks(1, len(pieces))
+
+    def allowed() -> set[int]:
+        mask = masks.of([(matcher, 0)])[0]
+        return {token for token in range(len(pieces)) if int(mask[token // 32]) >> token % 32 & 1}
+
+    assert {0, 257, 1 + ord("a"), 1 + ord("<")} <= allowed()
+    matcher.accept(257)
+    assert allowed() == {1 + ord("\n")}
+    for byte in b'\n{"name": "weather", "arguments": {"city": "x"}}\n':
+        matcher.accept(1 + byte)
+    assert allowed() == ({258} if whole else {1 + ord("<")})
+
+
+def test_several_masks_are_those_of_each(grammars: Grammars, lexicon: Lexicon) -> None:
+    texts = [grammar.answer(Syntax(), Wanted(json.dumps({"const": n})), {}) for n in ("a", "b", 1)]
+    matchers = [grammars.compiled(text).start() for text in texts]
+    masks = Masks(4, len(lexicon.pieces))
+    together = masks.of([(matcher, slot) for slot, matcher in enumerate(matchers)])
+    together = {slot: mask.copy() for slot, mask in together.items()}
+    for slot, matcher in enumerate(matchers):
+        assert (masks.of([(matcher, slot)])[slot] == together[slot]).all()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "string", "minLength": 5, "maxLength": 2}, {"enum": []}, {"minimum": 3, "maximum": 1, "type": "integer"}],
+)
+def test_what_no_answer_fits_is_refused(grammars: Grammars, schema: dict[str, Any]) -> None:
+    with pytest.raises(SchemaUnsupported):
+        grammars.compiled(grammar.answer(Syntax(), Wanted(json.dumps(schema)), {}))
+
+
+def test_a_grammar_that_leaves_no_way_on_is_told(grammars: Grammars) -> None:
+    matcher = grammars.compiled(grammar.answer(Syntax(), Wanted('{"const": 1}'), {})).start()
+    with pytest.raises(AnswerInvalid, match="cannot go on"):
+        matcher.accept(100)
+
+
+def test_compiled_once(grammars: Grammars) -> None:
+    text = grammar.answer(Syntax(), Wanted('{"const": "once"}'), {})
+    first, second = grammars.compiled(text), grammars.compiled(text)
+    assert first._matcher is second._matcher
+    one, other = first.start(), second.start()
+    one.accept(grammars._tokenizer.tokenize_str('"once"')[0])
+    assert not one.ended and other.matcher is not one.matcher

@@ -1,0 +1,144 @@
+"""What a model writes is read the same however it is cut, and nothing it may write is an error."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from written_answers import ANSWERS, ARGUMENTS, TOOLS, Meant, call, read, thinking_of
+
+from llmd.daemon.engine.answers.formats import CALLS, HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, THINKINGS, Calls, Syntax
+from llmd.daemon.engine.answers.reader import Argued, Called, Reader, Said
+
+IDS = [f"{calls.name}: {kind}" for calls, kind, _, _ in ANSWERS]
+THINK = THINKINGS["think"]
+
+
+@pytest.mark.parametrize(("calls", "kind", "text", "meaning"), ANSWERS, ids=IDS)
+def test_an_answer_is_read_the_same_at_every_cut(calls: Calls, kind: str, text: str, meaning: Meant) -> None:
+    syntax = Syntax(calls)
+    for at in range(len(text) + 1):
+        assert read(syntax, [text[:at], text[at:]], TOOLS) == meaning
+    assert read(syntax, list(text), TOOLS) == meaning
+
+
+@pytest.mark.parametrize(("calls", "kind", "text", "meaning"), ANSWERS, ids=IDS)
+@pytest.mark.parametrize("thinks", [False, True], ids=["it begins", "the prompt begins"])
+def test_what_is_thought_comes_first(calls: Calls, kind: str, text: str, meaning: Meant, thinks: bool) -> None:
+    thinking = thinking_of(calls)
+    begin = "" if thinks else thinking.begin
+    whole = f"{begin}\nHm, {{x}} or <y>?\n{thinking.end}{calls.again or chr(10) * 2}{text}"
+    want = Meant(meaning.said, "Hm, {x} or <y>?", meaning.calls)
+    for at in range(len(whole) + 1):
+        assert read(Syntax(calls, thinking), [whole[:at], whole[at:]], TOOLS, thinks=thinks) == want
+    assert read(Syntax(calls, thinking), list(whole), TOOLS, thinks=thinks) == want
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=list(CALLS))
+def test_the_first_of_the_arguments_comes_with_the_next_token_after_the_name(calls: Calls) -> None:
+    reader = Reader(Syntax(calls), TOOLS)
+    begin = calls.first + calls.head[0] + "weather" + calls.head[1]
+    assert not any(isinstance(piece, Called | Argued) for piece in reader.push(begin))
+    assert reader.push("{") == [Called(0, "weather"), Argued(0, "{")]
+    assert reader.push('"ci') == [Argued(0, '"ci')]
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=list(CALLS))
+def test_arguments_that_end_early_are_what_there_is_of_them(calls: Calls) -> None:
+    begun = calls.first + call(calls, "weather", '{"city": "Co')
+    begun = begun[: len(begun) - len(calls.foot)]
+    assert read(Syntax(calls), [begun], TOOLS) == Meant(calls=(("weather", '{"city": "Co'),))
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=list(CALLS))
+def test_a_tool_that_there_is_not_is_not_called(calls: Calls) -> None:
+    text = calls.first + call(calls, "wizard") + calls.last
+    found = read(Syntax(calls), list(text), TOOLS)
+    assert found.calls == () and "wizard" in found.said and ARGUMENTS in found.said
+
+
+@pytest.mark.parametrize(
+    ("calls", "text"),
+    [
+        (HERMES, "<tool_call>"),
+        (HERMES, '<tool_call>\n{"name": 5}\n</tool_call>'),
+        (HERMES, '<tool_call>\n{"arguments": {}, "name": "weather"}\n</tool_call>'),
+        (HERMES, '<tool_call>\n{"name": "weather", "arguments": "{}"}\n</tool_call>'),
+        (HERMES, "<tool_call>" + " " * 5000 + "{"),
+        (HERMES, "a <tool_cal and <tool_cale"),
+        (LLAMA, '{"answer": 5}'),
+        (LLAMA, 'It is {"name": "weather", "parameters": {}}'),
+        (MISTRAL, "[TOOL_CALLS] none"),
+        (MISTRAL_ARGS, "[TOOL_CALLS]weather[ARGS] none"),
+    ],
+)
+def test_what_is_no_call_is_text_as_it_was_written(calls: Calls, text: str) -> None:
+    assert read(Syntax(calls), [text], TOOLS) == Meant(text)
+    assert read(Syntax(calls), list(text), TOOLS) == Meant(text)
+
+
+def test_blanks_and_other_keys_do_not_matter() -> None:
+    hermes = '<tool_call>{ "name" :"weather" ,\n "parameters": {"city": "x"} }  </tool_call>'
+    assert read(Syntax(HERMES), list(hermes), TOOLS) == Meant(calls=(("weather", '{"city": "x"}'),))
+    mistral = (
+        '[TOOL_CALLS] [{"name": "weather", "arguments": {}, "id": "123456789"}, {"name": "weather", "arguments": {}}]'
+    )
+    assert read(Syntax(MISTRAL), list(mistral), TOOLS) == Meant(calls=(("weather", "{}"), ("weather", "{}")))
+    identified = "[TOOL_CALLS]weather[CALL_ID]123456789[ARGS]{}"
+    assert read(Syntax(MISTRAL_ARGS), list(identified), TOOLS) == Meant(calls=(("weather", "{}"),))
+    python = '<|python_tag|>{"type": "function", "name": "weather", "parameters": {}}'
+    assert read(Syntax(LLAMA), list(python), TOOLS).calls == ()  # a type stands only at the beginning
+    assert read(Syntax(LLAMA), list(python[14:]), TOOLS) == Meant(calls=(("weather", "{}"),))
+
+
+def test_without_tools_everything_is_text() -> None:
+    text = call(HERMES, "weather")
+    assert read(Syntax(HERMES), list(text), frozenset()) == Meant(text)
+
+
+def test_a_text_is_shown_as_soon_as_it_is_certain() -> None:
+    reader = Reader(Syntax(HERMES, THINK), TOOLS)
+    assert reader.push("A < b") == [Said("A < b")]
+    assert reader.push(" <to") == [Said(" ")]
+    assert reader.push("ad") == [Said("<toad")]
+
+
+def test_thoughts_that_do_not_end_are_thoughts() -> None:
+    assert read(Syntax(HERMES, THINK), ["<think>", "so ", "it </th"], TOOLS) == Meant(thought="so it </th")
+    assert read(Syntax(HERMES, THINK), ["<think></think>", "\n\n", "Yes."], TOOLS) == Meant("Yes.")
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=8),
+            st.sampled_from(sorted({mark for c in CALLS.values() for mark in Syntax(c, THINK).marks})),
+            st.sampled_from(['{"a": 1}', "weather", '"name": "weather"', '"arguments": {', "}", "]", ", "]),
+        ),
+        max_size=12,
+    ),
+    st.sampled_from(sorted(CALLS)),
+    st.booleans(),
+    st.data(),
+)
+def test_whatever_a_model_writes_is_read_alike_in_any_pieces(
+    parts: list[str], name: str, thinks: bool, data: st.DataObject
+) -> None:
+    syntax, text = Syntax(CALLS[name], THINK), "".join(parts)
+    whole = read(syntax, [text], TOOLS, thinks=thinks)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert read(syntax, pieces, TOOLS, thinks=thinks) == whole
+    assert read(syntax, list(text), TOOLS, thinks=thinks) == whole
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_any_arguments_are_read_whole(value: object) -> None:
+    arguments = json.dumps({"a": value}, ensure_ascii=False)
+    for calls in CALLS.values():
+        text = calls.first + call(calls, "weather", arguments) + calls.last
+        assert read(Syntax(calls), [text], TOOLS) == Meant(calls=(("weather", arguments),))

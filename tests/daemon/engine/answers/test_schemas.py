@@ -1,0 +1,117 @@
+"""What answers cannot be held to is refused by name; what they are held to, they are held against."""
+
+import json
+from typing import Any
+
+import pytest
+
+from llmd.daemon.engine.answers.check import answer
+from llmd.daemon.engine.answers.schemas import UNSUPPORTED, Validator, parsed
+from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
+
+
+def asked(schema: Any, *, strict: bool = True) -> dict[str, Any]:
+    return answer(json.dumps([[json.dumps(schema), "response_format", strict]]).encode())
+
+
+@pytest.mark.parametrize("keyword", sorted(UNSUPPORTED))
+@pytest.mark.parametrize("wrap", [
+    lambda s: s, lambda s: {"properties": {"a": s}}, lambda s: {"items": {"anyOf": [{}, s]}},
+    lambda s: {"$defs": {"a": s}}, lambda s: {"additionalProperties": {"allOf": [s]}}, lambda s: {"prefixItems": [s]},
+])  # fmt: skip
+def test_a_keyword_that_is_not_held_is_refused_by_name_wherever_it_stands(keyword: str, wrap: Any) -> None:
+    said = asked(wrap({keyword: True}))
+    assert not said["ok"] and said["code"] == "schema_unsupported" and keyword in said["message"]
+
+
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED))
+def test_a_property_may_be_named_like_a_keyword(name: str) -> None:
+    assert asked({"type": "object", "properties": {name: {"type": "string"}}, "required": [name]})["ok"]
+    assert asked({"enum": [{name: True}]})["ok"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"type": "wizard"}, "/type"),
+        ({"type": ["x"]}, "/type"),
+        ({"type": "string", "pattern": "(?<=x)"}, "/pattern"),
+        ({"type": "string", "pattern": "(?:"}, "/pattern"),
+        ({"type": "string", "pattern": r"(a)\1"}, "/pattern"),
+        ({"type": "string", "pattern": r"\bword\b"}, "WordUnicode"),
+        ({"type": "string", "format": "wizard"}, "wizard"),
+        ({"$ref": "http://169.254.169.254/a"}, "$ref"),
+        ({"$ref": "file:///etc/passwd"}, "$ref"),
+        ({"properties": {"a": {"$ref": "other.json#/a"}}}, "/properties/a"),
+        ({"$ref": "#/a"}, "/a"),
+        ({"$ref": "#"}, "$ref leads back"),
+        ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "items": {"$ref": "#/$defs/a"}}, "/items"),
+        ({"$defs": {"a/b~": {"$ref": "#/$defs/a~1b~0"}}}, "/$defs/a/b~"),
+        ({"items": [{}]}, "items"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"properties": 3}, "/properties"),
+        ({"minLength": -1}, "/minLength"),
+        ({"enum": []}, "response_format"),
+        ([], "object"),
+        (False, "object"),
+        ("x", "object"),
+    ],
+)
+def test_what_no_answer_can_be_held_to_is_refused(schema: Any, named: str) -> None:
+    said = asked(schema)
+    assert not said["ok"] and said["code"] == "schema_unsupported" and said["param"] == "response_format"
+    assert named in said["message"] and len(said["message"]) < 500 and said["message"].isprintable()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        True, {}, {"type": "object"}, {"properties": {"a": {"$ref": "#"}}},
+        {"x-vendor": 1, "title": "t", "description": "d", "examples": [1]},
+        {"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"a": {"type": "string"}},
+         "properties": {"a": {"$ref": "#/definitions/a"}}},
+        {"type": "string", "pattern": "(a+)+b"}, {"type": "string", "format": "date-time"},
+        {"oneOf": [{"type": "integer"}, {"type": "string"}]}, {"type": ["string", "null"]},
+    ],
+)  # fmt: skip
+def test_what_answers_can_be_held_to(schema: Any) -> None:
+    assert asked(schema) == {"ok": True}
+
+
+def test_what_need_not_hold_is_passed_over() -> None:
+    assert asked({"type": "object", "not": {}, "properties": {"a": {"format": "wizard"}}}, strict=False)["ok"]
+    assert not asked({"type": "wizard"}, strict=False)["ok"]
+
+
+def test_a_client_cannot_loosen_the_grammar() -> None:
+    """`x-guidance` is the grammar library's own."""
+    assert not asked({"x-guidance": {"lenient": True}, "type": "string", "format": "wizard"})["ok"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "fits"),
+    [
+        ({"type": "integer"}, "5", True),
+        ({"type": "integer"}, '"5"', False),
+        ({"type": "integer"}, "5 6", False),
+        ({"type": "integer"}, "", False),
+        ({"type": "string", "format": "date"}, '"2024-02-30"', False),
+        ({"type": "string", "format": "date"}, '"2024-02-29"', True),
+        ({"type": "string", "pattern": "^(a+)+b$"}, json.dumps("a" * 100_000), False),
+        ({"type": "array", "items": {"type": "null"}}, "[" * 5000, False),
+        ({"$schema": "http://json-schema.org/draft-07/schema#", "type": "null"}, "null", True),
+    ],
+)
+def test_an_answer_fits_or_does_not(schema: Any, text: str, fits: bool) -> None:
+    validator = Validator(parsed(json.dumps(schema), "response_format"), "response_format")
+    if fits:
+        validator.check(text, "the answer")
+    else:
+        with pytest.raises(AnswerInvalid, match="does not fit"):
+            validator.check(text, "the answer")
+
+
+def test_an_error_names_the_tool() -> None:
+    with pytest.raises(SchemaUnsupported, match="tools.weather: '/properties/a': answers cannot be held to not") as e:
+        parsed('{"properties": {"a": {"not": {}}}}', "tools.weather")
+    assert e.value.param == "tools"

@@ -1,0 +1,116 @@
+"""Schemas are looked at in a process that they may keep busy or end; the next one is answered all the same."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from llmd.daemon import children, limits
+from llmd.daemon.errors import SchemaTooComplex, SchemaUnsupported, Unavailable
+from llmd.daemon.serving import schemas
+from llmd.daemon.serving.schemas import Schema, Schemas
+
+GOOD = '{"type": "object"}'
+
+
+def one(schema: Any, *, strict: bool = True) -> list[Schema]:
+    return [(schema if isinstance(schema, str) else json.dumps(schema), "response_format", strict)]
+
+
+@pytest.fixture
+async def checking() -> AsyncIterator[Schemas]:
+    made = Schemas()
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def test_good_ones_pass_and_are_not_asked_again(checking: Schemas, monkeypatch: pytest.MonkeyPatch) -> None:
+    await checking.check("alice", one(GOOD))
+    await checking.check("alice", [])
+
+    async def never(*_: object) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(checking, "_asked", never)
+    await checking.check("bob", one(GOOD))
+    with pytest.raises(AssertionError):
+        await checking.check("bob", one(GOOD, strict=False))
+
+
+async def test_others_are_refused_by_name_and_the_process_goes_on(checking: Schemas) -> None:
+    (child,) = checking._idle
+    for _ in range(3):
+        with pytest.raises(SchemaUnsupported, match="uniqueItems") as e:
+            await checking.check("alice", one({"uniqueItems": True}))
+        assert e.value.param == "response_format"
+        await checking.check("alice", one({"const": _}))
+    assert checking._idle == [child]
+
+
+@pytest.mark.parametrize("end", ["too long", "too much"])
+async def test_one_that_takes_too_long_or_too_much_ends_its_process_alone(
+    checking: Schemas, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    (child,) = checking._idle
+    if end == "too long":
+        child.process.send_signal(19)  # it hangs
+        monkeypatch.setattr(limits, "SCHEMA_SECONDS", 0.2)
+    else:
+        child.process.send_signal(9)  # as the kernel ends one
+    with pytest.raises(SchemaTooComplex) as e:
+        await checking.check("alice", one({"type": "null"}))
+    assert e.value.param == "response_format"
+    assert await asyncio.wait_for(child.process.wait(), 10) == -9
+    monkeypatch.undo()
+    await checking.check("alice", one({"type": "null"}))
+    assert checking._idle[0] is not child
+
+
+async def test_who_leaves_while_it_is_looked_at_leaves_no_process_busy(checking: Schemas) -> None:
+    (child,) = checking._idle
+    child.process.send_signal(19)
+    task = asyncio.create_task(checking.check("alice", one(GOOD)))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.wait_for(child.process.wait(), 10) == -9 and not checking._turns
+
+
+async def test_one_clients_schemas_leave_a_process_to_the_others(
+    checking: Schemas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+    asked: list[str] = []
+
+    async def held(given: list[Schema]) -> dict[str, Any]:
+        asked.append(given[0][0])
+        if given[0][0] == GOOD:
+            await gate.wait()
+        return {"ok": True}
+
+    monkeypatch.setattr(checking, "_asked", held)
+    mine = [asyncio.create_task(checking.check("alice", one(text))) for text in (GOOD, '{"const": 1}', '{"const": 2}')]
+    await asyncio.sleep(0.01)
+    await asyncio.wait_for(checking.check("bob", one('{"const": 3}')), 1)
+    assert asked == [GOOD, '{"const": 3}']
+    gate.set()
+    await asyncio.gather(*mine)
+    assert not checking._turns
+
+
+async def test_a_process_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemas, "PROGRAM", "llmd.daemon.nothing")
+    made = Schemas()
+    await made.start()
+    with pytest.raises(Unavailable):
+        await made.check("alice", one(GOOD))
+    assert not made._idle
+
+
+def test_its_memory_is_limited() -> None:
+    assert 0 < schemas.LIMITS.address_space <= 2 << 30
+    assert isinstance(schemas.LIMITS, children.Limits)
