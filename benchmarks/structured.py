@@ -97,10 +97,10 @@ class Client:
             if answer.status != 200:
                 raise SystemExit(await answer.text())
             async for line in answer.content:
+                if line.startswith(b'data: {"error"'):
+                    raise SystemExit(f"an answer failed: {line.decode()}, asked: {json.dumps(more)[:500]}")
                 if line.startswith(b"data: {"):
                     events.append((time.perf_counter() - began, json.loads(line[6:])))
-                elif line.startswith(b"event: error"):
-                    raise SystemExit("an answer failed")
         return events
 
 

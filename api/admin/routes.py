@@ -83,6 +83,10 @@ class IssueBody(Body):
     again: bool = False
 
 
+class SyntaxBody(Body):
+    syntax: Annotated[str, Field(max_length=64)]
+
+
 class RoleBody(Body):
     role: _Name
 
@@ -128,6 +132,10 @@ async def show(name: str, service: Admin) -> dict[str, Any]:
 async def template(name: str, body: ConversationBody, service: Admin) -> dict[str, Any]:
     turns = tuple(message.turn(i) for i, message in enumerate(body.messages))
     return {"model": name, "prompt": await service.template(name, turns)}
+
+
+async def syntax(name: str, body: SyntaxBody, service: Admin, caller: Caller) -> dict[str, Any]:
+    return await service.set_syntax(name, body.syntax, caller.name)
 
 
 async def rename(name: str, body: RenameBody, service: Admin, caller: Caller) -> dict[str, Any]:
@@ -338,6 +346,7 @@ ROUTES = (
     Route("POST", "/models", import_model, ADMIN),
     Route("GET", "/models/{name}", show, ADMIN),
     Route("DELETE", "/models/{name}", remove, ADMIN),
+    Route("POST", "/models/{name}/syntax", syntax, ADMIN),
     Route("POST", "/models/{name}/rename", rename, ADMIN),
     Route("POST", "/models/{name}/template", template, ADMIN),
     Route("POST", "/models/{name}/verify", verify_model, ADMIN),

@@ -123,7 +123,9 @@ def show(client: Client, name: str, json_: bool) -> None:
     if json_:
         return show_json(found)
     found_info, forms = found.pop("info"), found.pop("forms")
-    info = {k: v for k, v in found_info.items() if k not in ("size", "proof")}
+    info = {k: v for k, v in found_info.items() if k not in ("size", "proof", "syntax", "syntax_said")}
+    if "syntax" in found_info:
+        info["writes"] = _writes(found_info)
     info["title"] = info.pop("name", None)
     info["conversations"] = ", ".join(kind for kind, reason in info.get("conversations", {}).items() if not reason)
     info["generation"] = ", ".join(f"{name} {value:g}" for name, value in (info.get("generation") or {}).items())
@@ -158,6 +160,27 @@ def template(client: Client, name: str, conversation: TextIO | None, json_: bool
         return show_json(done)
     for line in done["prompt"].split("\n"):
         click.echo(safe(line))
+
+
+@model.command()
+@click.argument("name")
+@click.argument("format_", metavar="FORMAT")
+@as_json
+@click.pass_obj
+def syntax(client: Client, name: str, format_: str, json_: bool) -> None:
+    """How a model writes calls of tools and what it thinks, where its chat template does not show it: hermes, llama,
+    mistral, mistral-args, deepseek, deepseek-r1 or harmony, with +think, +[think] or +seed behind it for what it
+    thinks. auto: as its template shows. From the next deploy on."""
+    done = client.call("POST", f"/models/{_part(name)}/syntax", {"syntax": "" if format_ == "auto" else format_})
+    show_json(done) if json_ else click.echo(
+        f"{safe(name)} writes {safe(_writes(done['info']))}, from its next deploy on"
+    )
+
+
+def _writes(info: dict[str, Any]) -> str:
+    """In which format."""
+    found = info.get("syntax") or "no calls of its own: tools are explained to it"
+    return f"{info['syntax_said']} (its chat template: {found})" if info.get("syntax_said") else found
 
 
 @model.command()

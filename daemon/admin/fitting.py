@@ -55,7 +55,7 @@ class Fitting:
         return Wish(
             first.path, slots or c.slots, context, c.batch, c.chunk, c.threads, asked.placement, first.shape,
             first.size, digest=first.digest, form=first.name, others=tuple(others), keep_context=ctx is not None,
-            keep_slots=slots is not None,
+            keep_slots=slots is not None, syntax=str(model.info.get("syntax_said", "")),
         )  # fmt: skip
 
     def _forms(self, name: str, wanted: str | None) -> Sequence[Form]:

@@ -15,6 +15,7 @@ from llmd.daemon.admin.fitting import Deploying, Fitting
 from llmd.daemon.admin.forms import Forms
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import Config, ConfigError, changes
+from llmd.daemon.engine.answers.detecting import named
 from llmd.daemon.engine.messages import Chat, ChatMessage, encode_chat
 from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, NotFound, Unavailable
 from llmd.daemon.gpus.watch import Watcher
@@ -202,6 +203,16 @@ class Service:
             model = await self.models.rename(name, new)
             result["digest"] = model.digest
         return await self.show(model.name)
+
+    async def set_syntax(self, name: str, syntax: str, actor: str) -> dict[str, Any]:
+        """Say how a model writes calls of tools and thoughts, instead of what its chat template shows; "": as that
+        shows. The next deploy uses it. Raises ModelNotFound, and BadRequest for a format that is not known."""
+        if syntax:
+            named(syntax)
+        model = await self.state.run(lambda: self.models.show(name))
+        async with self.acts("admin.model_syntax", actor, model=name, syntax=syntax):
+            await self.state.run(lambda: self.store.set_info(name, model.info | {"syntax_said": syntax}))
+        return await self.show(name)
 
     async def remove_model(self, name: str, actor: str) -> None:
         """Raises ModelNotFound, Conflict while it is deployed."""

@@ -5,8 +5,9 @@ because a template is anybody's code and a model may kill llama.cpp.
     python -P -m llmd.daemon.engine.trial FILE token  and the token: it loads the weights
     python -P -m llmd.daemon.engine.trial FILE FD     the prompt of the conversation in FD, as `encode_chat` writes it
 
-It prints one JSON line and exits with 0, whatever the verdict: `{"ok": true, "conversations": {KIND: REASON}}`, where
-no reason ("") is good, `{"ok": true, "prompt": TEXT}`, or `{"ok": false, "code": CODE, "message": TEXT}`.
+It prints one JSON line and exits with 0, whatever the verdict: `{"ok": true, "conversations": {KIND: REASON}, "syntax":
+NAME}`, where no reason ("") is good and NAME is how it writes calls and thoughts (`answers/detecting.py`), `{"ok":
+true, "prompt": TEXT}`, or `{"ok": false, "code": CODE, "message": TEXT}`.
 `daemon/models/checking.py` runs it.
 """
 
@@ -18,9 +19,10 @@ import time
 from typing import Any
 
 from llmd.daemon.engine import messages
+from llmd.daemon.engine.answers.detecting import name_of
 from llmd.daemon.engine.deadline import Deadline
 from llmd.daemon.engine.messages import Chat
-from llmd.daemon.engine.prompts import rendered
+from llmd.daemon.engine.prompts import rendered, syntax_of
 from llmd.daemon.engine.templates import CONVERSATIONS
 from llmd.daemon.engine.vocabulary import Vocabulary, of_file
 from llmd.daemon.errors import LlmdError, ModelInvalid
@@ -73,7 +75,11 @@ def _verdict(path: str, wanted: str) -> dict[str, Any]:
         return {"ok": False, "code": e.code, "message": e.message}
     except MemoryError:
         return {"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to try this model"}
-    return {"ok": True, "conversations": found}
+    return {
+        "ok": True,
+        "conversations": found,
+        "syntax": name_of(syntax_of(vocabulary.chat_template, vocabulary, deadline)),
+    }
 
 
 def _watch(deadline: Deadline) -> None:

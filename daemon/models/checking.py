@@ -49,8 +49,9 @@ async def check(path: str | os.PathLike[str], timeout: float = 60.0, *, backgrou
 async def trial(
     path: str | os.PathLike[str], size: int, *, background: bool = False, tried: bool = False
 ) -> dict[str, Any]:
-    """What of a checked file works: `conversations` (kind to reason, "" where it works) and `tried`, whether it has
-    computed a token, which it need not where it is `tried` already; not where free memory does not hold its `size`
+    """What of a checked file works: `conversations` (kind to reason, "" where it works), `syntax`, how it writes calls
+    of tools and thoughts (`engine/answers/detecting.py`; "" where its template is for neither), and `tried`, whether it
+    has computed a token, which it need not where it is `tried` already; not where free memory does not hold its `size`
     bytes. Raises ModelInvalid."""
     what, fits = "the trial of this model", not tried and size + TRIAL_BYTES < memory.available()
     limits = children.Limits(address_space=2 * size + (16 << 30), file_size=MAX_ANSWER_BYTES, background=background)
@@ -61,10 +62,11 @@ async def trial(
     except Unavailable:  # the memory was gone by then
         fits = False
         said = await _ask(what, TRIAL, os.fspath(path), limits=limits, timeout=TRIAL_SECONDS)
-    found = said.get("conversations")
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+    found, syntax = said.get("conversations"), said.get("syntax")
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in (*found.values(), syntax)):
         raise _no_verdict(what)
-    return {"conversations": {_printable(k): _printable(v) for k, v in found.items()}, "tried": fits or tried}
+    shown = {_printable(k): _printable(v) for k, v in found.items()}
+    return {"conversations": shown, "syntax": _printable(str(syntax)), "tried": fits or tried}
 
 
 async def prompt(path: str | os.PathLike[str], chat: bytes) -> str:

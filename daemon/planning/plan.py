@@ -76,6 +76,7 @@ class Wish:
     keep_slots: bool = False
     form: str = ""
     others: tuple[File, ...] = ()
+    syntax: str = ""  # how the model writes, where an admin said so
     runner: str = "llama"
     fake: dict[str, Any] | None = None
 
@@ -108,6 +109,7 @@ def _settings(wish: Wish) -> Settings:
         kv_type=where.kv or "f16",
         ubatch=where.ubatch or 0,
         form=wish.form,
+        syntax=wish.syntax,
         runner=wish.runner,
         fake=wish.fake,
     )

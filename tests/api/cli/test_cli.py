@@ -109,6 +109,26 @@ def test_a_model_comes_serves_and_goes(llmd: Llmd, model_file: Path) -> None:
     assert [m["name"] for m in llmd.llmctl("model", "list")] == ["smol"]
 
 
+def test_how_a_model_writes_is_found_shown_and_said_otherwise(llmd: Llmd, model_file: Path) -> None:
+    """Its template knows neither tools nor thoughts; where an admin says that it thinks, it is read so."""
+    run(llmd, "model", "import", str(model_file), "--name", "writer")
+    assert "tools are explained to it" in run(llmd, "model", "show", "writer")
+    assert "there is no such format: give hermes" in run(llmd, "model", "syntax", "writer", "wizard", code=1)
+    assert "writer writes mistral+think" in run(llmd, "model", "syntax", "writer", "mistral+think")
+    assert "mistral+think (its chat template: no calls" in run(llmd, "model", "show", "writer")
+    run(llmd, "deploy", "writer", "--ctx", "512", "--slots", "1")
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    # a model of this size would not think by itself: here its grammar lets it end at once
+    asked = {"model": "writer", "messages": [{"role": "user", "content": "<think>"}], "seed": 1, "max_tokens": 200}
+    status, _, answer = llmd.post("/v1/chat/completions", asked | {"tools": [tool], "tool_choice": "required"})
+    assert status == 200
+    message = answer["choices"][0]["message"]
+    assert message.get("tool_calls") or message.get("reasoning_content")
+    assert "explained" in run(llmd, "model", "syntax", "writer", "auto")
+    run(llmd, "undeploy", "writer")
+    run(llmd, "model", "rm", "writer")
+
+
 def test_the_prompt_of_a_conversation_is_shown(llmd: Llmd, tmp_path: Path) -> None:
     shown = run(llmd, "model", "template", "smol")
     assert "<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\n" in shown
