@@ -130,8 +130,13 @@ class Function(Body):
     name: Name
 
 
+# parameters with one of these may have others than their `properties`
+_OPEN = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
+
+
 class FunctionDefinition(Body):
-    """`parameters`: a JSON schema of an object; without it the function takes none. `strict`: calls are held to all of
+    """`parameters`: a JSON schema of an object; without it the function takes none, and where they say nothing of
+    others those that they name alone. `strict`: calls are held to all of
     it, and refused beforehand where that cannot be."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
@@ -156,7 +161,9 @@ class ToolDefinition(Body):
             "parameters": {"type": "object", "properties": {}} | parameters,
         }
         definition = json.dumps({"type": "function", "function": shown}, ensure_ascii=False)
-        closed = {} if parameters else {"additionalProperties": False}
+        # a model that may write what the function does not name would do so, perhaps for ever
+        open_ = not parameters.keys().isdisjoint(_OPEN) or (parameters and "properties" not in parameters)
+        closed = {} if open_ else {"additionalProperties": False}
         schema = json.dumps({**parameters, "type": "object", **closed})
         return engine.Tool(function.name, definition, schema, bool(function.strict))
 

@@ -77,6 +77,15 @@ def test_a_conversation(run: Run, client: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("client", sorted(CLIENTS.keys() - {"llama-index"}))
+def test_an_agent(run: Run, client: str) -> None:
+    """A whole conversation with tools, streamed and not, and structured answers."""
+    file = Path(__file__).parent / "agents" / CLIENTS[client]
+    assert run(f"{snippet(client)}\n{file.read_text()}", f"agent{file.suffix}").strip()
+
+
+@pytest.mark.slow
 def test_llm_goes_on(run: Run) -> None:
     assert run(snippet("llm"), "llmd.py", "-m", "smol", "Hello!", *GREEDY).strip()
     assert run(snippet("llm"), "llmd.py", "-c", "And again?", *GREEDY, "--no-stream").strip()

@@ -165,11 +165,25 @@ def test_tools_go_to_the_prompt_and_to_what_the_answer_is_held_to() -> None:
     found = body.wanted()
     assert isinstance(prompt, Chat) and found is not None and prompt.tools == found.tools
     weather, now = found.tools
-    assert (weather.name, weather.strict, json.loads(weather.parameters)) == ("weather", True, PARAMETERS)
+    assert (weather.name, weather.strict) == ("weather", True)
+    assert json.loads(weather.parameters) == PARAMETERS | {"additionalProperties": False}
     assert json.loads(weather.definition) == tool(description="of a city")
     assert not now.strict and json.loads(now.parameters) == {"type": "object", "additionalProperties": False}
     assert json.loads(now.definition)["function"]["parameters"] == {"type": "object", "properties": {}}
     assert (found.must_call, found.parallel, found.schema) == (False, True, None)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "closed"),
+    [
+        ({"type": "object"}, False), ({"type": "object", "properties": {}}, True), ({}, True),
+        (PARAMETERS | {"additionalProperties": {"type": "string"}}, False), (PARAMETERS | {"$ref": "#/$defs/a"}, False),
+        (PARAMETERS | {"additionalProperties": False}, True), (PARAMETERS | {"anyOf": [{}]}, False),
+    ],
+)  # fmt: skip
+def test_a_call_gives_what_the_function_names_unless_it_may_give_more(parameters: Any, closed: bool) -> None:
+    (made,) = wanted(tools=[tool(parameters=parameters)]).tools
+    assert (json.loads(made.parameters).get("additionalProperties") is False) == closed
 
 
 def test_the_choice_of_a_tool() -> None:
