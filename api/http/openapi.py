@@ -1,10 +1,12 @@
 """/openapi.json: what the caller may ask of this server, made from the routes themselves."""
 
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.responses import JSONResponse, Response
 
 from llmd.api.http.routes import ANYBODY, Caller, GuardedRoute, Route
@@ -14,7 +16,12 @@ def described(app: FastAPI, role: str) -> dict[str, Any]:
     """The OpenAPI document of the routes that `role` may call."""
     routes = [r for r in app.routes if isinstance(r, GuardedRoute) and r.granted_to(role)]
     document = get_openapi(title="llmd", version=version("llmd-appliance"), routes=routes)
-    document.setdefault("components", {})["securitySchemes"] = {"certificate": {"type": "mutualTLS"}}
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"certificate": {"type": "mutualTLS"}}
+    events: list[tuple[type[BaseModel], Literal["serialization"]]] = []
+    events += [(route.events, "serialization") for route in routes if route.events]
+    _, shown = models_json_schema(events, ref_template="#/components/schemas/{model}")
+    components["schemas"] = {**shown.get("$defs", {}), **components.get("schemas", {})}
     document["security"] = [{"certificate": []}]
     return document
 

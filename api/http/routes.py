@@ -31,13 +31,15 @@ Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 @dataclass(frozen=True, slots=True)
 class Route:
     """`endpoint` as FastAPI takes it: a pydantic model among its parameters is the body. `roles`: the roles that may
-    call it. `answers`: status to `model` and other `content`, for /openapi.json, as FastAPI takes them."""
+    call it. `answers`: status to `model` and other `content`, for /openapi.json, as FastAPI takes them; `events`: what
+    the data of its Server-Sent Events are, where it may answer with them."""
 
     method: str
     path: str
     endpoint: Callable[..., Any]
     roles: frozenset[str]
     answers: dict[int | str, dict[str, Any]] = field(default_factory=dict)
+    events: type[BaseModel] | None = None
 
     @property
     def name(self) -> str:
@@ -83,6 +85,7 @@ class GuardedRoute(APIRoute):
 
     def __init__(self, route: Route, who: Who, granted: Granted, refused: Refused) -> None:
         self._name, self._who, self._granted, self._refused = route.name, who, granted, refused
+        self.events = route.events
         self._body = _body(route.endpoint)
         ok = route.answers.get(200, {})
         super().__init__(
@@ -93,7 +96,7 @@ class GuardedRoute(APIRoute):
             strict_content_type=False,
             # without a media type of its own, the document has none beside the ones that are declared
             response_class=Response if "content" in ok and "model" not in ok else JSONResponse,
-            responses={**_ERRORS, **route.answers},
+            responses={**_ERRORS, **route.answers} | _streamed(route),
         )
 
     def granted_to(self, role: str) -> bool:
@@ -120,6 +123,23 @@ class GuardedRoute(APIRoute):
         if self._body is None:
             return request
         return _Read(request.scope, request.receive, await read(request, self._body))
+
+
+def _streamed(route: Route) -> dict[int | str, dict[str, Any]]:
+    """Its Server-Sent Events, each an object, as OpenAPI 3.2 has them (`itemSchema`)."""
+    if route.events is None:
+        return {}
+    names = [route.events.__name__, ErrorAnswer.__name__]
+    said = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]},
+    }
+    data = {"anyOf": [{"const": "[DONE]"}, said]}
+    event = {"type": "string", "enum": ["message", "error"]}
+    item = {"type": "object", "properties": {"data": data, "event": event}, "required": ["data"]}
+    ok = route.answers.get(200, {})
+    return {200: {**ok, "content": {**ok.get("content", {}), "text/event-stream": {"itemSchema": item}}}}
 
 
 def _body(endpoint: Callable[..., Any]) -> type[Body] | None:

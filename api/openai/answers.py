@@ -114,6 +114,70 @@ class Completion(_Answer):
     usage: Usage
 
 
+# --- in a stream
+
+
+class FunctionDelta(_Answer):
+    """`name` comes first, then what is new of the arguments."""
+
+    name: str = ""
+    arguments: str
+
+
+class ToolCallDelta(_Answer):
+    """`index`: which call it is; `id` and `type` come with the first of it."""
+
+    index: int
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: FunctionDelta
+
+
+class ChatDelta(_Answer):
+    """What is new."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str = ""
+    reasoning_content: str = ""
+    tool_calls: list[ToolCallDelta] = []
+
+
+class ChatChunkChoice(_Answer):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(_Answer):
+    """The data of an event. `usage` is there where it was asked for, and null but in the last one."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class TextChunkChoice(_Answer):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class CompletionChunk(_Answer):
+    """The data of an event. `usage` is there where it was asked for, and null but in the last one."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChunkChoice]
+    usage: Usage | None = None
+
+
 class TokenizeAnswer(_Answer):
     """`max_model_len`: tokens that a prompt and its answer may have together."""
 

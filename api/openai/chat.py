@@ -10,7 +10,14 @@ from starlette.responses import JSONResponse, Response
 
 from llmd.api.http.routes import INFER, Asks, Caller, Route
 from llmd.api.http.streams import EventStream, Opened, WholeJson, until_left
-from llmd.api.openai.answers import ChatCompletion, Completion, DetokenizeAnswer, TokenizeAnswer
+from llmd.api.openai.answers import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    DetokenizeAnswer,
+    TokenizeAnswer,
+)
 from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, Generation, TokenizeBody
 from llmd.api.openai.stream import EventEncoder, Shape, encoded, whole
 from llmd.daemon import limits
@@ -25,9 +32,6 @@ from llmd.daemon.errors import BadRequest
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.answer import Answer, Serving
 from llmd.daemon.serving.ask import Ask
-
-# what a stream is to /openapi.json; docs/api.md says what its events are
-EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 MANY_PIECES = 500
 
@@ -99,8 +103,8 @@ async def _only(answer: Answer, kind: type[_E]) -> _E:
 
 
 ROUTES = (
-    Route("POST", "/v1/chat/completions", chat, INFER, {200: {"model": ChatCompletion, "content": EVENTS}}),
-    Route("POST", "/v1/completions", completions, INFER, {200: {"model": Completion, "content": EVENTS}}),
+    Route("POST", "/v1/chat/completions", chat, INFER, {200: {"model": ChatCompletion}}, ChatCompletionChunk),
+    Route("POST", "/v1/completions", completions, INFER, {200: {"model": Completion}}, CompletionChunk),
     Route("POST", "/tokenize", tokenize, INFER, {200: {"model": TokenizeAnswer}}),
     Route("POST", "/detokenize", detokenize, INFER, {200: {"model": DetokenizeAnswer}}),
 )

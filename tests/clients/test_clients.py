@@ -86,6 +86,24 @@ def test_an_agent(run: Run, client: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_openapi_is_true_for_a_minute(llmd: Llmd, clients: Path, tmp_path: Path) -> None:
+    """schemathesis asks what /openapi.json says may be asked, and what it says may not, and holds every answer to it.
+    Not each body that fits a schema is a good request (no such model, a token that there is not)."""
+    pki = llmd.state / "pki"
+    done = subprocess.run(
+        [clients / "bin/schemathesis", "run", f"{llmd.url}/openapi.json", "--tls-verify", pki / "ca.crt",
+         "--request-cert", pki / "clients/demo.crt", "--request-cert-key", pki / "clients/demo.key", "--no-color",
+         "--max-time", "60", "--request-timeout", "60", "--continue-on-failure", "--workers", "2", "--warnings", "off",
+         "--phases", "fuzzing", "--exclude-checks", "positive_data_acceptance"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr
+    generated = re.search(r"(\d+) generated", done.stdout)
+    assert generated and int(generated[1]) > 100, done.stdout
+
+
+@pytest.mark.slow
 def test_llm_goes_on(run: Run) -> None:
     assert run(snippet("llm"), "llmd.py", "-m", "smol", "Hello!", *GREEDY).strip()
     assert run(snippet("llm"), "llmd.py", "-c", "And again?", *GREEDY, "--no-stream").strip()

@@ -14,6 +14,7 @@ import jsonschema_rs
 
 from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
 
+MAX_REFS = 200  # that lead to one another
 MAX_NAMED = 120  # characters of the client's own words that an error repeats
 UNSUPPORTED = frozenset({
     "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "propertyNames",
@@ -23,13 +24,15 @@ UNSUPPORTED = frozenset({
 })  # fmt: skip
 # where schemas stand inside a schema
 _ONE = ("items", "additionalProperties")
-_SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
+_CHOICES = ("allOf", "anyOf", "oneOf")
+_SEVERAL = (*_CHOICES, "prefixItems")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 
 # blanks between values: a small model may write them for ever
 _GUIDANCE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
 
-ANY_OBJECT = '{"type": "object"}'
+# the digit before the last of a time's seconds
+_SECONDS = {"time": "^.{6}[0-5]", "date-time": "^.{17}[0-5]"}
 
 
 def parsed(text: str, param: str) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def parsed(text: str, param: str) -> dict[str, Any]:
         raise SchemaUnsupported(f"{param}: a schema is a JSON object", param=_field(param))
     for path, part in _parts(schema, ""):
         _check(path, part, param)
-        _check_refs(path, part, schema, param)
+    _check_refs(schema, param)
     return schema
 
 
@@ -76,16 +79,26 @@ def _check(path: str, schema: dict[str, Any], param: str) -> None:
         )
 
 
-def _check_refs(path: str, schema: dict[str, Any], root: dict[str, Any], param: str) -> None:
-    """What only refers to itself is every value to one reader and none to another."""
-    seen: list[Any] = []
-    at: Any = schema
-    while isinstance(at, dict) and "$ref" in at:
-        if any(at is other for other in seen):
+def _check_refs(root: dict[str, Any], param: str) -> None:
+    """A schema that leads to itself, by references and choices alone, is every value to one reader and none to another.
+    Each is looked at once."""
+    under_way, done = set[int](), set[int]()
+
+    def follow(path: str, schema: Any) -> None:
+        if not isinstance(schema, dict) or id(schema) in done:
+            return
+        if id(schema) in under_way or len(under_way) > MAX_REFS:
             where = ascii((path or "/")[:MAX_NAMED])
             raise SchemaUnsupported(f"{param}: {where}: $ref leads back to itself", param=_field(param))
-        seen.append(at)
-        at = _at(root, str(at["$ref"]))
+        under_way.add(id(schema))
+        several = [part for key in _CHOICES if isinstance(schema.get(key), list) for part in schema[key]]
+        for part in (*several, _at(root, str(schema["$ref"])) if "$ref" in schema else None):
+            follow(path, part)
+        under_way.discard(id(schema))
+        done.add(id(schema))
+
+    for path, part in _parts(root, ""):
+        follow(path, part)
 
 
 def _at(root: Any, ref: str) -> Any:
@@ -148,7 +161,16 @@ def prepared(text: str, param: str, *, strict: bool) -> str:
     """The schema as a grammar takes it, with what it is to make of it. Not `strict`: what it cannot hold answers to is
     passed over. Raises SchemaUnsupported."""
     schema = parsed(text, param) if strict else _lenient(text)
+    for _, part in list(_parts(schema, "")):
+        _without_leap_seconds(part)
     return json.dumps({**schema, "x-guidance": {**_GUIDANCE, "lenient": not strict}})
+
+
+def _without_leap_seconds(schema: dict[str, Any]) -> None:
+    """The grammar of times has a second 60 in every minute; there is one in some years."""
+    pattern = _SECONDS.get(str(schema.get("format")))
+    if pattern is not None and isinstance(schema.get("allOf", []), list):
+        schema["allOf"] = [*schema.get("allOf", []), {"pattern": pattern}]
 
 
 def _lenient(text: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 from fastapi import FastAPI, Request, Response
 from real_daemon import Llmd
@@ -17,8 +18,6 @@ from llmd.api.http.openapi import described
 from llmd.api.http.probes import METRICS_TYPE
 from llmd.api.http.routes import INFER, OPERATOR, GuardedRoute, Route, table
 from llmd.api.http.streams import progress
-from llmd.api.openai.answers import ChatCompletion, Completion, DetokenizeAnswer, TokenizeAnswer
-from llmd.api.openai.models import Model, ModelList
 from llmd.daemon.identity.principal import ROLES, Principal
 from llmd.daemon.main import CLIENT_ROUTES
 
@@ -213,18 +212,81 @@ def test_openapi_lists_every_route_and_what_it_takes(llmd: Llmd, tmp_path: Path)
     assert document["components"]["securitySchemes"] == {"certificate": {"type": "mutualTLS"}}
 
 
-def test_real_answers_are_what_openapi_says(llmd: Llmd) -> None:
-    def post(route: str, **body: Any) -> Any:
-        status, _, answer = llmd.post(route, body)
-        assert status == 200, answer
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {
+    "type": "object", "properties": {"days": {"type": "integer", "maximum": 9}}, "required": ["days"]}}}  # fmt: skip
+CALLED = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 100}
+
+
+class Document:
+    """What /openapi.json says of an answer."""
+
+    def __init__(self, llmd: Llmd) -> None:
+        self._llmd, (_, _, self._document) = llmd, llmd.get("/openapi.json")
+
+    def check(self, schema: dict[str, Any], value: Any) -> None:
+        whole = {**schema, "components": self._document["components"]}
+        jsonschema_rs.Draft202012Validator(whole, validate_formats=True, offline=True).validate(value)
+
+    def content(self, method: str, path: str, status: int, kind: str) -> dict[str, Any]:
+        responses = self._document["paths"][path][method]["responses"]
+        found: dict[str, Any] = responses.get(str(status)) or responses[f"{status // 100}XX"]
+        content: dict[str, Any] = found["content"][kind]
+        return content
+
+    def asked(self, path: str, body: Any = None, *, shown: str = "", status: int = 200) -> Any:
+        """The answer, which is as the document says."""
+        got, headers, answer = self._llmd.post(path, body)
+        method = "get" if body is None else "post"
+        kind = headers.get("content-type", headers.get("Content-Type", "")).partition(";")[0]
+        assert got == status, answer
+        self.check(self.content(method, shown or path, status, kind)["schema"], answer)
         return answer
 
-    for more in ({}, {"n": 2}, {"logprobs": True, "top_logprobs": 2}):
-        ChatCompletion.model_validate(post("/v1/chat/completions", messages=CHAT, max_tokens=2, **more), strict=True)
+    def streamed(self, path: str, **body: Any) -> list[dict[str, Any]]:
+        """The data of each event, which are as the document says."""
+        connection = http.client.HTTPSConnection("127.0.0.1", self._llmd.port, context=self._llmd.tls(), timeout=60)
+        connection.request("POST", path, json.dumps({**body, "stream": True}), JSON_TYPE)
+        answer = connection.getresponse()
+        lines = answer.read().decode().splitlines()
+        connection.close()
+        item = self.content("post", path, 200, "text/event-stream")["itemSchema"]
+        data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        assert answer.status == 200 and data.pop() == "[DONE]"
+        for one in data:
+            self.check(item, {"data": one})
+            self.check(item["properties"]["data"]["anyOf"][1]["contentSchema"], json.loads(one))
+        return [json.loads(one) for one in data]
+
+
+def test_real_answers_are_what_openapi_says(llmd: Llmd) -> None:
+    document = Document(llmd)
+    chat, plain = "/v1/chat/completions", "/v1/completions"
+    for more in ({}, {"n": 2}, {"logprobs": True, "top_logprobs": 2}, CALLED):
+        document.asked(chat, {"messages": CHAT, "max_tokens": 2, **more})
     for logprobs in (None, 2):
-        Completion.model_validate(post("/v1/completions", prompt="1 2", max_tokens=2, logprobs=logprobs), strict=True)
-    tokens = TokenizeAnswer.model_validate(post("/tokenize", prompt="one two"), strict=True)
-    text = DetokenizeAnswer.model_validate(post("/detokenize", tokens=tokens.tokens), strict=True)
-    assert text.prompt == "one two"
-    ModelList.model_validate(llmd.get("/v1/models")[2], strict=True)
-    Model.model_validate(llmd.get("/v1/models/smol")[2], strict=True)
+        document.asked(plain, {"prompt": "1 2", "max_tokens": 2, "logprobs": logprobs})
+    tokens = document.asked("/tokenize", {"prompt": "one two"})["tokens"]
+    assert document.asked("/detokenize", {"tokens": tokens})["prompt"] == "one two"
+    for path in ("/v1/models", "/livez", "/health", "/readyz"):
+        document.asked(path)
+    document.asked("/v1/models/smol", shown="/v1/models/{model}")
+    document.asked("/v1/models/none", shown="/v1/models/{model}", status=404)
+    for body in ({}, {"messages": CHAT, "tools": [{}]}, {"messages": CHAT, "response_format": {"type": "json_schema"}}):
+        document.asked(chat, body, status=400)
+
+
+def test_real_events_are_what_openapi_says(llmd: Llmd) -> None:
+    document = Document(llmd)
+    usage = {"stream_options": {"include_usage": True}}
+    for more in ({}, usage, {"logprobs": True, "top_logprobs": 1}, CALLED | usage):
+        events = document.streamed("/v1/chat/completions", **{"messages": CHAT, "max_tokens": 3, **more})
+        assert ("usage" in events[-1]) == ("stream_options" in more)
+    for more in ({}, usage, {"logprobs": 2, "n": 2}):
+        document.streamed("/v1/completions", prompt="1 2", max_tokens=3, **more)
+    # a stop string cuts it
+    schema = {"type": "object", "minProperties": 2, "additionalProperties": {"const": 1}}
+    cut = document.streamed(
+        "/v1/chat/completions", messages=CHAT, max_tokens=50, stop=["1"],
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    )  # fmt: skip
+    assert cut[-1]["error"]["code"] == "answer_invalid"

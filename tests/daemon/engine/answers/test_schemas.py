@@ -45,6 +45,8 @@ def test_a_property_may_be_named_like_a_keyword(name: str) -> None:
         ({"properties": {"a": {"$ref": "other.json#/a"}}}, "/properties/a"),
         ({"$ref": "#/a"}, "/a"),
         ({"$ref": "#"}, "$ref leads back"),
+        ({"anyOf": [{"type": "null"}, {"allOf": [{"$ref": "#"}]}]}, "$ref leads back"),
+        ({"$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(300)}}, "$ref leads back"),
         ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "items": {"$ref": "#/$defs/a"}}, "/items"),
         ({"$defs": {"a/b~": {"$ref": "#/$defs/a~1b~0"}}}, "/$defs/a/b~"),
         ({"items": [{}]}, "items"),
