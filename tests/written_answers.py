@@ -1,5 +1,6 @@
 """Answers as models of each format write them, and what each says, thinks and calls."""
 
+import json
 from dataclasses import dataclass
 
 from llmd.daemon.engine.answers.formats import CALLS, HARMONY, THINKINGS, Calls, Syntax, Thinking
@@ -7,6 +8,16 @@ from llmd.daemon.engine.answers.reader import Argued, Called, Piece, Reader, Sai
 
 ARGUMENTS = '{"city": "Köln {} \\" ]}", "days": [1, {"a": "<tool_call>"}]}'
 NO_ARGUMENTS = "{}"
+# the same as each kind of arguments writes them; MARK is the format's own
+WRITTEN = {
+    "json": (ARGUMENTS, NO_ARGUMENTS),
+    "gemma": ('{city:MARKKöln {} " ]}MARK,days:[1,{a:MARK<tool_call>MARK}]}', "{}"),
+    "xml": (
+        '<parameter=city>\nKöln {} " ]}\n</parameter>\n<parameter=days>\n[1, {"a": "<tool_call>"}]\n</parameter>\n'
+        "</function>",
+        "</function>",
+    ),
+}
 THOUGHT = "Hm, {x} or <y>?"
 
 
@@ -46,7 +57,15 @@ def thinking_of(calls: Calls) -> Thinking:
 
 
 def call(calls: Calls, name: str, arguments: str = ARGUMENTS) -> str:
+    if arguments in (ARGUMENTS, NO_ARGUMENTS):
+        arguments = WRITTEN[calls.arguments][arguments == NO_ARGUMENTS].replace("MARK", calls.mark)
     return calls.head[0] + name + calls.head[1] + arguments + calls.foot
+
+
+def same(found: Meant, want: Meant) -> bool:
+    """With arguments that are the same JSON."""
+    loaded = [tuple((name, json.loads(arguments)) for name, arguments in one.calls) for one in (found, want)]
+    return (found.said, found.thought, loaded[0]) == (want.said, want.thought, loaded[1])
 
 
 def written(calls: Calls) -> dict[str, tuple[str, Meant]]:

@@ -2,9 +2,11 @@
 
 formats.py    how models write calls and thoughts, as data
 detecting.py  which of that a chat template is for
+arguments.py  pure: a call's arguments, however they are written, as JSON
 reader.py     pure: what a model writes, as what it says, thinks and calls
 schemas.py    JSON schemas: which an answer can be held to, and whether it fits
 grammar.py    pure: what an answer may be, as a grammar's text
+spelling.py   pure: arguments that are no JSON, as rules of a grammar
 matching.py   llguidance: grammars compiled, followed, and which tokens may come next
 answering.py  one request's answers: the parts above together
 check.py      a program: can answers be held to these schemas?

@@ -8,7 +8,7 @@ from llmd.daemon.engine.answers import grammar
 from llmd.daemon.engine.answers.formats import Syntax
 from llmd.daemon.engine.answers.matching import Grammar, Grammars, Matcher
 from llmd.daemon.engine.answers.reader import Argued, Called, Piece, Reader, Said
-from llmd.daemon.engine.answers.schemas import Validator, parsed
+from llmd.daemon.engine.answers.schemas import Validator, parsed, texts_of
 from llmd.daemon.engine.messages import Wanted
 from llmd.daemon.engine.types import Lexicon
 
@@ -35,7 +35,8 @@ class Choice:
         self._answering = answering
         self.matcher: Matcher | None = answering.grammar.start() if answering.grammar else None
         tools = frozenset(tool.name for tool in answering.wanted.tools)
-        self._reader = Reader(answering.syntax, tools, thinks=answering.thinks)
+        texts = {tool.name: texts_of(tool.parameters) for tool in answering.wanted.tools}
+        self._reader = Reader(answering.syntax, tools, texts=texts, thinks=answering.thinks)
         self._said: list[str] = []
         self._called: list[tuple[str, list[str]]] = []
         self.reasoning = 0  # tokens

@@ -37,6 +37,8 @@ class Calls:
     first: str = ""
     between: str = ""
     last: str = ""
+    arguments: str = "json"  # how they are written (`arguments.py`)
+    mark: str = ""  # what begins and ends a text in them, where that is no double quote
     says: str = ""  # before a text
     again: str = ""  # behind what was thought
     parallel: bool = True  # one answer may have several
@@ -151,13 +153,44 @@ HARMONY = Calls(
         "<|return|>", "<|call|>",
     ),
 )  # fmt: skip
-CALLS = {calls.name: calls for calls in (HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, DEEPSEEK, DEEPSEEK_R1, HARMONY)}
+GEMMA = Calls(
+    "gemma",
+    heads=((("<|tool_call>",), ("call:",), BARE),),
+    tail=(("<tool_call|>",),),
+    head=("<|tool_call>call:", ""),
+    foot="<tool_call|>",
+    arguments="gemma",
+    mark='<|"|>',
+)
+FUNCTION_GEMMA = Calls(
+    "functiongemma",
+    heads=((("<start_function_call>",), ("call:",), BARE),),
+    tail=(("<end_function_call>",),),
+    head=("<start_function_call>call:", ""),
+    foot="<end_function_call>",
+    arguments="gemma",
+    mark="<escape>",
+)
+QWEN = Calls(
+    "qwen",
+    heads=((("<tool_call>",), ("<function=",), BARE, (">",)),),
+    tail=(("</tool_call>",),),
+    head=("<tool_call>\n<function=", ">\n"),
+    foot="\n</tool_call>",
+    between="\n",
+    arguments="xml",
+)
+_ALL = (
+    HERMES, QWEN, LLAMA, MISTRAL, MISTRAL_ARGS, DEEPSEEK, DEEPSEEK_R1, HARMONY, GEMMA, FUNCTION_GEMMA,
+)  # fmt: skip
+CALLS = {calls.name: calls for calls in _ALL}
 
 THINKINGS = {
     "think": Thinking("<think>", "</think>"),
     "[think]": Thinking("[THINK]", "[/THINK]"),
     "harmony": Thinking("<|channel|>analysis<|message|>", "<|end|>"),
     "seed": Thinking("<seed:think>", "</seed:think>"),
+    "gemma": Thinking("<|channel>thought", "<channel|>"),
 }
 
 
@@ -179,6 +212,6 @@ class Syntax:
         calls = self.written
         words = [word for words in (*calls.heads, calls.tail) for word in words if isinstance(word, tuple)]
         thought = (self.thinking.begin, self.thinking.end) if self.thinking else ()
-        written = (*calls.head, calls.first, calls.foot, calls.last, calls.says, calls.again)
+        written = (*calls.head, calls.first, calls.foot, calls.last, calls.says, calls.again, calls.mark)
         found = (*(text for word in words for text in word), *calls.dropped, *thought, *written)
         return tuple(dict.fromkeys(filter(None, found)))

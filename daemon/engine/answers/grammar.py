@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from llmd.daemon.engine.answers.formats import Syntax, Thinking
 from llmd.daemon.engine.answers.schemas import prepared
+from llmd.daemon.engine.answers.spelling import GemmaRules, XmlRules
 from llmd.daemon.engine.messages import Tool, Wanted
 
 MAX_CALLS = 32  # of one answer
@@ -64,11 +65,11 @@ class Grammar:
 
     def _called(self, *, text: bool) -> str:
         """One call or several; `text`: behind a text."""
-        calls, tools = self._calls, self._wanted.tools
+        calls, tools, spelled = self._calls, self._wanted.tools, self._spelled()
         for i, tool in enumerate(tools):
-            self._rules[f"arguments_{i}"] = "%json " + prepared(
-                tool.parameters, f"tools.{tool.name}", strict=tool.strict
-            )
+            schema = prepared(tool.parameters, f"tools.{tool.name}", strict=tool.strict)
+            held = spelled.arguments(json.loads(schema), f"arguments_{i}") if spelled else f"%json {schema}"
+            self._rules[f"arguments_of_{i}"] = held
             self._rules[f"call_{i}"] = self._call(tool, calls.head[0], i)
         self._rules["call"] = " | ".join(f"call_{i}" for i in range(len(tools)))
         more = ""
@@ -91,9 +92,19 @@ class Grammar:
         self._rules["rest"] = " | ".join(f"rest_{i}" for i in range(len(tools)))
         return f"until rest {more} {last}"
 
+    def _spelled(self) -> GemmaRules | XmlRules | None:
+        """What writes arguments otherwise than as JSON."""
+        match self._calls.arguments:
+            case "gemma":
+                mark = self._calls.mark
+                return GemmaRules(self._rules, self._literal, mark, (self._lazy(mark), self._until(mark)))
+            case "xml":
+                return XmlRules(self._rules, self._literal)
+        return None
+
     def _call(self, tool: Tool, begin: str, i: int) -> str:
         calls = self._calls
-        return f"{self._literal(begin + tool.name + calls.head[1])} arguments_{i} {self._literal(calls.foot)}"
+        return f"{self._literal(begin + tool.name + calls.head[1])} arguments_of_{i} {self._literal(calls.foot)}"
 
     # --- texts
 

@@ -6,19 +6,18 @@ end early is called with what there is of them. Nothing a model may write is an 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from llmd.daemon.engine.answers.arguments import Arguments, Gemma, Json, Xml, overlap
 from llmd.daemon.engine.answers.formats import BARE, QUOTED, Syntax, Word
 
 MAX_HEAD = 1024  # characters from a trigger to the arguments
+NO_TEXTS: Mapping[str, Collection[str]] = {}
 _BARE = re.compile(r"[\w.\-]+")
 _QUOTED = re.compile(r'"([^"\\\n]{1,256})"')
 _BLANK = re.compile(r"\s*")
-# of JSON between the characters that matter to its end
-_PLAIN = re.compile(r'[^{}\[\]"]+')
-_STRING = re.compile(r'[^"\\]+')
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,42 +79,22 @@ def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
     return match.end() if match else at
 
 
-class JsonObject:
-    """Finds the end of a JSON object, however it is cut."""
-
-    def __init__(self) -> None:
-        self._depth, self._string, self._escaped = 0, False, False
-
-    def end(self, text: str) -> int:
-        """How many characters of `text` belong to it; -1: all, and it goes on."""
-        at = 0
-        while at < len(text):
-            if self._escaped:
-                self._escaped, at = False, at + 1
-            elif self._string:
-                at = _end(_STRING, text, at)
-                if at < len(text):
-                    self._escaped, self._string = text[at] == "\\", text[at] != '"'
-                    at += 1
-            else:
-                at = _end(_PLAIN, text, at)
-                if at < len(text):
-                    self._string = text[at] == '"'
-                    self._depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(text[at], 0)
-                    at += 1
-                    if self._depth == 0 and not self._string:
-                        return at
-        return -1
-
-
 class Reader:
-    """One answer. `tools`: the names that may be called. `thinks`: the prompt has begun what it thinks."""
+    """One answer. `tools`: the names that may be called, `texts`: of their parameters those that are texts. `thinks`:
+    the prompt has begun what it thinks."""
 
-    def __init__(self, syntax: Syntax, tools: frozenset[str] = frozenset(), *, thinks: bool = False) -> None:
-        self._calls, self._thinking, self._tools = syntax.written, syntax.thinking, tools
+    def __init__(
+        self,
+        syntax: Syntax,
+        tools: frozenset[str] = frozenset(),
+        *,
+        texts: Mapping[str, Collection[str]] = NO_TEXTS,
+        thinks: bool = False,
+    ) -> None:
+        self._calls, self._thinking, self._tools, self._texts = syntax.written, syntax.thinking, tools, texts
         self._mode: _Mode = "thinking" if thinks else "text"
         self._text = ""  # what is not certain yet
-        self._object = JsonObject()
+        self._arguments: Arguments = Json()
         self._fresh = True  # blanks that come next are between parts, and belong to none
         self._started = False  # something was said or called
         self.calls = 0
@@ -203,7 +182,7 @@ class Reader:
             self._take(len(end))
             self._mode, self._fresh = "text", True
             return
-        body = self._text[: len(self._text) - _overlap(self._text, end)]
+        body = self._text[: len(self._text) - overlap(self._text, end)]
         yield from self._thought(self._take(len(body.rstrip())))  # blanks at its end are no part of it
 
     def _read_head(self) -> Iterator[Piece]:
@@ -217,9 +196,9 @@ class Reader:
             if at == len(self._text):
                 results = [True]
                 break
-            if self._text[at] == "{" and name in self._tools:
+            if self._text[at] == ("<" if self._calls.arguments == "xml" else "{") and name in self._tools:
                 self._take(at)
-                self._mode, self._object, self._started = "arguments", JsonObject(), True
+                self._mode, self._arguments, self._started = "arguments", self._arguments_of(name), True
                 self.calls += 1
                 yield Called(self.calls - 1, name)
                 return
@@ -234,10 +213,20 @@ class Reader:
         yield from self._said(self._take(len(mark)))
 
     def _read_arguments(self) -> Iterator[Piece]:
-        at = self._object.end(self._text)
-        yield Argued(self.calls - 1, self._take(at if at >= 0 else len(self._text)))
-        if at >= 0:
+        took, made = self._arguments.read(self._text)
+        self._take(took)
+        if made:
+            yield Argued(self.calls - 1, made)
+        if self._arguments.ended:
             self._mode = "after"
+
+    def _arguments_of(self, name: str) -> Arguments:
+        match self._calls.arguments:
+            case "gemma":
+                return Gemma(self._calls.mark)
+            case "xml":
+                return Xml(self._texts.get(name, ()))
+        return Json()
 
     def _read_after(self) -> None:
         """What closes a call, and the list that it is in."""
@@ -283,7 +272,7 @@ class Reader:
         """What of the text is before anything that may become a mark; blanks between parts wait for what follows."""
         if self._fresh and not self._text.strip():
             return ""
-        held = max((_overlap(self._text, mark) for mark in marks), default=0)
+        held = max((overlap(self._text, mark) for mark in marks), default=0)
         return self._take(len(self._text) - held)
 
     def _said(self, text: str) -> Iterator[Piece]:
@@ -299,11 +288,3 @@ class Reader:
         if text:
             self._fresh = False
             yield Thought(text)
-
-
-def _overlap(text: str, mark: str) -> int:
-    """The length of the longest end of `text` that `mark` begins with."""
-    for size in range(min(len(text), len(mark) - 1), 0, -1):
-        if text.endswith(mark[:size]):
-            return size
-    return 0

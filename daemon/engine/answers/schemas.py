@@ -176,3 +176,20 @@ def _without_leap_seconds(schema: dict[str, Any]) -> None:
 def _lenient(text: str) -> dict[str, Any]:
     schema = json.loads(text)
     return schema if isinstance(schema, dict) else {}
+
+
+def texts_of(parameters: str) -> frozenset[str]:
+    """The parameters that are texts, and nothing else."""
+    properties = json.loads(parameters).get("properties")
+    kinds = properties.items() if isinstance(properties, dict) else ()
+    return frozenset(name for name, kind in kinds if is_text(kind))
+
+
+def is_text(schema: Any) -> bool:
+    """Whether every value that fits it is a text, as far as it says so itself."""
+    if not isinstance(schema, dict):
+        return False
+    choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if isinstance(choices, list) and choices:
+        return all(isinstance(choice, str) for choice in choices)
+    return bool(schema.get("type") == "string")

@@ -35,6 +35,10 @@ FORMATS = {
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "deepseek-r1+think",
     "deepseek-ai-DeepSeek-V3.1": "deepseek+think",
     "openai-gpt-oss-120b": "harmony+harmony",
+    "google-gemma-4-31B-it": "gemma+gemma",
+    "Qwen3.5-4B": "qwen+think",
+    "Qwen3-Coder": "qwen",
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "qwen+think",
     "google-gemma-2-2b-it": "",
     "microsoft-Phi-3.5-mini-instruct": "",
 }
@@ -85,7 +89,7 @@ def test_an_admin_may_say_another_format() -> None:
             name = f"{calls}+{thinking}" if thinking else calls
             assert name_of(named(name)) == name
     for wrong in ("wizard", "hermes+", "hermes+wizard", ""):
-        with pytest.raises(BadRequest, match="give hermes, llama"):
+        with pytest.raises(BadRequest, match="give hermes, qwen"):
             named(wrong)
     qwen = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}"
     text = ChatTemplate(qwen).render(ASKED, str, lambda size: None, [TOOL], Syntax(HERMES), **VALUES)

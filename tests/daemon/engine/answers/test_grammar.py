@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from written_answers import ANSWERS, Meant, call, read, thinking_of
+from written_answers import ANSWERS, ARGUMENTS, Meant, call, read, same, thinking_of
 
 from llmd.daemon.engine.answers import grammar
 from llmd.daemon.engine.answers.formats import CALLS, HERMES, LLAMA, Calls, Syntax
@@ -82,28 +82,43 @@ def test_what_the_reader_reads_may_be_written(held: Held, calls: Calls, kind: st
 @pytest.mark.parametrize("calls", CALLS.values(), ids=list(CALLS))
 def test_json_may_stand_in_for_a_call(held: Held, calls: Calls) -> None:
     wanted, beside = Wanted(json.dumps(WEATHER), TOOLS), Wanted(json.dumps(WEATHER))
-    called = calls.first + calls.beside + call(calls, "weather", JSON) + calls.last
+    called = calls.first + calls.beside + call(calls, "weather") + calls.last
     assert held.allows(Syntax(calls), wanted, called) and held.allows(Syntax(calls), wanted, calls.says + JSON)
-    assert read(Syntax(calls), [called], NAMES) == Meant(calls=(("weather", JSON),))
+    assert same(read(Syntax(calls), [called], NAMES), Meant(calls=(("weather", ARGUMENTS),)))
     assert read(Syntax(calls), [calls.says + JSON], NAMES) == Meant(JSON)
     assert held.allows(Syntax(calls), beside, calls.says + JSON) and not held.allows(Syntax(calls), beside, called)
     assert not held.allows(Syntax(calls), wanted, calls.says + "It is warm.")
+
+
+CITY = "<parameter=city>\nx\n</parameter>\n"
+# of each kind of arguments: a tool, what it is given, and whether it may be
+GIVEN = {
+    "json": (
+        ("weather", '{"city": 5}', False), ("weather", '{"days": []}', False),
+        ("weather", '{"city": "x", "other": 1}', False), ("weather", "[]", False),
+        ("time.now", '{"whatever": [1, {}]}', True), ("time.now", "[]", False), ("wizard", "{}", False),
+    ),
+    "gemma": (
+        ("weather", "{city:MARKxMARK}", True), ("weather", "{city:5}", False), ("weather", "{days:[]}", False),
+        ("weather", "{city:MARKxMARK,other:1}", False), ("weather", "{city:MARKxMARK,days:{}}", False),
+        ("time.now", "{whatever:[1,{}]}", True), ("time.now", "[]", False), ("wizard", "{}", False),
+    ),
+    "xml": (
+        ("weather", f"{CITY}</function>", True), ("weather", "</function>", False),
+        ("weather", f"{CITY}<parameter=days>\n[1]\n</parameter>\n</function>", True),
+        ("weather", f"{CITY}<parameter=days>\nsoon\n</parameter>\n</function>", False),
+        ("weather", f"{CITY}<parameter=other>\n1\n</parameter>\n</function>", False),
+        ("time.now", f"{CITY}</function>", True), ("wizard", "</function>", False),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("calls", CALLS.values(), ids=list(CALLS))
 @pytest.mark.parametrize("must", [False, True], ids=["auto", "required"])
 def test_arguments_are_held_to_their_schema_from_where_the_call_begins(held: Held, calls: Calls, must: bool) -> None:
     wanted = Wanted(None, TOOLS, must_call=must)
-    for name, arguments, may in (
-        ("weather", '{"city": 5}', False),
-        ("weather", '{"days": []}', False),
-        ("weather", '{"city": "x", "other": 1}', False),
-        ("weather", "[]", False),
-        ("time.now", '{"whatever": [1, {}]}', True),
-        ("time.now", "[]", False),
-        ("wizard", "{}", False),
-    ):
-        text = calls.first + call(calls, name, arguments) + calls.last
+    for name, arguments, may in GIVEN[calls.arguments]:
+        text = calls.first + call(calls, name, arguments.replace("MARK", calls.mark)) + calls.last
         assert held.allows(Syntax(calls), wanted, text) == may, (name, arguments)
 
 
@@ -169,3 +184,54 @@ def test_compiled_once(grammars: Grammars) -> None:
     one, other = first.start(), second.start()
     one.accept(grammars._tokenizer.tokenize_str('"once"')[0])
     assert not one.ended and other.matcher is not one.matcher
+
+
+EVERY = {
+    "type": "object",
+    "properties": {
+        "colour": {"enum": ["red", "dark blue", ""]}, "n": {"type": "integer"}, "x": {"type": "number"},
+        "yes": {"type": "boolean"}, "none": {"type": "null"}, "const": {"const": 5},
+        "list": {"type": "array", "items": {
+            "type": "object", "properties": {"a": {"type": "string"}, "b": {"$ref": "#/$defs/c"}}}},
+        "any": {}, "deep": {"type": "object"},
+    },
+    "$defs": {"c": {"type": "integer"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("required", [[], ["n"], ["colour", "deep"], ["any"]])
+@pytest.mark.parametrize("calls", [c for c in CALLS.values() if c.arguments != "json"], ids=lambda calls: calls.name)
+def test_other_arguments_have_every_kind_of_value(held: Held, calls: Calls, required: list[str]) -> None:
+    """Each property may be there or not, in its order, unless it must."""
+    tool = Tool("every", "{}", json.dumps({**EVERY, "required": required}), strict=True)
+    wanted = Wanted(None, (tool,), must_call=True)
+    values: dict[str, Any] = {
+        "colour": "dark blue", "n": -3, "x": 1.5, "yes": True, "none": None, "const": 5, "list": [{"a": "x"}, {}],
+        "any": ["y", {"z": 1}], "deep": {"k": "v"},
+    }  # fmt: skip
+
+    def spelled(value: Any) -> str:
+        if isinstance(value, str):
+            return calls.mark + value + calls.mark
+        if isinstance(value, list):
+            return "[" + ",".join(map(spelled, value)) + "]"
+        if isinstance(value, dict):
+            return "{" + ",".join(f"{name}:{spelled(item)}" for name, item in value.items()) + "}"
+        return json.dumps(value)
+
+    def arguments(given: dict[str, Any]) -> str:
+        if calls.arguments == "gemma":
+            return spelled(given)
+        shown = ((n, v if isinstance(v, str) else json.dumps(v)) for n, v in given.items())
+        return "".join(f"<parameter={n}>\n{v}\n</parameter>\n" for n, v in shown) + "</function>"
+
+    for names in ([*values], [], ["n"], ["colour", "deep"], ["any"], ["x", "any"], ["colour", "n", "deep"]):
+        given = {name: values[name] for name in values if name in names}
+        may = set(required) <= given.keys()
+        text = call(calls, "every", arguments(given))
+        assert held.allows(Syntax(calls), wanted, text) == may, text
+        if may:
+            found = read(Syntax(calls), [text], frozenset({"every"}))
+            assert json.loads(found.calls[0][1]) == given
+    wrong = call(calls, "every", arguments(values | {"colour": "pink"}))
+    assert not held.allows(Syntax(calls), wanted, wrong)

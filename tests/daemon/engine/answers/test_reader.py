@@ -5,9 +5,20 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from written_answers import ANSWERS, ARGUMENTS, TOOLS, Meant, call, read, thinking_of
+from written_answers import ANSWERS, ARGUMENTS, TOOLS, Meant, call, read, same, thinking_of
 
-from llmd.daemon.engine.answers.formats import CALLS, HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, THINKINGS, Calls, Syntax
+from llmd.daemon.engine.answers.formats import (
+    CALLS,
+    GEMMA,
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    MISTRAL_ARGS,
+    QWEN,
+    THINKINGS,
+    Calls,
+    Syntax,
+)
 from llmd.daemon.engine.answers.reader import Argued, Called, Reader, Said
 
 IDS = [f"{calls.name}: {kind}" for calls, kind, _, _ in ANSWERS]
@@ -18,8 +29,8 @@ THINK = THINKINGS["think"]
 def test_an_answer_is_read_the_same_at_every_cut(calls: Calls, kind: str, text: str, meaning: Meant) -> None:
     syntax = Syntax(calls)
     for at in range(len(text) + 1):
-        assert read(syntax, [text[:at], text[at:]], TOOLS) == meaning
-    assert read(syntax, list(text), TOOLS) == meaning
+        assert same(read(syntax, [text[:at], text[at:]], TOOLS), meaning)
+    assert same(read(syntax, list(text), TOOLS), meaning)
 
 
 @pytest.mark.parametrize(("calls", "kind", "text", "meaning"), ANSWERS, ids=IDS)
@@ -30,11 +41,46 @@ def test_what_is_thought_comes_first(calls: Calls, kind: str, text: str, meaning
     whole = f"{begin}\nHm, {{x}} or <y>?\n{thinking.end}{calls.again or chr(10) * 2}{text}"
     want = Meant(meaning.said, "Hm, {x} or <y>?", meaning.calls)
     for at in range(len(whole) + 1):
-        assert read(Syntax(calls, thinking), [whole[:at], whole[at:]], TOOLS, thinks=thinks) == want
-    assert read(Syntax(calls, thinking), list(whole), TOOLS, thinks=thinks) == want
+        assert same(read(Syntax(calls, thinking), [whole[:at], whole[at:]], TOOLS, thinks=thinks), want)
+    assert same(read(Syntax(calls, thinking), list(whole), TOOLS, thinks=thinks), want)
 
 
-@pytest.mark.parametrize("calls", CALLS.values(), ids=list(CALLS))
+JSON_CALLS = {name: calls for name, calls in CALLS.items() if calls.arguments == "json"}
+OTHERS = {name: calls for name, calls in CALLS.items() if calls.arguments != "json"}
+
+
+@pytest.mark.parametrize("calls", OTHERS.values(), ids=list(OTHERS))
+def test_arguments_that_are_no_json_become_json_as_they_come(calls: Calls) -> None:
+    reader = Reader(Syntax(calls), TOOLS, texts={"weather": {"city"}})
+    shown = [reader.push(char) for char in calls.first + call(calls, "weather")]
+    argued = [piece.text for pieces in shown for piece in pieces if isinstance(piece, Argued)]
+    named = next(i for i, pieces in enumerate(shown) if any(isinstance(piece, Called) for piece in pieces))
+    assert any(isinstance(piece, Argued) for piece in shown[named]), "the first of them comes with the name"
+    assert json.loads("".join(argued)) == json.loads(ARGUMENTS)
+    assert sum("ö" in text or "l" in text for text in argued) >= 2, "a text comes letter by letter"
+
+
+@pytest.mark.parametrize(
+    ("calls", "written", "meant"),
+    [
+        (GEMMA, '{a:-1.5e3,b:true,c:null,f:<|"|><|"|>}', {"a": -1500.0, "b": True, "c": None, "f": ""}),
+        (GEMMA, "{d:[],e:{}}", {"d": [], "e": {}}),
+        (GEMMA, '{ a : bare word , "b":"x, y", <|"|>c d<|"|>:1 }', {"a": "bare word ", "b": "x, y", "c d": 1}),
+        (GEMMA, '{a:<|"|>"\n\\{}<|"|>,l:[<|"|>x<|"|>,[1,2]]}', {"a": '"\n\\{}', "l": ["x", [1, 2]]}),
+        (QWEN, "<parameter=city>\n5\n</parameter>\n<parameter=n>\n5\n</parameter>\n</function>", {"city": "5", "n": 5}),
+        (QWEN, '<parameter=city>\na\n</p\n"b"\n</parameter>\n</function>', {"city": 'a\n</p\n"b"'}),
+        (QWEN, "<parameter=n>\nno json\n</parameter> odd </function>", {"n": "no json"}),
+    ],
+)  # fmt: skip
+def test_what_arguments_say_in_other_ways(calls: Calls, written: str, meant: object) -> None:
+    for texts in ([written], list(written)):
+        reader = Reader(Syntax(calls), TOOLS, texts={"weather": {"city"}})
+        text = calls.head[0] + "weather" + calls.head[1]
+        pieces = [piece for part in (text, *texts, calls.foot) for piece in reader.push(part)]
+        assert json.loads("".join(piece.text for piece in pieces if isinstance(piece, Argued))) == meant
+
+
+@pytest.mark.parametrize("calls", JSON_CALLS.values(), ids=list(JSON_CALLS))
 def test_the_first_of_the_arguments_comes_with_the_next_token_after_the_name(calls: Calls) -> None:
     reader = Reader(Syntax(calls), TOOLS)
     begin = calls.first + calls.head[0] + "weather" + calls.head[1]
@@ -43,7 +89,7 @@ def test_the_first_of_the_arguments_comes_with_the_next_token_after_the_name(cal
     assert reader.push('"ci') == [Argued(0, '"ci')]
 
 
-@pytest.mark.parametrize("calls", CALLS.values(), ids=list(CALLS))
+@pytest.mark.parametrize("calls", JSON_CALLS.values(), ids=list(JSON_CALLS))
 def test_arguments_that_end_early_are_what_there_is_of_them(calls: Calls) -> None:
     begun = calls.first + call(calls, "weather", '{"city": "Co')
     begun = begun[: len(begun) - len(calls.foot)]
@@ -54,7 +100,7 @@ def test_arguments_that_end_early_are_what_there_is_of_them(calls: Calls) -> Non
 def test_a_tool_that_there_is_not_is_not_called(calls: Calls) -> None:
     text = calls.first + call(calls, "wizard") + calls.last
     found = read(Syntax(calls), list(text), TOOLS)
-    assert found.calls == () and "wizard" in found.said and ARGUMENTS in found.said
+    assert found.calls == () and "wizard" in found.said and "Köln" in found.said
 
 
 @pytest.mark.parametrize(
@@ -139,6 +185,6 @@ def test_whatever_a_model_writes_is_read_alike_in_any_pieces(
 )
 def test_any_arguments_are_read_whole(value: object) -> None:
     arguments = json.dumps({"a": value}, ensure_ascii=False)
-    for calls in CALLS.values():
+    for calls in JSON_CALLS.values():
         text = calls.first + call(calls, "weather", arguments) + calls.last
         assert read(Syntax(calls), [text], TOOLS) == Meant(calls=(("weather", arguments),))
