@@ -82,7 +82,7 @@ class Client:
     async def ask(self, tokens: int, pad: int = 0, **more: Any) -> list[tuple[float, dict[str, Any]]]:
         """The events with content, each with the seconds since it was asked for."""
         self._prompts += 1
-        messages = [{"role": "user", "content": f"{self._prompts}. {'word ' * pad}{PROMPT}"}]
+        messages = [{"role": "user", "content": f"{'word ' * pad}{self._prompts}. {PROMPT}"}]
         body = {
             "model": NAME,
             "messages": messages,
@@ -227,8 +227,8 @@ async def measured(a: argparse.Namespace, target: list[str]) -> list[str]:
     lines = ["| streams | tokens/s, median (lowest – highest) | ÷ free |", "|---|---|---|"]
     for name, values in found.items():
         spread = f"{middle[name]:.1f} ({min(values):.1f} – {max(values):.1f})"
-        free = middle["free, with longer prompts" if name == "may call 2 tools" else "free"]
-        lines.append(f"| {a.slots} {name} | {spread} | {middle[name] / free:.2f} |")
+        beside = middle["free, with longer prompts" if name == "may call 2 tools" else "free"]
+        lines.append(f"| {a.slots} {name} | {spread} | {middle[name] / beside:.2f} |")
     more = 1000 * (statistics.median(new) - statistics.median(free))
     lines += [
         "", "| | |", "|---|---|",

@@ -102,7 +102,7 @@ class XmlRules(Rules):
         properties, end = schema.get("properties"), self._literal("</function>")
         if not isinstance(properties, dict):
             return self.add(name, f'("<parameter=" {NAME} ">\\n" any_text)* {end}')
-        outer = {key: schema[key] for key in ("$defs", "definitions", "x-guidance") if key in schema}
+        outer: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions", "x-guidance") if key in schema}
         parts = []
         for i, (key, kind) in enumerate(properties.items()):
             part = f"{self._literal(f'<parameter={key}>' + chr(10))} {self._value(kind, outer, f'{name}_{i}')}"
