@@ -41,8 +41,11 @@ class Grammars:
                 self._kept.move_to_end(text)
                 return Grammar(matcher)
         matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=LIMITS)
-        if matcher.is_error():
-            raise SchemaUnsupported(f"no answer can be held to this: {_line(matcher.get_error())}", param=param)
+        begun = matcher.deep_copy()
+        begins = not begun.is_error() and any(begun.compute_bitmask())
+        if not begins or begun.is_error():
+            why = _line(begun.get_error()) or "no token may begin one"
+            raise SchemaUnsupported(f"no answer can be held to this: {why}", param=param)
         with self._lock:
             self._kept[text] = matcher
             while len(self._kept) > KEPT:
