@@ -68,19 +68,31 @@ def _talk(client: Client, options: dict[str, Any], messages: list[dict[str, str]
 
 
 def _answer(client: Client, options: dict[str, Any], messages: list[dict[str, str]]) -> str:
-    """Print an answer as it comes; Ctrl-C ends it. Returns what was printed."""
+    """Print an answer as it comes; Ctrl-C ends it. What the model thinks goes to standard error, dimmed. Returns the
+    answer."""
     parts: list[str] = []
+    thinking = False
     stream = client.events("POST", "/v1/chat/completions", {**options, "messages": messages, "stream": True})
     try:
         for event in stream:
-            text = event["choices"][0]["delta"].get("content") or "" if event["choices"] else ""
-            parts.append(text)
-            # a model may write anything: line breaks are wanted, escape sequences are not
-            click.echo("\n".join(map(safe, text.replace("\t", "    ").split("\n"))), nl=False)
-            sys.stdout.flush()
+            delta = event["choices"][0]["delta"] if event["choices"] else {}
+            if thought := delta.get("reasoning_content"):
+                click.secho(_shown(thought), nl=False, err=True, dim=True)
+                thinking = True
+            if text := delta.get("content"):
+                click.echo("\n\n" if thinking else "", nl=False, err=True)
+                thinking = False
+                parts.append(text)
+                click.echo(_shown(text), nl=False)
+                sys.stdout.flush()
     except KeyboardInterrupt:
         stream.close()  # type: ignore[attr-defined]
         if not sys.stdin.isatty():
             raise
     click.echo()
     return "".join(parts)
+
+
+def _shown(text: str) -> str:
+    """A model may write anything: line breaks are wanted, escape sequences are not."""
+    return "\n".join(map(safe, text.replace("\t", "    ").split("\n")))

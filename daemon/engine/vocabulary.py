@@ -18,6 +18,7 @@ LOSSLESS = {
     lib.LLAMA_VOCAB_TYPE_SPM, lib.LLAMA_VOCAB_TYPE_BPE, lib.LLAMA_VOCAB_TYPE_RWKV, lib.LLAMA_VOCAB_TYPE_PLAMO2,
 }  # fmt: skip
 
+MAX_TOKENS = 1 << 28  # of a text; a refusal is a greater number
 PIECE_BYTES = 4096  # of a token's text
 
 _log_lines: list[str] = []
@@ -115,6 +116,10 @@ class Vocabulary:
         size = len(data) + 8
         out = (lib.llama_token * size)()
         count = lib.llama_tokenize(self._vocab, data, len(data), out, size, add_special, parse_special)
+        if -MAX_TOKENS < count < 0:  # a blank may be three tokens, where a vocabulary has none for it
+            size = -count
+            out = (lib.llama_token * size)()
+            count = lib.llama_tokenize(self._vocab, data, len(data), out, size, add_special, parse_special)
         if count < 0:
             raise LlmdError("the tokenizer could not read this text")
         # what a model is to continue has no end, whatever its file says of texts to learn from

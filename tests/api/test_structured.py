@@ -1,12 +1,16 @@
 """Structured answers and tools as a client sees them: over mutual TLS, streamed and not, on the real model."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import openai
 import pytest
+from gguf_writer import STR, tiny
 from real_daemon import Llmd
 
 MODEL = "smol"
@@ -159,3 +163,46 @@ def test_the_audit_log_hashes_what_an_answer_is_held_to(llmd: Llmd) -> None:
     rows = [row for row in llmd.llmctl("audit", "tail", "-n", "6") if row["kind"] == "admit"]
     hashes = [row["body"]["params"] if "body" in row else row["params"] for row in rows[-3:]]
     assert hashes[0] != hashes[1] and hashes[1] == hashes[2]
+
+
+@pytest.fixture(scope="module")
+def thinker(llmd: Llmd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A model without a mind, whose chat template begins what it thinks."""
+    file = tiny()
+    file.keys["tokenizer.chat_template"] = (STR, "{{ messages[-1].content }}<think>\n")
+    path = tmp_path_factory.mktemp("thinker") / "thinker.gguf"
+    path.write_bytes(file.bytes())
+    llmd.llmctl("model", "import", str(path), "--name", "thinker")
+    llmd.llmctl("deploy", "thinker", "--slots", "2")
+    yield "thinker"
+    llmd.llmctl("undeploy", "thinker")
+    llmd.llmctl("model", "rm", "thinker")
+
+
+def test_what_is_thought_is_apart_streamed_and_not(llmd: Llmd, client: openai.OpenAI, thinker: str) -> None:
+    status, answer = ask(llmd, model=thinker, max_tokens=8, ignore_eos=True)
+    assert status == 200, answer
+    (choice,) = answer["choices"]
+    assert status == 200 and choice["message"]["content"] == "" and choice["message"]["reasoning_content"]
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == answer["usage"]["completion_tokens"] == 8
+    asked: dict[str, Any] = {"model": thinker, "messages": ASKED, "max_tokens": 8, "seed": 1}
+    parts = list(client.chat.completions.create(**asked, stream=True, extra_body={"ignore_eos": True}))
+    thought = "".join(getattr(c.delta, "reasoning_content", None) or "" for part in parts for c in part.choices)
+    assert thought == choice["message"]["reasoning_content"]
+    assert not any(c.delta.content for part in parts for c in part.choices)
+
+
+def test_json_comes_behind_what_is_thought(llmd: Llmd, thinker: str) -> None:
+    """Its grammar begins with a thought of any length: this model ends it by chance, or is cut."""
+    for seed in range(3):
+        status, answer = ask(llmd, model=thinker, seed=seed, max_tokens=200, response_format=form({"const": 1}))
+        (choice,) = answer["choices"]
+        assert status == 200
+        assert choice["message"]["content"] == ("1" if choice["finish_reason"] == "stop" else "")
+        assert choice["message"].get("reasoning_content")
+
+
+def test_a_terminal_shows_thoughts_beside_the_answer(llmd: Llmd, thinker: str) -> None:
+    command = [str(Path(sys.executable).parent / "llmctl"), "--socket", str(llmd.state / "admin.sock"), "chat", thinker]
+    done = subprocess.run([*command, "Hi", "--max-tokens", "8"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == "\n" and done.stderr.strip()

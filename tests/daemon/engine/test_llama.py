@@ -185,6 +185,16 @@ def test_what_is_escaped_has_no_blank_before_it(tmp_path: Path) -> None:
     runner.close()
 
 
+def test_a_text_may_be_more_tokens_than_bytes(tmp_path: Path) -> None:
+    """Where a vocabulary has no blank, each is the three bytes that stand for it."""
+    path = tmp_path / "x.gguf"
+    path.write_bytes(gguf.tiny().bytes())
+    runner = LlamaRunner(str(path), slots=1, context=64)
+    tokens = runner.tokenize(" " * 40, add_special=False, parse_special=False)
+    assert len(tokens) == 3 * 41 and set(runner.detokenize(tokens)) == {"▁"}
+    runner.close()
+
+
 def test_a_text_that_begins_as_texts_begin_does_so_once(runner: LlamaRunner) -> None:
     prompts = Prompts(runner, Deadline(60))
     bos = runner.info.bos_text
