@@ -5,6 +5,7 @@ import codecs
 from collections import deque
 from dataclasses import dataclass
 
+from llmd.daemon.engine.answers.arguments import overlap
 from llmd.daemon.engine.messages import ChosenLogprob, TokenLogprob
 
 
@@ -47,7 +48,7 @@ class TextOutput:
         if found:
             self.finished = True
             return text[: min(found)]
-        keep = max(_overlap(text, s) for s in self._stop)
+        keep = max(overlap(text, s) for s in self._stop)
         if keep:
             self._held = text[-keep:]
             return text[:-keep]
@@ -109,11 +110,3 @@ def _cut(entry: _Entry, shown: int) -> ChosenLogprob:
     kept = next((whole[:n] for n in sizes if _decoded(entry.before + whole[:n]) == (wanted, b"")), b"")
     top = tuple(TokenLogprob(kept, t.logprob) if t.token == whole else t for t in entry.logprob.top)
     return ChosenLogprob(TokenLogprob(kept, entry.logprob.chosen.logprob), top)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that `stop` begins with."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0

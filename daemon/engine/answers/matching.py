@@ -13,6 +13,7 @@ from typing import Any
 import llguidance
 import numpy as np
 
+from llmd.daemon.engine.answers.schemas import line
 from llmd.daemon.engine.types import Lexicon
 from llmd.daemon.errors import AnswerInvalid, BadRequest, SchemaUnsupported
 
@@ -29,7 +30,7 @@ class Grammars:
         try:
             self._tokenizer = _tokenizer(lexicon)
         except ValueError as e:
-            raise BadRequest(f"this model's answers cannot be held to anything: {_line(str(e))}") from e
+            raise BadRequest(f"this model's answers cannot be held to anything: {line(str(e))}") from e
         self._kept: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -44,7 +45,7 @@ class Grammars:
         begun = matcher.deep_copy()
         begins = not begun.is_error() and any(begun.compute_bitmask())
         if not begins or begun.is_error():
-            why = _line(begun.get_error()) or "no token may begin one"
+            why = line(begun.get_error()) or "no token may begin one"
             raise SchemaUnsupported(f"no answer can be held to this: {why}", param=param)
         with self._lock:
             self._kept[text] = matcher
@@ -112,7 +113,7 @@ def refusal(schema: str) -> str:
     """Why no answer can be held to a JSON schema, which is `prepared`; "" where one can."""
     grammar = llguidance.LLMatcher.grammar_from_json_schema(schema)
     wrong, said = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
-    return _line(said[0]) if wrong else ""
+    return line(said[0]) if wrong else ""
 
 
 def _tokenizer(lexicon: Lexicon) -> llguidance.LLTokenizer:
@@ -148,7 +149,3 @@ class _Greedy:
             out.append(self._by_piece[data[:size]])
             data = data[size:]
         return out
-
-
-def _line(text: str) -> str:
-    return ascii(" ".join(text.split())[:200])[1:-1]

@@ -16,6 +16,7 @@ from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
 
 MAX_REFS = 200  # that lead to one another
 MAX_NAMED = 120  # characters of the client's own words that an error repeats
+MAX_SAID = 200
 UNSUPPORTED = frozenset({
     "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "propertyNames",
     "unevaluatedProperties", "unevaluatedItems", "contains", "minContains", "maxContains", "uniqueItems",
@@ -132,7 +133,7 @@ class Validator:
             at = "/".join(str(step) for step in getattr(e, "instance_path", ()))
             raise SchemaUnsupported(
                 f"{param}: {ascii(('/' + at)[:MAX_NAMED])} is no JSON schema that answers can be held to: "
-                f"{_line(getattr(e, 'message', str(e)))}",
+                f"{line(getattr(e, 'message', str(e)))}",
                 param=self._field,
             ) from e
 
@@ -153,8 +154,9 @@ def _field(param: str) -> str:
     return param.partition(".")[0]
 
 
-def _line(text: str) -> str:
-    return ascii(text.splitlines()[0][:MAX_NAMED] if text else "")[1:-1]
+def line(text: str) -> str:
+    """What a library says, as an error repeats it."""
+    return ascii(" ".join(text.split())[:MAX_SAID])[1:-1]
 
 
 def prepared(text: str, param: str, *, strict: bool) -> str:
