@@ -7,7 +7,7 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 # of JSON between the characters that matter to its end
@@ -44,6 +44,16 @@ def _value(text: str) -> str:
     except ValueError:
         return json.dumps(text, ensure_ascii=False)
     return text.strip()
+
+
+def _taken(step: Callable[[str], tuple[int, str]], text: str) -> tuple[int, str]:
+    """Step by step, until one takes nothing."""
+    at, out = 0, ""
+    while True:
+        took, made = step(text[at:])
+        at, out = at + took, out + made
+        if not took:
+            return at, out
 
 
 class Json:
@@ -86,13 +96,12 @@ class Gemma:
         self._key = False  # a name comes
 
     def read(self, text: str) -> tuple[int, str]:
-        at, out = 0, ""
-        while not self.ended:
-            took, made = self._inner(text[at:]) if self._inside else self._outer(text[at:])
-            at, out = at + took, out + made
-            if not took:
-                break
-        return at, out
+        return _taken(self._step, text)
+
+    def _step(self, text: str) -> tuple[int, str]:
+        if self.ended:
+            return 0, ""
+        return self._inner(text) if self._inside else self._outer(text)
 
     def _inner(self, text: str) -> tuple[int, str]:
         end = text.find(self._mark)
@@ -148,14 +157,15 @@ class Xml:
         self._inside = ""  # `text`, `value` or between them
 
     def read(self, text: str) -> tuple[int, str]:
-        at, out = 0, "{" if self._count < 0 else ""
+        begin = "{" if self._count < 0 else ""
         self._count = max(self._count, 0)
-        while not self.ended:
-            took, made = self._inner(text[at:]) if self._inside else self._outer(text[at:])
-            at, out = at + took, out + made
-            if not took:
-                break
-        return at, out
+        took, made = _taken(self._step, text)
+        return took, begin + made
+
+    def _step(self, text: str) -> tuple[int, str]:
+        if self.ended:
+            return 0, ""
+        return self._inner(text) if self._inside else self._outer(text)
 
     def _inner(self, text: str) -> tuple[int, str]:
         end, inside = text.find(self.VALUE), self._inside
