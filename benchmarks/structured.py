@@ -29,7 +29,6 @@ from typing import Any
 import aiohttp
 from run import NAME, llmd, machine
 
-OUT = Path(__file__).parent / "results" / "structured.md"
 TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 40}
 ITEMS: list[dict[str, Any]] = [
     {"type": "object", "properties": {"name": TEXT, "age": {"type": "integer", "minimum": 0, "maximum": 120}},
@@ -263,7 +262,7 @@ def main() -> None:
     p.add_argument("--tokens", type=int, default=128, help="of an answer")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--new", type=int, default=20, help="new schemas, and calls")
-    p.add_argument("--out", type=Path, default=OUT)
+    p.add_argument("--out", type=Path, help="where the tables go as well")
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as folder, llmd(a, Path(folder)) as target:
         lines = asyncio.run(measured(a, target))
@@ -272,8 +271,9 @@ def main() -> None:
         f"{a.context} tokens, answers of {a.tokens}, {a.rounds} rounds."
     )
     beside = ["", "One mask, and a grammar's compilation:", "", *compared(masks(a.model)), ""]
-    text = "\n".join(["# Structured answers", "", head, "", *lines, *beside])
-    a.out.write_text(text)
+    text = "\n".join([head, "", *lines, *beside])
+    if a.out:
+        a.out.write_text(text)
     print(text)
 
 

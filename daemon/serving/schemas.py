@@ -8,9 +8,11 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import socket
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from llmd.daemon import children, limits
@@ -124,22 +126,18 @@ class Schemas:
 
     async def _asked(self, schemas: list[Schema]) -> dict[str, Any]:
         child = await self._child()
-        answered = False
+        answered, before = False, _cpu_seconds(child.process.pid)
         try:
             async with asyncio.timeout(limits.SCHEMA_SECONDS):
                 said = await child.ask(schemas)
             answered = True
             return said
         except TimeoutError as e:
-            why = f"it takes more than {limits.SCHEMA_SECONDS:g} s to read"
-            raise SchemaTooComplex(
-                f"the schema is too complex: {why}; write it more simply", param=_field(schemas)
-            ) from e
+            if _cpu_seconds(child.process.pid) - before < limits.SCHEMA_SECONDS / 2:
+                raise Unavailable("this machine is too busy to look at the schema; try again") from e
+            raise _too_complex(schemas, f"it takes more than {limits.SCHEMA_SECONDS:g} s to read") from e
         except (OSError, ValueError) as e:
-            why = "reading it takes too much memory"
-            raise SchemaTooComplex(
-                f"the schema is too complex: {why}; write it more simply", param=_field(schemas)
-            ) from e
+            raise _too_complex(schemas, "reading it takes too much memory") from e
         finally:
             if answered:
                 self._idle.append(child)
@@ -152,12 +150,25 @@ class Schemas:
             if child.process.returncode is None:
                 return child
             self._kill(child)
-        return await _Child.start()
+        try:
+            return await _Child.start()
+        except OSError as e:
+            raise Unavailable("schemas cannot be looked at: no process can be started; try again") from e
 
     def _kill(self, child: _Child) -> None:
         child.kill()
         self._killed = [killed for killed in self._killed if killed.process.returncode is None] + [child]
 
 
-def _field(schemas: list[Schema]) -> str:
-    return schemas[0][1].partition(".")[0]
+def _too_complex(schemas: list[Schema], why: str) -> SchemaTooComplex:
+    field = schemas[0][1].partition(".")[0]
+    return SchemaTooComplex(f"the schema is too complex: {why}; write it more simply", param=field)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """That a process has computed for (proc(5)); 0: it is gone."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
