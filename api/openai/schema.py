@@ -271,7 +271,8 @@ class ChatBody(Generation):
             tools, must = _among(tools, choice.allowed_tools.tools), choice.allowed_tools.mode == "required"
         if schema is None and not tools:
             return None
-        return engine.Wanted(schema, tools, must, self.parallel_tool_calls is not False)
+        parallel = self.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
+        return engine.Wanted(schema, tools, must, parallel)
 
     def _tools(self) -> tuple[engine.Tool, ...]:
         """Those that the model is told of. Raises BadRequest."""

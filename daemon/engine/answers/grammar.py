@@ -76,15 +76,12 @@ class Grammar:
         if calls.parallel and self._wanted.parallel:
             more = f"({self._literal(calls.between)} call){{0,{MAX_CALLS - 1}}}"
         last = self._literal(calls.last)
-        begin = calls.first + calls.head[0]
-        trigger = (
-            next((t for t in calls.triggers if begin.startswith(t) and t != "{"), begin) if not calls.first else ""
-        )
-        trigger = trigger or next(self._parts(calls.first))
         if not text or calls.at_start or calls.says:
             beside = calls.beside if self._wanted.schema is not None and not self._wanted.must_call else ""
             return f"{self._literal(calls.first + beside)} call {more} {last}"
         # behind the text: its end is where the first call begins
+        begin = calls.first + calls.head[0]
+        trigger = next(self._parts(calls.first)) if calls.first else calls.triggers[0]
         self._rules[f"until{self._lazy(trigger)}"] = self._until(trigger)
         rest = begin.removeprefix(trigger)
         for i, tool in enumerate(tools):

@@ -1,8 +1,8 @@
 """JSON schemas that answers are held to: which can be, and whether an answer fits one. Pure, but for the validator.
 
 Draft 2020-12 as `matching.py` can turn it into a grammar. What it cannot is refused by name, and never passed over:
-`KEYWORDS` are those that a grammar is made of or that say nothing of a value, UNSUPPORTED those of any draft that do
-and are not. Words of no draft are what JSON Schema says they are, remarks.
+UNSUPPORTED are the keywords of any draft that say something of a value that no grammar says. Words of no draft are what
+JSON Schema says they are, remarks.
 """
 
 import json

@@ -195,7 +195,7 @@ def test_the_choice_of_a_tool() -> None:
 
     assert chosen("auto") == (["a", "b"], False) == chosen(None)
     assert chosen("required") == (["a", "b"], True)
-    assert chosen(named("b")) == (["b"], True)
+    assert chosen(named("b")) == (["b"], True) and not wanted(tools=tools, tool_choice=named("b")).parallel
     allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named("a")]}}
     assert chosen(allowed) == (["a"], False)
     allowed["allowed_tools"] = {"mode": "required", "tools": [named("b"), named("a")]}
