@@ -124,7 +124,7 @@ def show(client: Client, name: str, json_: bool) -> None:
         return show_json(found)
     found_info, forms = found.pop("info"), found.pop("forms")
     info = {k: v for k, v in found_info.items() if k not in ("size", "proof", "syntax", "syntax_said")}
-    if "syntax" in found_info:
+    if "syntax" in found_info and found_info.get("chat_template"):
         info["writes"] = _writes(found_info)
     info["title"] = info.pop("name", None)
     info["conversations"] = ", ".join(kind for kind, reason in info.get("conversations", {}).items() if not reason)
