@@ -212,7 +212,8 @@ killed() {
     done
     until_ 60 "the model did not come back" ready
     on llmctl audit verify >/dev/null || broken "the audit log's chain"
-    [[ $(on pgrep -c -u llmd -f engine) == 1 ]] || broken "workers of dead daemons are left"
+    [[ $(on pgrep -c -u llmd -f "daemon\.engine [0-9]") == 1 ]] || broken "workers of dead daemons are left"
+    [[ $(on pgrep -c -u llmd -f "answers\.check [0-9]") == 1 ]] || broken "other children of dead daemons are left"
 }
 
 socket() {
