@@ -76,14 +76,12 @@ def _given(specials: Specials) -> dict[str, Any]:
 
 
 def syntax_of(template: str | None, specials: Specials, deadline: Deadline) -> Syntax:
-    """How a model with this template writes. Raises ModelInvalid."""
+    """How a model with this template writes. Raises ModelInvalid for one that cannot be compiled, or takes too long."""
     if not template:
         return Syntax()
     try:
         with deadline:
             return chat_template(template).syntax(_given(specials))
-    except BadRequest:
-        return Syntax()
     except TemplateTimeout as e:
         raise ModelInvalid("the model's chat template takes too long") from e
 

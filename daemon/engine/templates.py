@@ -17,7 +17,7 @@ from jinja2.nodes import CallBlock, Node
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmd.daemon.engine.answers.detecting import calls_in, thinking_in
-from llmd.daemon.engine.answers.formats import Syntax
+from llmd.daemon.engine.answers.formats import Calls, Syntax
 from llmd.daemon.engine.deadline import TemplateTimeout
 from llmd.daemon.engine.messages import ChatMessage, Tool, ToolCall
 from llmd.daemon.engine.turns import MANNERS, Escape, Form, Manner, Turns, definitions, explained, tojson
@@ -166,17 +166,26 @@ class ChatTemplate:
     # --- what it shows
 
     def syntax(self, values: dict[str, Any]) -> Syntax:
-        """In which format a model writes that learned with it. Raises TemplateTimeout, and BadRequest for a template
-        that shows no user's text."""
+        """In which format a model writes that learned with it; of one that shows no conversation, none. Raises
+        TemplateTimeout."""
         if self._syntax is None:
-            values = {**values, "tools": None}
-            calls = None
-            for manner in self._tool_manners(values):
-                if manner.calls and calls is None:
-                    shown = self._tried(_calling(_NAME, _ARGUMENTS, _ANSWER), manner, values)
-                    calls = calls_in(shown, _NAME, {_KEY: _VALUE})
+            try:
+                calls = self._calls({**values, "tools": None})
+            except TemplateTimeout:
+                raise
+            except Exception:  # whatever it was, every request will be told
+                calls = None
             self._syntax = Syntax(calls, thinking_in(self._source))
         return self._syntax
+
+    def _calls(self, values: dict[str, Any]) -> Calls | None:
+        """The format of the first call that it shows."""
+        for manner in self._tool_manners(values):
+            if manner.calls:
+                shown = self._tried(_calling(_NAME, _ARGUMENTS, _ANSWER), manner, values)
+                if found := calls_in(shown, _NAME, {_KEY: _VALUE}):
+                    return found
+        return None
 
     def _shows_definitions(self, values: dict[str, Any]) -> bool:
         if self._defines is None:

@@ -46,6 +46,14 @@ def conversations(vocabulary: Vocabulary, deadline: Deadline) -> dict[str, str]:
     return reasons
 
 
+def syntax(vocabulary: Vocabulary, deadline: Deadline) -> str:
+    """How the model writes calls and thoughts; "" where its template does not work, as `conversations` tells."""
+    try:
+        return name_of(syntax_of(vocabulary.chat_template, vocabulary, deadline))
+    except LlmdError:
+        return ""
+
+
 def prompt(vocabulary: Vocabulary, chat: Chat, deadline: Deadline) -> str:
     """Raises LlmdError for what the template does."""
 
@@ -66,7 +74,7 @@ def _verdict(path: str, wanted: str) -> dict[str, Any]:
                 return {"ok": True, "prompt": prompt(vocabulary, messages.decode_chat(file.read()), deadline)}
         if not vocabulary.ends:
             raise ModelInvalid("the tokenizer has no token that ends a text: no answer would end")
-        found = conversations(vocabulary, deadline)
+        found, written = conversations(vocabulary, deadline), syntax(vocabulary, deadline)
         if wanted == "token":
             from llmd.daemon.engine.llama import LlamaRunner  # here: the rest needs no numpy
 
@@ -75,11 +83,7 @@ def _verdict(path: str, wanted: str) -> dict[str, Any]:
         return {"ok": False, "code": e.code, "message": e.message}
     except MemoryError:
         return {"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to try this model"}
-    return {
-        "ok": True,
-        "conversations": found,
-        "syntax": name_of(syntax_of(vocabulary.chat_template, vocabulary, deadline)),
-    }
+    return {"ok": True, "conversations": found, "syntax": written}
 
 
 def _watch(deadline: Deadline) -> None:

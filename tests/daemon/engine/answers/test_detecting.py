@@ -94,3 +94,14 @@ def test_an_admin_may_say_another_format() -> None:
     qwen = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}"
     text = ChatTemplate(qwen).render(ASKED, str, lambda size: None, [TOOL], Syntax(HERMES), **VALUES)
     assert "# Tools" in text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('never') }}", "{{ nothing.at.all }}", "{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}",
+        "{% for m in messages %}{{ m.role }}{% endfor %}", "{{ messages[7].content }}", "{{ 'a' * 1000000000 }}", "",
+    ],
+)  # fmt: skip
+def test_a_template_that_does_not_work_is_for_no_format(source: str) -> None:
+    assert ChatTemplate(source).syntax(VALUES) == Syntax()
