@@ -80,8 +80,9 @@ def _answer(client: Client, options: dict[str, Any], messages: list[dict[str, st
                 click.secho(_shown(thought), nl=False, err=True, dim=True)
                 thinking = True
             if text := delta.get("content"):
-                click.echo("\n\n" if thinking else "", nl=False, err=True)
-                thinking = False
+                if thinking:
+                    click.echo("\n", err=True)
+                    thinking = False
                 parts.append(text)
                 click.echo(_shown(text), nl=False)
                 sys.stdout.flush()

@@ -52,8 +52,7 @@ async def _generate(
     request: Request, serving: Serving, principal: Principal, body: Generation, *, chat: bool
 ) -> Response:
     # a conversation of thousands of parts would hold up every stream
-    prompts = body.prompts() if body.pieces() < MANY_PIECES else await asyncio.to_thread(body.prompts)
-    work = Generate(tuple(prompts), body.params(), body.n or 1, body.wanted())
+    work = _work(body) if body.pieces() < MANY_PIECES else await asyncio.to_thread(_work, body)
     ask = Ask(request.url.path, body.model, work)
 
     def shape(answer: Answer) -> Shape:
@@ -65,6 +64,11 @@ async def _generate(
         return EventStream(_stream(serving, principal, ask, shape, usage=usage))
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         return WholeJson(await whole(answer, shape(answer)), {"X-Request-Id": answer.request_id})
+
+
+def _work(body: Generation) -> Generate:
+    """Raises BadRequest."""
+    return Generate(tuple(body.prompts()), body.params(), body.n or 1, body.wanted())
 
 
 @asynccontextmanager

@@ -12,6 +12,12 @@ from typing import Any, Literal
 from llmd.daemon.engine.answers.formats import Calls
 from llmd.daemon.engine.messages import ChatMessage, Tool, ToolCall
 
+# how arguments are explained, by the way in which they are written
+_GIVEN = {
+    "json": "<args-json-object>",
+    "gemma": "{<name>:MARK<text>MARK,<name>:<number>}",
+    "xml": "<parameter=<name>>\n<value>\n</parameter>\n</function>",
+}
 # of the identifiers that Mistral's templates take
 SHORT_ID = 9
 
@@ -156,11 +162,12 @@ def explained(
     """A conversation that explains tools to a model whose template does not, in the words in which Hermes and Qwen
     models learned it: in the first system message, or (not `system`) the first one of a user."""
     said = "\n".join(tool.definition for tool in tools)
-    call = f"{calls.first}{calls.head[0]}<function-name>{calls.head[1]}<args-json-object>{calls.foot}{calls.last}"
+    given = _GIVEN[calls.arguments].replace("MARK", calls.mark)
+    call = f"{calls.first}{calls.head[0]}<function-name>{calls.head[1]}{given}{calls.foot}{calls.last}"
     text = (
         "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with "
         f"function signatures within <tools></tools> XML tags:\n<tools>\n{said}\n</tools>\n\nFor each function call, "
-        f"return a JSON object with its arguments, like this:\n{call}"
+        f"write its name and arguments like this:\n{call}"
     )
     role = "system" if system else "user"
     at = next((i for i, message in enumerate(messages) if message.role == role), -1)

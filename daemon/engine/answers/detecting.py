@@ -8,9 +8,6 @@ from llmd.daemon.engine.answers.formats import CALLS, THINKINGS, Calls, Syntax, 
 from llmd.daemon.engine.answers.reader import Argued, Called, Reader
 from llmd.daemon.errors import BadRequest
 
-# what an admin may say a model writes in, instead: `hermes`, `hermes+think`, `none`
-NONE = "none"
-
 
 def calls_in(shown: str, name: str, arguments: dict[str, str]) -> Calls | None:
     """The format in which a text shows a call of `name`; None: it shows none that is known."""

@@ -103,8 +103,8 @@ def _check_refs(root: dict[str, Any], param: str) -> None:
 
 
 def _at(root: Any, ref: str) -> Any:
-    """What a reference inside a schema leads to (RFC 6901); None: nothing."""
-    at = root
+    """What a pointer into a schema leads to (RFC 6901); None: nothing, or it is the name of an anchor."""
+    at = root if ref == "#" or ref.startswith("#/") else None
     for step in ref.removeprefix("#").split("/")[1:]:
         step = unquote(step).replace("~1", "/").replace("~0", "~")
         if isinstance(at, list) and step.isdecimal() and int(step) < len(at):

@@ -83,6 +83,19 @@ def test_a_template_without_tools_has_them_explained_in_the_models_way() -> None
     assert text.startswith("# Tools") and text.endswith("\n\nWeather?")
 
 
+@pytest.mark.parametrize(
+    ("syntax", "call"),
+    [
+        ("qwen", "<function=<function-name>>\n<parameter=<name>>\n<value>\n</parameter>\n</function>\n</tool_call>"),
+        ("gemma", '<|tool_call>call:<function-name>{<name>:<|"|><text><|"|>,<name>:<number>}<tool_call|>'),
+        ("llama", '{"name": "<function-name>", "parameters": <args-json-object>}'),
+    ],
+)
+def test_a_call_is_explained_as_the_model_is_to_write_it(syntax: str, call: str) -> None:
+    plain = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert call in plain.render(ASKED, str, lambda size: None, [TOOL], named(syntax), **VALUES)
+
+
 def test_an_admin_may_say_another_format() -> None:
     for calls in CALLS:
         for thinking in ("", *THINKINGS):

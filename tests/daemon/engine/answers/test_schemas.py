@@ -68,7 +68,8 @@ def test_what_no_answer_can_be_held_to_is_refused(schema: Any, named: str) -> No
 @pytest.mark.parametrize(
     "schema",
     [
-        True, {}, {"type": "object"}, {"properties": {"a": {"$ref": "#"}}},
+        True, {}, {"type": "object"}, {"$ref": "#a", "$defs": {"b": {"$anchor": "a", "type": "null"}}},
+        {"properties": {"a": {"$ref": "#"}}},
         {"x-vendor": 1, "title": "t", "description": "d", "examples": [1]},
         {"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"a": {"type": "string"}},
          "properties": {"a": {"$ref": "#/definitions/a"}}},
