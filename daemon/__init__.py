@@ -5,6 +5,7 @@ banner.py    what `llmd serve` prints once it can answer
 children.py  the one way to start a child process
 confined.py  what a child that works on a stranger's files may reach
 config.py    the one frozen dataclass, its TOML file
+cores.py     who computes on how many cores: a page of memory that children share
 cpu.py       which of the engine's libraries runs on this CPU
 errors.py    the error tree
 files.py     atomic writes
@@ -14,6 +15,7 @@ logs.py      lines to standard error that block nobody
 memory.py    what a new process can have
 metrics.py   Prometheus metrics
 process.py   what a daemon takes of its machine before it begins
+seats.py     the daemon's side of that page
 systemd.py   what systemd is told
 tasks.py     the tasks that live as long as the daemon
 records.py   what `state.db` holds, a row each

@@ -30,7 +30,10 @@ SYS_IOPRIO_SET, IOPRIO_WHO_PROCESS, IOPRIO_IDLE = 251, 1, 3 << 13
 # what a child needs to find: programs, modules, the libraries of a CUDA build, the time zone and temporary files
 NAMES = frozenset({"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TZ", "TMPDIR"})
 # and what steers the libraries that it computes with. Hosts switch NVLink multicast off with the last three
-PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "GGML_", "OMP_", "OPENBLAS_", "NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_")
+PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "GGML_", "OMP_", "GOMP_", "OPENBLAS_", "NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_")
+# where this process' environment has no other: libgomp's threads wait for each other this many turns before they sleep.
+# Its own 300,000 take milliseconds, from a thread that could run
+DEFAULTS = {"GOMP_SPINCOUNT": "3000"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ MAX_LINE_BYTES = 1 << 20  # of what a child prints, where it is read line by lin
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """What of this process's environment a child gets, and over it `given`."""
     kept = {k: v for k, v in os.environ.items() if k in NAMES or k.startswith(PREFIXES)}
-    return {**kept, **given}
+    return {**DEFAULTS, **kept, **given}
 
 
 async def start(

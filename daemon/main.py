@@ -56,6 +56,7 @@ from llmd.daemon.models.jobs import Jobs
 from llmd.daemon.models.making import Maker
 from llmd.daemon.planning.measurements import planner
 from llmd.daemon.process import Fatal
+from llmd.daemon.seats import Seats
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.pool import Pool
@@ -88,15 +89,14 @@ class Daemon:
         self.tasks = Tasks()
         self.watcher = Watcher(Nvml(), self._gpus_seen, self._gpu_faults)
         self.planner = planner(self.watcher, self.store, self.state, self.tasks)
-        self.pool = Pool(self.metrics, self.tasks, self.planner, audit=self.audit.event, groups=Groups.open())
-        self.serving = Serving(
-            self.pool,
-            Admission(settings.queue),
-            self.audit,
-            self.metrics,
-            self.tasks,
-            serve_unaudited=settings.audit_on_failure == "serve",
+        self.seats = Seats(settings.threads)
+        self.pool = Pool(
+            self.metrics, self.tasks, self.planner, audit=self.audit.event, groups=Groups.open(), seats=self.seats
         )
+        self.serving = Serving(
+            self.pool, Admission(settings.queue), self.audit, self.metrics, self.tasks,
+            serve_unaudited=settings.audit_on_failure == "serve",
+        )  # fmt: skip
         self.connections = Connections(process.descriptors() - process.OWN_DESCRIPTORS, lambda: self.authority.revoked)
         self.tls = ServerTls(self.authority, state / "pki")
         self.refusals = Refusals(self.audit)
@@ -125,7 +125,7 @@ class Daemon:
 
     def _service(self) -> Service:
         c, store, state, authority = self.config, self.store, self.state, self.authority
-        models = ModelStore(c.state / "models", store, state)
+        models = ModelStore(c.state / "models", store, state, self.seats)
         maker = Maker(models, state, c.threads)
         importer = Importer(models, maker, state, c.threads)
         work = {QUANTIZE: maker.make, IMPORT: importer.make}
@@ -161,6 +161,7 @@ class Daemon:
             self.audit.event("audit.on_failure", value=new.audit_on_failure)
         self.config = self.service.config = self.service.doctor.config = new
         self.serving.admission.queue = new.queue
+        self.seats.use(new.threads)
         self.serving.serve_unaudited = self.acts.unlogged = new.audit_on_failure == "serve"
 
     # --- life

@@ -42,6 +42,11 @@ class Metrics:
         self._waiting = Gauge("llmd_waiting", "Sequences that wait for a slot", model, registry=registry)
         self._running = Gauge("llmd_running", "Sequences in a slot", model, registry=registry)
         self._kv = Gauge("llmd_kv_used_ratio", "Share of the KV cache's positions in use", model, registry=registry)
+        self._threads = Gauge("llmd_threads", "Threads that compute, while any do", model, registry=registry)
+        self._share = Gauge(
+            "llmd_threads_share", "Threads that may: more than compute where others use the cores", model,
+            registry=registry,
+        )  # fmt: skip
         self._up = Gauge("llmd_model_ready", "1: the model serves", model, registry=registry)
         self._restarts = Counter(
             "llmd_worker_restarts", "Times a worker had to be started again", model, registry=registry
@@ -107,11 +112,12 @@ class ModelMetrics:
         self.restarts = m._restarts.labels(name).inc
         self.up = m._up.labels(name).set
         self._running, self._waiting, self._kv = m._running.labels(name), m._waiting.labels(name), m._kv.labels(name)
-        self._states: dict[int, tuple[int, int, float]] = {}
+        self._threads, self._share = m._threads.labels(name), m._share.labels(name)
+        self._states: dict[int, tuple[int, int, float, int, int]] = {}
 
-    def state(self, worker: int, running: int, waiting: int, kv: float) -> None:
+    def state(self, worker: int, running: int, waiting: int, kv: float, threads: int = 0, share: int = 0) -> None:
         """Of one of its workers, by its process. What is shown is of all: the sums, and of `kv` the fullest one's."""
-        self._states[worker] = (running, waiting, kv)
+        self._states[worker] = (running, waiting, kv, threads if running else 0, share if running else 0)
         self._show()
 
     def gone(self, worker: int) -> None:
@@ -120,6 +126,7 @@ class ModelMetrics:
 
     def _show(self) -> None:
         states = self._states.values()
-        self._running.set(sum(running for running, _, _ in states))
-        self._waiting.set(sum(waiting for _, waiting, _ in states))
-        self._kv.set(max((kv for _, _, kv in states), default=0.0))
+        sums = ((self._running, 0), (self._waiting, 1), (self._threads, 3), (self._share, 4))
+        for gauge, at in sums:
+            gauge.set(sum(state[at] for state in states))
+        self._kv.set(max((state[2] for state in states), default=0.0))

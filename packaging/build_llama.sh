@@ -15,6 +15,7 @@ PYTHON=$ROOT/.venv/bin/python
 CACHE=${XDG_CACHE_HOME:-${HOME:-$ROOT/.build}/.cache}/llmd
 LLAMA_VERSION=0.3.36
 LLAMA_SHA256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+PATCHES=$ROOT/packaging/patches
 
 # --- words
 
@@ -100,7 +101,10 @@ digest() { printf '%s' "$*" | sha256sum | cut -c 1-12; }
 # the multimodal library is not used, and is a fifth of the build
 wheel_flags() { echo "$1 -DLLAVA_BUILD=OFF"; }
 
-wheel_folder() { echo "$CACHE/wheels/$LLAMA_VERSION-$(digest "$(wheel_flags "$1")")"; }
+wheel_folder() { echo "$CACHE/wheels/$LLAMA_VERSION-$(digest "$(wheel_flags "$1")$(patches)")"; }
+
+# what we change in llama.cpp: every patch says why
+patches() { cat "$PATCHES"/*.patch; }
 
 # lock_cache [WHAT]: two checkouts that build the same at once would write over each other's objects.
 lock_cache() {
@@ -139,6 +143,19 @@ unpack_sdist() {
     mv "$1.part" "$1"
 }
 
+# unpack_engine FOLDER: the source with our patches
+unpack_engine() {
+    local patch
+    [[ ! -d $1 ]] || return 0
+    rm -rf "$1.unpatched"
+    unpack_sdist "$1.unpatched"
+    for patch in "$PATCHES"/*.patch; do
+        # whatever repository the cache may lie in is none of git's business
+        GIT_CEILING_DIRECTORIES=${1%/*} git -C "$1.unpatched" apply "$patch" || die "${patch##*/} does not fit llama-cpp-python $LLAMA_VERSION"
+    done
+    mv "$1.unpatched" "$1"
+}
+
 is_sdist() { [[ -f $1 ]] && sha256sum --check --status <<<"$LLAMA_SHA256  $1"; }
 
 # make_wheel FLAGS: into the cache, unless it is there
@@ -150,7 +167,7 @@ make_wheel() {
         say "taking the engine's wheel from ${folder}"
         return
     fi
-    unpack_sdist "$work/src"
+    unpack_engine "$work/src"
     rm -rf "$work/out"
     mkdir -p "$folder"
     say "compiling the engine (about 6 minutes on 2 cores, 1 on 16; only once on this machine)"

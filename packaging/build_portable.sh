@@ -6,7 +6,7 @@
 # not compile, and those that differ little from a neighbour.
 set -euo pipefail
 
-source "$(dirname "${BASH_SOURCE[0]}")/build_llama.sh" # say, die, with_progress, digest, unpack_sdist
+source "$(dirname "${BASH_SOURCE[0]}")/build_llama.sh" # say, die, with_progress, digest, unpack_engine
 
 VARIANTS=(x64 haswell skylakex icelake alderlake)
 FLAGS='-DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DLLAVA_BUILD=OFF -DGGML_OPENMP=ON'
@@ -57,7 +57,7 @@ PY
 
 build() {
     local folder=$1 work=$2 wheel
-    unpack_sdist "$work/src"
+    unpack_engine "$work/src"
     [[ -e $work/kept ]] || { keep_variants "$work/src/vendor/llama.cpp/ggml/src/CMakeLists.txt" && touch "$work/kept"; }
     rm -rf "$work/out"
     say "compiling the engine for ${#VARIANTS[@]} kinds of CPU (about 8 minutes on 2 cores; only once on this machine)"
@@ -77,7 +77,7 @@ build() {
 
 main() {
     local folder
-    folder=$CACHE/portable/$LLAMA_VERSION-$(digest "$FLAGS ${VARIANTS[*]} $(<"${BASH_SOURCE[0]}")")
+    folder=$CACHE/portable/$LLAMA_VERSION-$(digest "$FLAGS ${VARIANTS[*]} $(<"${BASH_SOURCE[0]}")$(patches)")
     lock_cache
     compgen -G "$folder/*.whl" >/dev/null || build "$folder" "$CACHE/work/portable"
     echo "$folder"/*.whl

@@ -108,7 +108,7 @@ steps() {
 setup() {
     local requirements engine project
     requirements=$ROOT$(cat "${REQUIREMENTS[@]}")
-    engine=$LLAMA_VERSION$(cmake_flags)
+    engine=$LLAMA_VERSION$(cmake_flags)$(patches)
     project=$(cat "$ROOT/pyproject.toml" "$ROOT"/daemon/engine/*.c)
     # one stamp over all of them: a run with nothing to do reads five small files
     [[ -f $MODEL && -x $VENV/bin/llmd ]] || rm -f "$STAMPS/all"

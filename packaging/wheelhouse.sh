@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 HOUSE=$PWD/.build/wheelhouse
 PIP=(.venv/bin/python -m pip)
-STAMP=$(cat packaging/deb.lock packaging/requirements-deb.txt packaging/build_portable.sh packaging/build_llama.sh | sha256sum)
+STAMP=$(cat packaging/deb.lock packaging/requirements-deb.txt packaging/build_portable.sh packaging/build_llama.sh packaging/patches/*.patch | sha256sum)
 
 [[ -f $HOUSE/stamp && $(<"$HOUSE/stamp") == "$STAMP" ]] && exit 0
 rm -rf "$HOUSE"

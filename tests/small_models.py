@@ -1,8 +1,10 @@
-"""Small models of each kind of attention, with weights of zeros."""
+"""Small models of each kind of attention, with weights of zeros or random ones."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf_writer import ARR, BOOL, F32, I32, STR, U32, File, tiny
 
 E, HEADS, KV, HEAD, FF, BLOCKS = 256, 4, 2, 64, 512, 6
@@ -125,3 +127,17 @@ def files() -> dict[str, File]:
             norm="token_embd_norm.weight",
         ),
     }  # fmt: skip
+
+
+def random_weights(folder: Path, arch: str, seed: int = 1) -> Path:
+    """One of `files()` with weights that say something, in full precision."""
+    file = files()[arch]
+    head = file.head()
+    offsets, size = file.layout()
+    dice, data = np.random.default_rng(seed), np.zeros(size // 4, np.float32)
+    for name, (shape, _) in file.tensors.items():
+        values = dice.standard_normal(math.prod(shape), np.float32) / 10
+        data[offsets[name] // 4 :][: len(values)] = 1 + values if "norm" in name else values
+    path = folder / f"{arch}.gguf"
+    path.write_bytes(head + bytes(-len(head) % 32) + data.tobytes())
+    return path

@@ -16,7 +16,7 @@ from llmd.daemon.admin.forms import Forms
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import Config, ConfigError, changes
 from llmd.daemon.engine.answers.detecting import named
-from llmd.daemon.engine.messages import Chat, ChatMessage, encode_chat
+from llmd.daemon.engine.messages import Busy, Chat, ChatMessage, encode_chat
 from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, NotFound, Unavailable
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.identity.pki import Authority
@@ -328,6 +328,13 @@ def _deployed(d: Deployment, note: Callable[[tuple[str, int]], str]) -> dict[str
     }
 
 
+def _crowded(busy: Busy) -> str:
+    """Where somebody else is in its way."""
+    if not busy.running or busy.threads >= busy.share:
+        return ""
+    return f"computes on {busy.threads} of {busy.share} cores: others use them"
+
+
 def _replica(model: str, one: Replica, note: Callable[[tuple[str, int]], str]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "number": one.number,
@@ -340,7 +347,8 @@ def _replica(model: str, one: Replica, note: Callable[[tuple[str, int]], str]) -
     worker, info = one.serving
     busy, chosen = worker.busy, worker.settings
     return {
-        **found, "pid": worker.pid, "form": chosen.form, "context": info.context, "slots": info.slots,
+        **found, "note": "; ".join(filter(None, (found["note"], _crowded(busy)))), "threads": busy.threads,
+        "share": busy.share, "pid": worker.pid, "form": chosen.form, "context": info.context, "slots": info.slots,
         "running": busy.running, "waiting": busy.waiting, "gpus": list(chosen.gpus), "split": chosen.split,
         "kv": chosen.kv_type, "kv_used": round(busy.kv_used / info.positions, 4),
         "token_age": round(worker.token_age + worker.beat_age, 1),

@@ -4,8 +4,9 @@ __main__.py    the worker process
 messages.py    the messages between daemon and worker, and what they carry
 types.py       the nouns that the engine shares
 prefixes.py    pure: which slots hold how much of a prompt
-passes.py      pure: how a step's chunks are dealt to calls on a GPU
+passes.py      pure: how a step's chunks are dealt to calls
 pace.py        pure: how many prompt tokens a step computes beside the streams
+threads.py     pure: on how many of its cores a step computes
 scheduler.py   pure: which tokens the next step computes, and which slot holds them
 loop.py        the engine thread
 deadline.py    a deadline for work that nothing else can stop

@@ -21,6 +21,7 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
+from llmd.daemon import cores
 from llmd.daemon.engine import messages
 from llmd.daemon.engine.answers.answering import Answers
 from llmd.daemon.engine.deadline import Deadline
@@ -85,11 +86,11 @@ class Worker:
         load = next(received, None)
         if not isinstance(load, Load):
             return
-        settings = load.settings
-        runner = make_runner(settings)
+        settings, seat = load.settings, cores.mine()
+        runner = make_runner(settings, seat)
         self._prompts = Prompts(runner, self._deadline, settings.syntax)
         self._answers = Answers(runner.lexicon)
-        self._engine = Engine(runner, self.send, batch=settings.batch, chunk=settings.chunk)
+        self._engine = Engine(runner, self.send, batch=settings.batch, chunk=settings.chunk, seat=seat)
         info = runner.info
         self.send(
             Ready(
@@ -220,8 +221,9 @@ class Worker:
             time.sleep(1.0)
 
 
-def make_runner(s: Settings) -> Runner:
-    """The runner that `s` asks for. The import is here: a fake one needs no llama.cpp."""
+def make_runner(s: Settings, seat: cores.Seat) -> Runner:
+    """The runner that `s` asks for; it loads with as many threads as `seat` has. The import is here: a fake one needs
+    no llama.cpp."""
     if s.runner == "fake":
         from llmd.daemon.engine.fake import FakeRunner
 
@@ -238,6 +240,7 @@ def make_runner(s: Settings) -> Runner:
         split=s.split,
         kv_type=s.kv_type,
         ubatch=s.ubatch,
+        seat=seat,
     )
 
 

@@ -22,7 +22,7 @@ class Misuse(Exception):
 class FakeRunner:
     """`step_seconds`: the time of a step, 0: as fast as it goes. `text`: the words it says, over and over. `overlaps`:
     it computes beside its caller, as a GPU does. `last_words`: what it prints as it aborts, after so many steps as
-    `dies_after` says (0: as it loads), with more than `holds` slots.
+    `dies_after` says (0: as it loads), with more than `holds` slots. `threads`: as many as it could use.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class FakeRunner:
         last_words: str = "",
         dies_after: int = 0,
         holds: int = 0,
+        threads: int = 1,
     ) -> None:
         self._last_words, self._left = last_words if slots > holds else "", dies_after
         self._maybe_die()
@@ -55,6 +56,7 @@ class FakeRunner:
             longest_token=1,
             overlaps=overlaps,
         )
+        self.threads = self.used = threads
         self.step_seconds = step_seconds
         self._words = [w + " " for w in text.split()]
         self._arrived = [0] * slots
@@ -62,6 +64,11 @@ class FakeRunner:
         self._next = time.monotonic()
         self._held = [0] * slots  # positions that each slot holds
         self._plan: Plan | None = None  # of the step that was launched
+
+    def use(self, threads: int) -> None:
+        if self._plan is not None or not 1 <= threads <= self.threads:
+            raise Misuse(f"{threads} threads are to be used, or within a step")
+        self.used = threads
 
     def launch(self, plan: Plan) -> None:
         if self._plan is not None:

@@ -9,7 +9,6 @@ This file and `vocabulary.py` are the only ones of the engine that import llama_
 
 import ctypes
 import itertools
-import os
 import secrets
 from collections import abc, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -18,19 +17,16 @@ from typing import Any, cast
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
+from llmd.daemon.cores import Alone, Seat, available
 from llmd.daemon.engine.messages import SamplingParams
-from llmd.daemon.engine.passes import passes
+from llmd.daemon.engine.passes import BLOCK, blocks, passes
 from llmd.daemon.engine.sampling import Floats, Sampling, is_simple
-from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample, Start, next_cut
+from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample, Start
 from llmd.daemon.engine.vocabulary import Vocabulary, load, prepare
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 
 # penalties look back this far for `repeat_penalty`, as llama.cpp's own default does
 REPEAT_WINDOW = 64
-# The CPU computes a prompt in pieces of this many tokens (`ModelInfo.exact_block`): a token's keys and values depend a
-# little on how many others are computed with it (measured: logits differ by up to 1.0). Pieces of 64 cost no more than
-# pieces of 256 (measured: 3.0 ms a token, both), shorter ones do
-BLOCK = 64
 
 # tokens with their log-probabilities
 Pairs = tuple[tuple[int, float], ...]
@@ -46,11 +42,12 @@ KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GG
 class LlamaRunner:
     """Loads `path` and makes a context of `slots` × `context` tokens (0: the model's own, at most 4,096).
 
-    `batch` is the most tokens a step computes. `threads` is for the arithmetic and for sampling (0: the cores this
-    process may use). With `gpus` more than 0 the model lies on the GPUs that this process sees, as many as that,
-    wholly: `split` says how over several. `kv_type` is the keys' and values' type (KV_TYPES), `ubatch` the most tokens
-    of one pass (0: 512). Raises ModelInvalid when llama.cpp refuses the file, Unavailable when the GPUs are not there
-    or there is no memory for the context: it never falls back to the CPU.
+    `batch` is the most tokens a step computes. `threads` is the most for the arithmetic and for sampling (0: the cores
+    this process may use); until `use` says otherwise as many as `seat` has. With `gpus` more than 0 the model lies on
+    the GPUs that this process sees, as many as that, wholly: `split` says how over several. `kv_type` is the keys' and
+    values' type (KV_TYPES), `ubatch` the most tokens of one pass (0: 512). Raises ModelInvalid when llama.cpp refuses
+    the file, Unavailable when the GPUs are not there or there is no memory for the context: it never falls back to the
+    CPU.
     """
 
     def __init__(
@@ -65,9 +62,11 @@ class LlamaRunner:
         split: str = "none",
         kv_type: str = "f16",
         ubatch: int = 0,
+        seat: Seat | None = None,
     ) -> None:
-        self.threads = threads or len(os.sched_getaffinity(0))
         self._gpu = gpus > 0
+        # beside a GPU there is next to nothing to do for them, and they spin after it, in the way of ours
+        self.threads = 1 if self._gpu else threads or available()
         prepare(gpus=self._gpu)
         self._split, self._kv_type, self._ubatch = SPLIT_MODES[split], KV_TYPES[kv_type], ubatch or 512
         if self._gpu and not lib.llama_supports_gpu_offload():
@@ -89,11 +88,14 @@ class LlamaRunner:
         self._logprobs: dict[int, int] = {}
         # on the CPU the threads of the arithmetic still spin when sampling begins: with as many of ours it is slower
         # than without (measured on 2 cores: 32 sequences in 3.1 ms against 2.6)
-        threads = min(8, self.threads) if self._gpu else max(1, self.threads // 2)
-        self._sampling = Sampling(slots, threads)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sample")
+        sampling = min(8, threads or available()) if self._gpu else max(1, self.threads // 2)
+        self._sampling = Sampling(slots, sampling)
+        self._pool = ThreadPoolExecutor(sampling, thread_name_prefix="sample")
         self._calls: deque[list[Chunk]] = deque()  # of the step, to be made yet
         self._rows: list[tuple[int, int]] | None = None  # of the call that was made last; None: there was none
+        seat = seat or Alone()
+        seat.sit(self.threads)
+        self.use(seat.share())
         with ThreadPoolExecutor(1) as beside:  # every token is looked at: most of it beside what the device does
             described = beside.submit(self._describe, slots)
             self._warm_up(slots, lib.llama_n_ctx_seq(self._ctx))
@@ -116,8 +118,7 @@ class LlamaRunner:
         # the CPU gets its calls piece by piece: longer passes would only take memory (`quantize/memory.py: on_cpu`)
         params.n_ubatch = min(self.batch, self._ubatch if self._gpu else max(2 * BLOCK, slots))
         params.type_k = params.type_v = self._kv_type
-        # beside a GPU there is next to nothing to do for them, and they spin after it, in the way of ours
-        params.n_threads = params.n_threads_batch = 1 if self._gpu else self.threads
+        params.n_threads = params.n_threads_batch = self.threads
         params.kv_unified = False
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO
         # a sliding-window cache cut to the window cannot be trimmed back to a shared prefix
@@ -208,6 +209,12 @@ class LlamaRunner:
 
     # --- a step
 
+    def use(self, threads: int) -> None:
+        if self._gpu:
+            return
+        lib.llama_set_n_threads(self._ctx, threads, threads)
+        self._sampling.use(max(1, threads // 2))
+
     def launch(self, plan: Plan) -> None:
         """Raises LlmdError when llama.cpp cannot compute it: the context is then unusable."""
         for start in plan.starts:
@@ -234,14 +241,10 @@ class LlamaRunner:
         self._rows = self._decode(self._calls.popleft()) if self._calls else None
 
     def _dealt(self, chunks: list[Chunk]) -> deque[list[Chunk]]:
-        """What each call computes; `passes.py` says how for a GPU. On the CPU every block of a prompt goes by itself:
-        llama.cpp cuts a mixed batch into pieces of equal length, which would make a text depend on its company."""
+        """What each call computes."""
         if self._gpu:
             return deque(passes(chunks, self._ubatch, self.info.context, self._held if self.info.can_trim else None))
-        chunks = sorted(chunks, key=lambda c: c.slot)  # adjacent slots in one pass
-        single = [c for c in chunks if len(c.tokens) == 1]
-        blocks = [[block] for c in chunks if len(c.tokens) > 1 for block in _blocks(c)]
-        return deque([single, *blocks] if single else blocks)
+        return deque(blocks(chunks))
 
     def _sample_all(self, rows: list[tuple[int, int]], masks: Masks) -> list[Sample]:
         """One a row, in their order. `rows` are all the outputs of the last call, so the n-th is the n-th row of its
@@ -260,7 +263,7 @@ class LlamaRunner:
             slots = [rows[i][1] for i in simple]
             tokens |= zip(simple, self._sampling.choose(at, size, simple, slots), strict=True)
         if others:
-            tokens |= zip(others, self._pool.map(lambda i: self._by_chain(*rows[i]), others), strict=True)
+            tokens |= zip(others, self._chosen([rows[i] for i in others]), strict=True)
         shown = {i: self._shown(i, tokens[i], *found) for i, found in likeliest.items()}
         return [Sample(slot, tokens[i], shown.get(i)) for i, (_, slot) in enumerate(rows)]
 
@@ -283,6 +286,14 @@ class LlamaRunner:
         """The logits of the n-th output."""
         rows = np.ctypeslib.as_array(lib.llama_get_logits(self._ctx), (n + 1, self._n_vocab))
         return cast(Floats, rows[n])
+
+    def _chosen(self, rows: list[tuple[int, int]]) -> abc.Iterable[int]:
+        """By llama.cpp's samplers."""
+        n = self._sampling.threads
+        if n == 1:
+            return [self._by_chain(*row) for row in rows]
+        parts = self._pool.map(lambda at: [self._by_chain(*row) for row in rows[at::n]], range(n))
+        return [token for row in itertools.zip_longest(*parts) for token in row if token is not None]
 
     def _by_chain(self, row: int, slot: int) -> int:
         return int(lib.llama_sampler_sample(self._samplers[slot], self._ctx, row))
@@ -376,16 +387,3 @@ class LlamaRunner:
             lib.llama_sampler_free(chain)
         lib.llama_free(self._ctx)
         lib.llama_model_free(self._model)
-
-
-def _blocks(chunk: Chunk) -> list[Chunk]:
-    """A chunk cut into its prompt's pieces; only a prompt's last chunk is sampled, and only its last piece is
-    longer."""
-    at, end, pieces = chunk.start, chunk.start + len(chunk.tokens), []
-    while at < end:
-        cut = next_cut(at, end, BLOCK) if chunk.sample else min(end, at - at % BLOCK + BLOCK)
-        pieces.append(
-            Chunk(chunk.slot, at, chunk.tokens[at - chunk.start : cut - chunk.start], chunk.sample and cut == end)
-        )
-        at = cut
-    return pieces

@@ -12,9 +12,11 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
+from llmd.daemon.cores import Alone, Seat
 from llmd.daemon.engine.answers.answering import Choice
 from llmd.daemon.engine.answers.matching import Masks
 from llmd.daemon.engine.answers.reader import Argued, Called, Piece, Said, Thought
@@ -33,10 +35,13 @@ from llmd.daemon.engine.messages import (
 from llmd.daemon.engine.output import LogprobOutput, TextOutput
 from llmd.daemon.engine.pace import Pace
 from llmd.daemon.engine.scheduler import Scheduler
+from llmd.daemon.engine.threads import Threads
 from llmd.daemon.engine.types import NO_MASKS, Logprob, Mask, Plan, Request, Runner, Sequence, Token
 from llmd.daemon.errors import AnswerInvalid
 
 BURST = 512
+# who has answered a request often has the next one soon: its cores are not dealt anew for less
+LINGER_SECONDS = 0.02
 
 
 @dataclass(slots=True)
@@ -49,10 +54,14 @@ class _Live:
 
 
 class Engine:
-    """`send` takes a message for the daemon; it is called by this thread and must not fail."""
+    """`send` takes a message for the daemon; it is called by this thread and must not fail. `seat`: where it learns how
+    many cores it has."""
 
-    def __init__(self, runner: Runner, send: Callable[[Step], None], *, batch: int, chunk: int) -> None:
+    def __init__(
+        self, runner: Runner, send: Callable[[Step], None], *, batch: int, chunk: int, seat: Seat | None = None
+    ) -> None:
         self.runner = runner
+        self._seat, self._threads, self._used = seat or Alone(), Threads(), 0
         # several prompts fill a pass of a device that computes by itself
         self.scheduler = Scheduler(runner.info, batch=batch, chunk=chunk, burst=BURST if runner.info.overlaps else 0)
         self.step_began: float | None = None  # monotonic; None while there is nothing to do
@@ -93,9 +102,7 @@ class Engine:
         """Take in all commands; wait for one when there is nothing to do. False: stop."""
         while True:
             try:
-                if not self.scheduler.busy:
-                    self.step_began = None
-                command = self._inbox.get(block=not self.scheduler.busy)
+                command = self._inbox.get(block=False) if self.scheduler.busy else self._idle()
             except Empty:
                 return True
             if command is None:
@@ -104,6 +111,14 @@ class Engine:
                 self._cancel(command)
             else:
                 self._add(command)
+
+    def _idle(self) -> tuple[Request, ...] | int | None:
+        """The next command. Until it comes, others have the cores."""
+        self.step_began = None
+        with suppress(Empty):
+            return self._inbox.get(timeout=LINGER_SECONDS)
+        self._seat.leave()
+        return self._inbox.get()
 
     def _add(self, requests: tuple[Request, ...]) -> None:
         id_ = requests[0].id
@@ -147,6 +162,7 @@ class Engine:
             self.scheduler.chunk = self._pace.chunk
         began = time.monotonic()
         plan = self.scheduler.plan()
+        self._take_threads()
         self.runner.launch(plan)
         self._show()
         if plan.starts:
@@ -161,9 +177,19 @@ class Engine:
                 self._show()
         generating = sum(len(chunk.tokens) == 1 for chunk in plan.chunks)
         prompts = sum(len(chunk.tokens) for chunk in plan.chunks) - generating
-        self._pace.note(prompts, generating, time.monotonic() - began)
+        now = time.monotonic()
+        self._pace.note(prompts, generating, now - began)
+        self._threads.note(generating, prompts, now - began, now)
         if not self.scheduler.busy:
             self._show()
+
+    def _take_threads(self) -> None:
+        """As many as it has now."""
+        self._seat.sit(self.runner.threads)
+        threads = self._threads.count(min(self._seat.share(), self.runner.threads))
+        if threads != self._used:
+            self.runner.use(threads)
+            self._used = threads
 
     # --- grammars
 
@@ -224,7 +250,8 @@ class Engine:
 
     def _report(self, events: list[Event]) -> None:
         s = self.scheduler
-        self._send(Step(tuple(events), Busy(len(s.running), len(s.waiting), s.kv_used)))
+        busy = Busy(len(s.running), len(s.waiting), s.kv_used, self._threads.used, self._threads.limit)
+        self._send(Step(tuple(events), busy))
 
     def _events(self, new: Token) -> Iterator[Event]:
         """What a token makes visible; nothing while its text is held back."""

@@ -326,6 +326,8 @@ class Busy(msgspec.Struct, frozen=True, array_like=True, gc=False):
     running: int = 0
     waiting: int = 0
     kv_used: int = 0  # positions in use
+    threads: int = 0  # that compute a step
+    share: int = 0  # of the cores, dealt to it: more than `threads` where others use them
 
 
 class Step(Message, frozen=True):

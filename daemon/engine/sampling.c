@@ -64,6 +64,7 @@ typedef struct {
     pthread_cond_t begin, end;
     job *job; /* NULL: there is none */
     int busy, closing, count;
+    int64_t used; /* of `count`: so many are woken */
     pthread_t threads[];
 } pool;
 
@@ -264,7 +265,7 @@ static int run(pool *p, job *work)
     pthread_mutex_lock(&p->lock);
     p->job = work;
     pthread_mutex_unlock(&p->lock);
-    for (int i = 0; i < p->count && i < wake; i++)
+    for (int i = 0; i < p->count && i < p->used && i < wake; i++)
         pthread_cond_signal(&p->begin);
     take_rows(work);
     pthread_mutex_lock(&p->lock);
@@ -297,10 +298,14 @@ pool *llmd_open(int64_t helpers)
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->begin, NULL);
     pthread_cond_init(&p->end, NULL);
+    p->used = helpers;
     while (p->count < helpers && !pthread_create(&p->threads[p->count], NULL, help, p))
         p->count++;
     return p;
 }
+
+/* Wake so many helpers at most from now on. */
+void llmd_use(pool *p, int64_t helpers) { p->used = helpers; }
 
 /* A token for each of `n` rows (indices into `logits`, which has `size` entries a row), of the sequence in its slot; 0
  * where a row holds no number. Returns 0, or -1 without memory. */

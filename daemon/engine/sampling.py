@@ -30,6 +30,7 @@ _lib = ctypes.CDLL(str(Path(__file__).with_name("_sampling.abi3.so")))
 _pointer, _number = ctypes.c_void_p, ctypes.c_int64
 _lib.llmd_open.argtypes, _lib.llmd_open.restype = [_number], _pointer
 _lib.llmd_close.argtypes, _lib.llmd_close.restype = [_pointer], None
+_lib.llmd_use.argtypes, _lib.llmd_use.restype = [_pointer, _number], None
 _lib.llmd_choose.argtypes = [_pointer, _pointer, _number, _pointer, _pointer, _number, _pointer, _pointer]
 _lib.llmd_likeliest.argtypes = [_pointer, _pointer, _number, _pointer, _number, _number, _pointer, _pointer, _pointer]
 _lib.llmd_forbid.argtypes = [_pointer, _pointer, _number, _pointer, _pointer, _number]
@@ -42,14 +43,20 @@ def is_simple(params: SamplingParams) -> bool:
 
 
 class Sampling:
-    """The parameters and random states of `slots` sequences, and `threads` to look at logits with, the caller's among
-    them. One thread uses it. `logits` below is where 32-bit floats lie, `size` of them a row."""
+    """The parameters and random states of `slots` sequences, and `threads` to look at logits with at most, the caller's
+    among them. One thread uses it. `logits` below is where 32-bit floats lie, `size` of them a row."""
 
     def __init__(self, slots: int, threads: int = 1) -> None:
         self._states = np.zeros(slots, STATE)
+        self.threads = threads  # that are used
         self._pool = _lib.llmd_open(threads - 1)
         if not self._pool:
             raise MemoryError
+
+    def use(self, threads: int) -> None:
+        """Look with so many from now on."""
+        self.threads = threads
+        _lib.llmd_use(self._pool, threads - 1)
 
     def start(self, slot: int, params: SamplingParams, seed: int) -> None:
         """A sequence enters a slot. The same `seed` (64 bits) gives the same random numbers, whatever else is

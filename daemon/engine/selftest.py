@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llmd.daemon import cores
 from llmd.quantize import backends
 
 # ggml's numbers, and how far a product may be off, as a share of the largest
@@ -59,6 +60,9 @@ class Trial:
         if not loaded:
             raise OSError("it cannot be loaded")
         self.backend = g.ggml_backend_dev_init(g.ggml_backend_reg_dev_get(loaded, 0), None)
+        threads = ctypes.CDLL(str(library)).ggml_backend_cpu_set_n_threads
+        threads.restype, threads.argtypes = None, [c_void_p, c_int]
+        threads(self.backend, min(2, cores.available()))
 
     def product(self, kind: int, weights: Any, inputs: Any) -> Any:
         """Weights, as this kind packs them, times inputs; float32."""

@@ -18,6 +18,7 @@ import threading
 import time
 from typing import Any
 
+from llmd.daemon import cores
 from llmd.daemon.engine import messages
 from llmd.daemon.engine.answers.detecting import name_of
 from llmd.daemon.engine.deadline import Deadline
@@ -78,7 +79,8 @@ def _verdict(path: str, wanted: str) -> dict[str, Any]:
         if wanted == "token":
             from llmd.daemon.engine.llama import LlamaRunner  # here: the rest needs no numpy
 
-            LlamaRunner(path, slots=1, context=CONTEXT, batch=64)  # it computes a token as it loads
+            # it computes a token as it loads
+            LlamaRunner(path, slots=1, context=CONTEXT, batch=64, seat=cores.mine())
     except LlmdError as e:
         return {"ok": False, "code": e.code, "message": e.message}
     except MemoryError:

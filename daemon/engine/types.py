@@ -193,11 +193,15 @@ class Runner(Protocol):
        prompts of its step, and while a part is looked at the device may compute the next. `masks` are by slot, of
        chunks with `sample`; a slot without one may sample any token. Every chunk with `sample` gives one Sample.
 
+    It computes with `threads` threads at most, and before a `launch` is told how many it may `use`.
+
     `FakeRunner` holds engines to this.
     """
 
     info: ModelInfo
+    threads: int
 
+    def use(self, threads: int) -> None: ...
     def launch(self, plan: Plan) -> None: ...
     def collect(self, masks: Masks = NO_MASKS) -> abc.Iterator[list[Sample]]: ...
     def piece(self, token: int) -> bytes: ...

@@ -8,10 +8,13 @@ import contextlib
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from llmd.daemon import children, memory
+from llmd.daemon.cores import BACKGROUND, BESIDE
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid, Unavailable, from_wire
+from llmd.daemon.seats import Seats
 from llmd.quantize.check import INFO_FIELDS, MAX_ANSWER_BYTES, MAX_MESSAGE_CHARS
 from llmd.quantize.shape import Shape
 
@@ -27,15 +30,17 @@ TRIAL_BYTES = 512 << 20
 MAX_PROMPT_BYTES = 32 << 20
 
 
-async def check(path: str | os.PathLike[str], timeout: float = 60.0, *, background: bool = False) -> dict[str, Any]:
+async def check(
+    path: str | os.PathLike[str], timeout: float = 60.0, *, background: bool = False, seats: Seats | None = None
+) -> dict[str, Any]:
     """Check a file in a child process and return its `info` (INFO_FIELDS). `timeout` is in seconds; `background`: it
-    waits for everybody else.
+    waits for everybody else; `seats`: where it has a seat.
 
     Raises ModelInvalid with the child's reason, or when the child crashed, hung or did not answer properly. A cancelled
     call leaves no child behind.
     """
     limits = replace(LIMITS, background=background)
-    said = await _ask("the check of this file", CHECK, os.fspath(path), limits=limits, timeout=timeout)
+    said = await _ask("the check of this file", CHECK, os.fspath(path), limits=limits, timeout=timeout, seats=seats)
     with contextlib.suppress(KeyError, TypeError, ValueError):
         info = said["info"]
         if all(type(info[k]) is kind for k, kind in INFO_FIELDS.items()):
@@ -47,7 +52,12 @@ async def check(path: str | os.PathLike[str], timeout: float = 60.0, *, backgrou
 
 
 async def trial(
-    path: str | os.PathLike[str], size: int, *, background: bool = False, tried: bool = False
+    path: str | os.PathLike[str],
+    size: int,
+    *,
+    background: bool = False,
+    tried: bool = False,
+    seats: Seats | None = None,
 ) -> dict[str, Any]:
     """What of a checked file works: `conversations` (kind to reason, "" where it works), `syntax`, how it writes calls
     of tools and thoughts (`engine/answers/detecting.py`; "" where its template is for neither), and `tried`, whether it
@@ -55,13 +65,12 @@ async def trial(
     bytes. Raises ModelInvalid."""
     what, fits = "the trial of this model", not tried and size + TRIAL_BYTES < memory.available()
     limits = children.Limits(address_space=2 * size + (16 << 30), file_size=MAX_ANSWER_BYTES, background=background)
+    given: dict[str, Any] = {"limits": limits, "timeout": TRIAL_SECONDS, "seats": seats}
     try:
-        said = await _ask(
-            what, TRIAL, os.fspath(path), *(["token"] if fits else []), limits=limits, timeout=TRIAL_SECONDS
-        )
+        said = await _ask(what, TRIAL, os.fspath(path), *(["token"] if fits else []), **given)
     except Unavailable:  # the memory was gone by then
         fits = False
-        said = await _ask(what, TRIAL, os.fspath(path), limits=limits, timeout=TRIAL_SECONDS)
+        said = await _ask(what, TRIAL, os.fspath(path), **given)
     found, syntax = said.get("conversations"), said.get("syntax")
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in (*found.values(), syntax)):
         raise _no_verdict(what)
@@ -96,10 +105,12 @@ async def _ask(
     descriptors: tuple[int, ...] = (),
     timeout: float = 60.0,
     most: int = MAX_ANSWER_BYTES,
+    seats: Seats | None = None,
 ) -> dict[str, Any]:
     """What a child process says, at `most` bytes. Raises the error that it names (ModelInvalid, BadRequest or
     Unavailable), and ModelInvalid where it gave no answer."""
-    process = await children.start(
+    start = partial(seats.start, weight=BACKGROUND if limits.background else BESIDE) if seats else children.start
+    process = await start(
         program, *arguments, variables=VARIABLES, limits=limits, descriptors=descriptors,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip

@@ -18,7 +18,7 @@ import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, Unavailable
 from llmd.daemon.files import sync_folder
@@ -28,6 +28,7 @@ from llmd.daemon.models.copying import FILE, UNSETTLED, Progress, in_thread, on_
 from llmd.daemon.models.names import checked, name_of
 from llmd.daemon.models.running import lines
 from llmd.daemon.records import Form, Model
+from llmd.daemon.seats import Seats
 from llmd.daemon.store import StateThread, Store
 from llmd.quantize.quantizing import PART, parts
 
@@ -41,11 +42,12 @@ T = TypeVar("T")
 class ModelStore:
     """The models in `folder`, which is made if missing; what a killed daemon left half done is removed.
 
-    One ModelStore a folder. What is not async is for the state thread. Raises Unavailable when the folder cannot be
-    used.
+    One ModelStore a folder. What is not async is for the state thread. `seats`: where what checks and tries a file has
+    a seat. Raises Unavailable when the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, store: Store, state: StateThread) -> None:
+    def __init__(self, folder: Path, store: Store, state: StateThread, seats: Seats | None = None) -> None:
+        self.seats = seats
         self._folder, self._store, self._state = folder, store, state
         self._staging = folder / "staging"
         self._owed: dict[Path, int] = {}  # bytes that each running import has still to write
@@ -267,8 +269,9 @@ class ModelStore:
 
     async def _take_in(self, stage: Path, model: Model, *, background: bool = False, tried: bool = False) -> Model:
         """Check and try the staged file, and put it in its place with its row."""
-        info = await check(stage / FILE, background=background)
-        info |= await trial(stage / FILE, model.size, background=background, tried=tried) | model.info
+        given: dict[str, Any] = {"background": background, "seats": self.seats}
+        info = await check(stage / FILE, **given)
+        info |= await trial(stage / FILE, model.size, tried=tried, **given) | model.info
         await in_thread(lambda: copying.seal(stage))
 
         def write() -> Model:

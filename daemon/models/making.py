@@ -134,8 +134,8 @@ class Maker:
                     count(out.stat().st_size, int(job.asked["bytes"]))
             tell(0, 0, "checking what was made")
             size = out.stat().st_size
-            info = await check(out, background=True)
-            info |= await trial(out, size, background=True)
+            info = await check(out, background=True, seats=self._models.seats)
+            info |= await trial(out, size, background=True, seats=self._models.seats)
             info["made"] = {"from": model.digest, "type": kind, "llama_cpp": version("llama-cpp-python"),
                             "llmd": version("llmd-appliance")}  # fmt: skip
             form: Form = await self._models.add_form(stage, model, kind, info)

@@ -28,6 +28,7 @@ from llmd.daemon.groups import Groups
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
+from llmd.daemon.seats import Seats
 from llmd.daemon.serving import trials
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.deployment import Deployment, Replica
@@ -71,8 +72,9 @@ class Pool:
         pause: tuple[float, float] = PAUSE_SECONDS,
         audit: Callable[..., None] = lambda kind, **fields: None,
         groups: Groups = NO_GROUPS,
+        seats: Seats | None = None,
     ) -> None:
-        self.groups = groups
+        self.groups, self._seats = groups, seats
         self._metrics, self._tasks, self._pause, self._audit = metrics, tasks, pause, audit
         self._planner = planner or Planner()
         self._deployed: dict[str, Deployment] = {}
@@ -298,7 +300,7 @@ class Pool:
             if r.stopped == run:
                 raise ModelNotReady("the model was taken out of service")
             metrics = self._metrics.model(d.model)
-            r.worker = worker = Worker(settings, metrics, self._planner.lost, self.groups)
+            r.worker = worker = Worker(settings, metrics, self._planner.lost, self.groups, self._seats)
             self._planner.started(lease, lambda: worker.pid if worker else 0)
             await worker.start()
             self._planner.ready(lease)

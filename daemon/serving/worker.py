@@ -46,6 +46,7 @@ from llmd.daemon.errors import (
 )
 from llmd.daemon.groups import Groups
 from llmd.daemon.metrics import ModelMetrics
+from llmd.daemon.seats import Seats
 from llmd.daemon.serving import aborts
 from llmd.daemon.serving.stream import Stream
 
@@ -98,12 +99,18 @@ class _Link(asyncio.Protocol):
 class Worker:
     """`await start()`, then `open` streams until `lost` is set. A worker is used once; the pool makes a new one.
 
-    `gone` tells whether one of these GPUs is lost now. `groups`: where its memory is limited. `cause`: what kind of end
+    `gone` tells whether one of these GPUs is lost now. `groups`: where its memory is limited. `seats`: where it has a
+    seat among those that compute. `cause`: what kind of end
     it had, once `answered` is set.
     """
 
     def __init__(
-        self, settings: Settings, metrics: ModelMetrics, gone: Gone = nobody, groups: Groups = NO_GROUPS
+        self,
+        settings: Settings,
+        metrics: ModelMetrics,
+        gone: Gone = nobody,
+        groups: Groups = NO_GROUPS,
+        seats: Seats | None = None,
     ) -> None:
         self.settings, self.metrics = settings, metrics
         self.cause: type[WorkerLost] = WorkerLost
@@ -121,7 +128,7 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._transport: asyncio.Transport | None = None
         self._heard = self._loop.time()
-        self._gone, self._groups = gone, groups
+        self._gone, self._groups, self._seats = gone, groups, seats
         self._group: Path | None = None
         self._error: LlmdError | None = None  # what it said as it gave up
         self._lines: deque[str] = deque(maxlen=aborts.KEPT_LINES)
@@ -150,8 +157,9 @@ class Worker:
             "NCCL_SOCKET_IFNAME": "lo",
         }
         self._group = self._groups.make(self.settings.memory)
+        start = self._seats.start if self._seats else children.start
         with theirs:
-            self._process = await children.start(
+            self._process = await start(
                 PROGRAM,
                 str(theirs.fileno()),
                 descriptors=[theirs.fileno()],
@@ -324,7 +332,8 @@ class Worker:
                 if busy:
                     self.busy = busy
                     positions = self.info.positions if self.info else 1
-                    self.metrics.state(self.pid, busy.running, busy.waiting, busy.kv_used / positions)
+                    kv = busy.kv_used / positions
+                    self.metrics.state(self.pid, busy.running, busy.waiting, kv, busy.threads, busy.share)
             case Beat(step, token):
                 self.token_age = token
                 if step > STEP_SECONDS:

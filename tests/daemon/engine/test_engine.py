@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from llmd.daemon import cores
+from llmd.daemon.cores import Seat
 from llmd.daemon.engine.answers.answering import Answering, Answers
 from llmd.daemon.engine.answers.formats import HERMES, THINKINGS, Syntax
 from llmd.daemon.engine.fake import FakeRunner, Misuse
@@ -63,9 +65,9 @@ class Queued(FakeRunner):
 class Run:
     """An engine in a thread, and what it sent."""
 
-    def __init__(self, runner: FakeRunner) -> None:
+    def __init__(self, runner: FakeRunner, seat: Seat | None = None) -> None:
         self.sent: list[Step] = []
-        self.engine = Engine(runner, self.sent.append, batch=64, chunk=16)
+        self.engine = Engine(runner, self.sent.append, batch=64, chunk=16, seat=seat)
         self.thread = threading.Thread(target=self.engine.run)
         self.thread.start()
 
@@ -102,6 +104,39 @@ def run_one(runner: FakeRunner, **params: Any) -> list[Event]:
     run.engine.add(request(1, **params))
     run.wait_for_end(1)
     return run.events()
+
+
+class Shared(FakeRunner):
+    """It notes with how many threads each step is computed; `others` sit down and leave by the step's number."""
+
+    def __init__(self, page: memoryview, others: dict[int, int]) -> None:
+        super().__init__(slots=2, threads=4)
+        self.page, self.others, self.counts = page, others, []  # type: ignore[var-annotated]
+
+    def launch(self, plan: Plan) -> None:
+        super().launch(plan)
+        self.counts.append(self.used)
+        if len(self.counts) in self.others:
+            self.page[2] = self.others[len(self.counts)]
+
+
+def test_a_step_is_computed_with_the_threads_that_are_dealt_before_it() -> None:
+    page = memoryview(bytearray(cores.BYTES)).cast("I")
+    page[0] = 4
+    runner = Shared(page, {2: cores.word(4, cores.SERVING), 4: 0})
+    run = Run(runner, Seat(page, 1, cores.SERVING))
+    run.engine.add(request(1))
+    run.wait_for_end(1)
+    for _ in range(1000):  # soon after its last step it has left its seat
+        if page[1] == 0:
+            break
+        threading.Event().wait(0.005)
+    assert page[1] == 0
+    run.engine.add(request(2, max_tokens=1))
+    run.wait_for_end(2)
+    run.events()
+    assert runner.counts == [4, 4, 2, 2, 4, 4, 4]
+    assert run.sent[0].busy and (run.sent[0].busy.threads, run.sent[0].busy.share) == (4, 4)
 
 
 def test_text_comes_token_by_token_and_ends_with_length() -> None:

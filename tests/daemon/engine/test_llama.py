@@ -9,8 +9,9 @@ import gguf_writer as gguf
 import pytest
 
 from llmd.daemon.engine.deadline import Deadline
-from llmd.daemon.engine.llama import BLOCK, LlamaRunner
+from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage, SamplingParams
+from llmd.daemon.engine.passes import BLOCK
 from llmd.daemon.engine.prompts import Prompts
 from llmd.daemon.engine.sampling import Sampling
 from llmd.daemon.engine.scheduler import Scheduler

@@ -1,5 +1,6 @@
 """Chat templates: the model's own, hostile ones, and messages that try to be something else."""
 
+import gc
 import threading
 from typing import Any
 
@@ -86,6 +87,7 @@ def test_a_template_that_does_not_end_is_stopped() -> None:
     thread = threading.Thread(target=watch)
     thread.start()
     endless = Prompts(FakeRunner(slots=1, context=64), deadline)
+    gc.disable()  # hypothesis watches collections: what is raised in its callback reaches nobody
     try:
         for _ in range(3):
             with pytest.raises(ModelInvalid, match="takes too long"):
@@ -94,6 +96,7 @@ def test_a_template_that_does_not_end_is_stopped() -> None:
                 )
             assert endless.render("{{ messages[0].content }}", ASKED, []) == "hello"
     finally:
+        gc.enable()
         stop.set()
         thread.join()
 

@@ -344,7 +344,7 @@ class Faulty(FakeRunner):
             raise ZeroDivisionError
         super().launch(plan)
 
-worker.make_runner = lambda s: Faulty(slots=s.slots, context=s.context, **s.fake)
+worker.make_runner = lambda s, seat: Faulty(slots=s.slots, context=s.context, **s.fake)
 worker.main()
 """
 

@@ -1,0 +1,157 @@
+"""On a CPU the same text, whatever else runs, however many threads compute, and however a prefix came to be shared.
+
+It is held against the same request alone, on one thread, in a context that nothing was in before: not the tokens only,
+their probabilities to the last bit.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_models
+
+from llmd.daemon.engine.llama import LlamaRunner
+from llmd.daemon.engine.messages import SamplingParams
+from llmd.daemon.engine.scheduler import Scheduler
+from llmd.daemon.engine.types import Logprob, Request
+from llmd.quantize import quantizing
+
+Said = list[tuple[int, Logprob | None]]
+THREADS = (1, 2, 3)
+CONTEXT, SLOTS = 2048, 5
+
+# what llama.cpp computes in different ways: rows that are packed together, others, none at all; a window
+MODELS = (
+    "llama F16",
+    "llama Q4_K_M",
+    *(
+        pytest.param(model, marks=pytest.mark.slow)
+        for model in ("llama F32", "llama Q8_0", "llama Q4_0", "gemma3 F32", "qwen3moe Q4_K_M", "deepseek2 F32")
+    ),
+)
+
+
+def runner_of(model: str, folder: Path) -> LlamaRunner:
+    arch, kind = model.split()
+    path = small_models.random_weights(folder, arch)
+    if kind != "F32":
+        whole, path = path, folder / "packed.gguf"
+        quantizing.make(str(whole), str(path), kind, 2, False, lambda _: None)
+    made = LlamaRunner(str(path), slots=SLOTS, context=CONTEXT, batch=256, threads=max(THREADS))
+    return made
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaRunner]:
+    made = runner_of(request.param, tmp_path_factory.mktemp("model"))
+    yield made
+    made.close()
+
+
+@dataclass
+class Driver:
+    """A context in use: requests come, are cancelled, and say what they say, while the threads change."""
+
+    runner: LlamaRunner
+    threads: Callable[[], int]
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(self.runner.info, batch=256, chunk=64)
+        self.said: dict[tuple[int, int], Said] = {}
+
+    def step(self) -> None:
+        plan = self.scheduler.plan()
+        self.runner.use(self.threads())
+        self.runner.launch(plan)
+        for samples in self.runner.collect():
+            for token in self.scheduler.apply(plan, samples):
+                key = (token.sequence.request.id, token.sequence.choice)
+                self.said.setdefault(key, []).append((token.sample.token, token.sample.logprob))
+
+    def run(self, *requests: Request) -> dict[tuple[int, int], Said]:
+        for request in requests:
+            self.scheduler.add(request)
+        while self.scheduler.busy:
+            self.step()
+        return self.said
+
+
+def alone(runner: LlamaRunner, request: Request) -> Said:
+    return Driver(runner, lambda: 1).run(request)[request.id, 0]
+
+
+def exact(id_: int, prompt: Sequence[int], tokens: int = 10, owner: str = "a", choices: int = 1) -> Request:
+    seeded: dict[str, Any] = {"temperature": 0.8, "seed": 7} if id_ % 2 else {"temperature": 0.0}
+    params = SamplingParams(max_tokens=tokens, ignore_eos=True, logprobs=2, **seeded)
+    return Request(id_, owner, tuple(prompt), params, choices)
+
+
+def company(id_: int, prompt: Sequence[int], tokens: int, owner: str) -> Request:
+    return Request(id_, owner, tuple(prompt), SamplingParams(max_tokens=tokens, ignore_eos=True))
+
+
+def text(dice: random.Random, length: int) -> list[int]:
+    return [dice.randrange(3, 259) for _ in range(length)]
+
+
+@pytest.mark.parametrize("length", [20, 300, 1100])
+def test_on_any_number_of_threads(small: LlamaRunner, length: int) -> None:
+    request = exact(1, text(random.Random(length), length))
+    expected = alone(small, request)
+    for count in THREADS[1:]:
+        assert Driver(small, lambda count=count: count).run(request)[1, 0] == expected, f"{count} threads"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_beside_any_number_of_others(small: LlamaRunner, count: int) -> None:
+    dice = random.Random(count)
+    request = exact(2, text(dice, 600))
+    others = [company(10 + i, text(dice, dice.choice((3, 70, 700))), 14, "b") for i in range(count)]
+    assert Driver(small, lambda: 2).run(request, *others)[2, 0] == alone(small, request)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_schedules(small: LlamaRunner, seed: int) -> None:
+    """Requests that share beginnings in every way come and go, some are cancelled, and threads change each step."""
+    dice = random.Random(seed)
+    driver = Driver(small, lambda: dice.choice(THREADS[:2]))
+    beginnings = [text(dice, length) for length in (64, 200, 640)]
+    promised: list[Request] = []
+    for id_ in range(1, 13):
+        prompt = dice.choice(beginnings)[: dice.randrange(1, 641)] + text(dice, dice.choice((0, 1, 30, 200)))
+        if dice.random() < 0.5:
+            promised.append(exact(id_, prompt, dice.choice((2, 8)), dice.choice("ab"), dice.choice((1, 1, 2))))
+            driver.scheduler.add(promised[-1])
+        else:
+            driver.scheduler.add(company(id_, prompt, dice.choice((1, 6, 20)), dice.choice("ab")))
+        for _ in range(dice.choice((0, 1, 3, 8))):
+            if driver.scheduler.busy:
+                driver.step()
+        if dice.random() < 0.2:
+            driver.scheduler.cancel(dice.randrange(1, id_ + 1))
+    driver.run()
+    compared = 0
+    for request in promised:
+        expected = alone(small, request)
+        said = driver.said.get((request.id, 0), [])  # a cancelled one has said less, or nothing
+        assert said == expected[: len(said)], f"request {request.id}: {len(request.prompt)} tokens"
+        compared += len(said)
+    assert compared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [300, 700, 1200, 2000, 3000])
+def test_the_real_model_at_every_length(model_file: Path, length: int) -> None:
+    made = LlamaRunner(str(model_file), slots=3, context=3200, batch=256, threads=2)
+    tokens = made.tokenize("The quick brown fox jumps over the lazy dog. Then it sleeps. " * 300, add_special=True,
+                           parse_special=False)  # fmt: skip
+    dice, request = random.Random(length), exact(1, tokens[:length], 24)
+    others = [company(2, tokens[9 : 9 + length // 3], 12, "b"), exact(3, tokens[: length - 40], 24)]
+    driver = Driver(made, lambda: dice.choice((1, 2)))
+    said = driver.run(request, *others)[1, 0]
+    assert driver.run(exact(5, tokens[:length], 24))[5, 0] == said  # on the prefix that is there now
+    assert alone(made, request) == said
+    made.close()
