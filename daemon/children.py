@@ -33,7 +33,7 @@ NAMES = frozenset({"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TZ"
 PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "GGML_", "OMP_", "GOMP_", "OPENBLAS_", "NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_")
 # where this process' environment has no other: libgomp's threads wait for each other this many turns before they sleep.
 # Its own 300,000 take milliseconds, from a thread that could run
-DEFAULTS = {"GOMP_SPINCOUNT": "3000"}
+DEFAULTS = {"GOMP_SPINCOUNT": "10000"}
 
 
 @dataclass(frozen=True, slots=True)

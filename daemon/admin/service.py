@@ -328,7 +328,7 @@ def _deployed(d: Deployment, note: Callable[[tuple[str, int]], str]) -> dict[str
     }
 
 
-def _crowded(busy: Busy) -> str:
+def crowded(busy: Busy) -> str:
     """Where somebody else is in its way."""
     if not busy.running or busy.threads >= busy.share:
         return ""
@@ -347,7 +347,7 @@ def _replica(model: str, one: Replica, note: Callable[[tuple[str, int]], str]) -
     worker, info = one.serving
     busy, chosen = worker.busy, worker.settings
     return {
-        **found, "note": "; ".join(filter(None, (found["note"], _crowded(busy)))), "threads": busy.threads,
+        **found, "note": "; ".join(filter(None, (found["note"], crowded(busy)))), "threads": busy.threads,
         "share": busy.share, "pid": worker.pid, "form": chosen.form, "context": info.context, "slots": info.slots,
         "running": busy.running, "waiting": busy.waiting, "gpus": list(chosen.gpus), "split": chosen.split,
         "kv": chosen.kv_type, "kv_used": round(busy.kv_used / info.positions, 4),

@@ -12,6 +12,8 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
+# what packaging/build_portable.sh changes in llama.cpp
+PATCHES = sorted(Path(__file__).resolve().parents[1].glob("patches/*.patch"))
 WHEN = datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", "0")), UTC)
 
 
@@ -22,6 +24,9 @@ def component(one: Distribution, hashes: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {"type": "library", "bom-ref": purl, "name": name, "version": one.version, "purl": purl}
     if licence:
         found["licenses"] = [{"license": {"name": licence}}]
+    if found["purl"].startswith("pkg:pypi/llama-cpp-python@"):
+        patches = [{"type": "unofficial", "diff": {"text": {"content": file.read_text()}}} for file in PATCHES]
+        found["pedigree"] = {"patches": patches, "notes": "compiled from the source distribution with these patches"}
     if digest := hashes.get(name.lower().replace("_", "-")):
         found["hashes"] = [{"alg": "SHA-256", "content": digest}]
     return found

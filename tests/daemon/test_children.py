@@ -89,6 +89,13 @@ async def test_of_the_environment_only_what_it_needs(program: Path, monkeypatch:
     assert not found.keys() & {"AWS_SECRET_ACCESS_KEY", "LD_PRELOAD", "PYTHONSTARTUP"}
 
 
+async def test_its_threads_wait_for_each_other_a_short_time(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert (await said())["environment"]["GOMP_SPINCOUNT"] == "10000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # an admin's word counts
+    assert (await said())["environment"]["GOMP_SPINCOUNT"] == "7"
+
+
 async def test_limits_hold_before_the_first_line(program: Path) -> None:
     found = await said(limits=Limits(address_space=4 << 30, cpu_seconds=7))
     assert found["memory"] == 4 << 30 and found["cpu"] == 7
