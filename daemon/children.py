@@ -32,8 +32,9 @@ NAMES = frozenset({"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TZ"
 # and what steers the libraries that it computes with. Hosts switch NVLink multicast off with the last three
 PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "GGML_", "OMP_", "GOMP_", "OPENBLAS_", "NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_")
 # where this process' environment has no other: libgomp's threads wait for each other this many turns before they sleep.
-# Its own 300,000 take milliseconds, from a thread that could run
-DEFAULTS = {"GOMP_SPINCOUNT": "10000"}
+# Its own 300,000 take milliseconds, from a thread that could run; with less, 16 cores of a virtual machine were slower
+# (benchmarks/results/sharing.md)
+DEFAULTS = {"GOMP_SPINCOUNT": "100000"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,8 +100,7 @@ class Worker:
     """`await start()`, then `open` streams until `lost` is set. A worker is used once; the pool makes a new one.
 
     `gone` tells whether one of these GPUs is lost now. `groups`: where its memory is limited. `seats`: where it has a
-    seat among those that compute. `cause`: what kind of end
-    it had, once `answered` is set.
+    seat among those that compute. `cause`: what kind of end it had, once `answered` is set.
     """
 
     def __init__(

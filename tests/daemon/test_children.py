@@ -91,7 +91,7 @@ async def test_of_the_environment_only_what_it_needs(program: Path, monkeypatch:
 
 async def test_its_threads_wait_for_each_other_a_short_time(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    assert (await said())["environment"]["GOMP_SPINCOUNT"] == "10000"
+    assert (await said())["environment"]["GOMP_SPINCOUNT"] == "100000"
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # an admin's word counts
     assert (await said())["environment"]["GOMP_SPINCOUNT"] == "7"
 
