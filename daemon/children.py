@@ -31,10 +31,10 @@ SYS_IOPRIO_SET, IOPRIO_WHO_PROCESS, IOPRIO_IDLE = 251, 1, 3 << 13
 NAMES = frozenset({"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TZ", "TMPDIR"})
 # and what steers the libraries that it computes with. Hosts switch NVLink multicast off with the last three
 PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "GGML_", "OMP_", "GOMP_", "OPENBLAS_", "NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_")
-# where this process' environment has no other: libgomp's threads wait for each other this many turns before they sleep.
-# Its own 300,000 take milliseconds, from a thread that could run; with less, 16 cores of a virtual machine were slower
-# (benchmarks/results/sharing.md)
-DEFAULTS = {"GOMP_SPINCOUNT": "100000"}
+# where this process' environment says nothing else, libgomp's threads wait for each other so many turns before they
+# sleep. Its own 300,000 take milliseconds, from a thread that could run. Few cores lose nothing by a tenth of a
+# millisecond or two, 16 do (benchmarks/results/sharing.md)
+SPIN, FEW_CORES, FEW_SPIN = 100_000, 4, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ MAX_LINE_BYTES = 1 << 20  # of what a child prints, where it is read line by lin
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """What of this process's environment a child gets, and over it `given`."""
     kept = {k: v for k, v in os.environ.items() if k in NAMES or k.startswith(PREFIXES)}
-    return {**DEFAULTS, **kept, **given}
+    spin = FEW_SPIN if len(os.sched_getaffinity(0)) <= FEW_CORES else SPIN
+    return {"GOMP_SPINCOUNT": str(spin), **kept, **given}
 
 
 async def start(

@@ -11,6 +11,7 @@ This is the children's side; `seats.py` is the daemon's.
 import mmap
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 SEATS = 255
 WORD = 4  # bytes: how many cores there are, then a seat each: its weight, and the threads it could use (16 bits each)
@@ -96,6 +97,36 @@ def mine() -> Seat:
     page = memoryview(mmap.mmap(fd, BYTES)).cast("I")
     os.close(fd)
     return Seat(page, number, weight)
+
+
+class Idle:
+    """How much of the cores that this process may use nobody uses."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        """`root` stands for / in tests."""
+        self._file = root / "proc/stat"
+        self._seen = self._read()
+
+    def cores(self) -> float:
+        """How many had nothing to do, on average since this was last asked; all, where the kernel does not tell."""
+        before, self._seen = self._seen, self._read()
+        idle, whole = (now - then for now, then in zip(self._seen, before, strict=True))
+        mine = len(os.sched_getaffinity(0))
+        return mine * idle / whole if whole else float(mine)
+
+    def _read(self) -> tuple[int, int]:
+        """Ticks that our cores were idle, and all of theirs (proc_stat(5))."""
+        idle = whole = 0
+        mine = {f"cpu{n}" for n in os.sched_getaffinity(0)}
+        try:
+            lines = self._file.read_text().splitlines()
+        except OSError:
+            return 0, 0
+        for name, *ticks in (line.split() for line in lines if line.startswith("cpu")):
+            if name in mine:
+                idle += int(ticks[3]) + int(ticks[4])
+                whole += sum(map(int, ticks[:8]))
+        return idle, whole
 
 
 def word(most: int, weight: int) -> int:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
-from llmd.daemon.cores import Alone, Seat
+from llmd.daemon.cores import Alone, Idle, Seat
 from llmd.daemon.engine.answers.answering import Choice
 from llmd.daemon.engine.answers.matching import Masks
 from llmd.daemon.engine.answers.reader import Argued, Called, Piece, Said, Thought
@@ -61,7 +61,7 @@ class Engine:
         self, runner: Runner, send: Callable[[Step], None], *, batch: int, chunk: int, seat: Seat | None = None
     ) -> None:
         self.runner = runner
-        self._seat, self._threads, self._used = seat or Alone(), Threads(), 0
+        self._seat, self._threads, self._used = seat or Alone(), Threads(Idle().cores), 0
         # several prompts fill a pass of a device that computes by itself
         self.scheduler = Scheduler(runner.info, batch=batch, chunk=chunk, burst=BURST if runner.info.overlaps else 0)
         self.step_began: float | None = None  # monotonic; None while there is nothing to do

@@ -1,23 +1,25 @@
 """On how many of its cores a worker computes, from how long its steps take. Pure: times are passed in.
 
 The threads of a step meet hundreds of times, and one that waits for a core holds up all: two threads of which one
-shares its core with a busy process are slower than one. Who else uses the cores is not asked; what it costs is
-measured:
+shares its core with a busy process are slower than one, sometimes by a hundred times. What others cost is measured:
 
-1. A step that takes much longer than such steps did is made with fewer threads, a few times. What is faster stays, and
-   fewer still are tried.
+1. When steps take much longer than such steps did, they are made with fewer threads, a few times. What is faster stays,
+   and fewer still are tried.
 2. So it is once at the beginning: how long steps take undisturbed is not known then.
-3. With fewer than it has, half of what is missing is tried again after a while, less and less often if it is no good.
+3. With fewer than it has, more are tried again after a while: half of what is missing, but no more than there are cores
+   that had nothing to do; less and less often if it is no good.
 
 Only steps of one kind (as many sequences, prompts about as long) are held against each other.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TypeAlias
 
 SAMPLES = 4  # steps that are looked at together
 SLOWER = 1.4  # times as long as usual: somebody is in the way
+STUCK, STUCK_SAMPLES = 3.0, 2  # times as long: so few steps are enough
 BETTER = 0.95  # of the time before: worth it
 HOPELESS = 1.3  # times as long as before: no more steps are needed
 WEIGHT = 0.1  # of a new measurement
@@ -40,9 +42,10 @@ class Attempt:
 
 
 class Threads:
-    """`count` before a step, `note` after it."""
+    """`count` before a step, `note` after it. `idle` tells how many cores had nothing to do since it was last asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle: Callable[[], float]) -> None:
+        self._idle = idle
         self._limit = 0  # as many as it has
         self._less = 0  # how many of them it leaves to others
         self._attempt: Attempt | None = None
@@ -77,7 +80,7 @@ class Threads:
         self._last.append(seconds)
         if self._attempt:
             self._judge(self._attempt, now)
-        elif len(self._last) == SAMPLES:
+        elif len(self._last) == SAMPLES or self._stuck():
             self._look(now)
             self._last.clear()
 
@@ -86,16 +89,25 @@ class Threads:
         self._attempt = None
         self._last.clear()
 
+    def _stuck(self) -> bool:
+        usual = self._usual.get((self._kind, self.used))
+        last = self._last[-STUCK_SAMPLES:]
+        return usual is not None and len(last) == STUCK_SAMPLES and min(last) > STUCK * usual
+
     def _look(self, now: float) -> None:
-        took, used = fmean(self._last), self.used
-        usual = self._usual.setdefault((self._kind, used), took)
-        disturbed = median(self._last) > SLOWER * usual
+        took, middle, used = fmean(self._last), median(self._last), self.used
+        usual = self._usual.setdefault((self._kind, used), middle)
+        disturbed = middle > SLOWER * usual
         if used > 1 and (disturbed or (self._lowers and not self._kind[1])):  # a prompt's step may take a second
             self._attempt = Attempt(self._less + max(1, used // 4), took)
         elif self._less and now >= self._due:
-            self._attempt = Attempt(self._less // 2, took)
+            more = min(self._less - self._less // 2, round(self._idle()))
+            if more:
+                self._attempt = Attempt(self._less - more, took)
+            else:
+                self._due = now + FIRST_PAUSE
         elif not disturbed:
-            self._usual[self._kind, used] = usual + WEIGHT * (took - usual)
+            self._usual[self._kind, used] = usual + WEIGHT * (middle - usual)
             if len(self._usual) > MAX_KINDS:
                 del self._usual[next(iter(self._usual))]
 
@@ -115,8 +127,9 @@ class Threads:
             relapsed = now - self._risen < RELAPSE
             self._wait(now, took, min(2 * self._pause, LAST_PAUSE) if relapsed else FIRST_PAUSE)
             self._less, self._lowers = attempt.less, True
+            self._idle()  # from now on
         else:
-            self._less, self._risen, self._due = attempt.less, now, now + CLIMB
+            self._less, self._risen, self._due, self._lowers = attempt.less, now, now + CLIMB, False
 
     def _wait(self, now: float, took: float, pause: float) -> None:
         self._pause, self._due = pause, now + max(pause, STEPS * took)

@@ -74,6 +74,25 @@ def test_a_page_full_of_nonsense_gives_a_sensible_number() -> None:
     assert seat.share() == 1
 
 
+def test_idle_cores_are_those_that_this_process_may_use(tmp_path: Path) -> None:
+    mine = sorted(os.sched_getaffinity(0))
+    file = tmp_path / "proc/stat"
+    file.parent.mkdir()
+
+    def stat(used: int, idle: int) -> None:
+        lines = [f"cpu{n} {used} 0 0 {idle} 0 0 0 0 0 0" for n in mine]
+        file.write_text("\n".join(["cpu 1 2 3 4 5 6 7 8 9 10", *lines, "cpu9999 0 0 0 99999 0 0 0 0 0 0", "intr 7"]))
+
+    stat(100, 100)
+    idle = cores.Idle(tmp_path)
+    stat(175, 125)
+    assert idle.cores() == pytest.approx(len(mine) / 4)
+    stat(175, 225)
+    assert idle.cores() == pytest.approx(len(mine))
+    file.unlink()
+    assert cores.Idle(tmp_path).cores() == len(mine)
+
+
 class Children:
     """Children with seats, in real processes."""
 

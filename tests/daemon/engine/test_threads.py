@@ -14,9 +14,12 @@ class Machine:
     """Steps on `limit` cores, of which `others` are busy. What is shared makes every thread wait."""
 
     def __init__(self, limit: int, seed: int = 1) -> None:
-        self.threads, self.limit, self.others, self.now = Threads(), limit, 0, 100.0
+        self.threads, self.limit, self.others, self.now = Threads(self.idle), limit, 0, 100.0
         self.counts: list[int] = []
         self._dice = random.Random(seed)
+
+    def idle(self) -> float:
+        return max(0, self.limit - self.others - self.threads.used)
 
     def took(self, count: int, cores: int) -> float:
         shared = max(0, count + self.others - cores)
@@ -67,13 +70,38 @@ def test_who_begins_beside_others_finds_out_as_well() -> None:
     assert share_at(machine.run(60), 1) > 0.9
 
 
-def test_more_are_tried_less_and_less_often() -> None:
+def test_more_are_tried_only_when_a_core_has_nothing_to_do() -> None:
     machine = Machine(2)
+    machine.run(5)
+    machine.others = 1
+    machine.run(5)
+    assert set(machine.run(120)) == {1}  # nobody's stream waits for a try that is no good
+    machine.others = 0
+    machine.run(2.5 * FIRST_PAUSE)
+    assert machine.threads.used == 2
+
+
+def test_where_the_machine_does_not_tell_more_are_tried_less_and_less_often() -> None:
+    """Who is in the way may be another machine on the same host."""
+    machine = Machine(2)
+    machine.threads = Threads(lambda: 2.0)
     machine.others = 1
     counts = machine.run(120)
     tries = [i for i, (a, b) in enumerate(zip(counts, counts[1:], strict=False)) if (a, b) == (1, 2)]
     assert 5 <= len(tries) <= 20
     assert 120 / LAST_PAUSE / 2 < len(tries) < 120 / FIRST_PAUSE
+
+
+def test_steps_that_are_stuck_are_seen_at_once() -> None:
+    machine = Machine(2)
+    machine.run(5)
+    machine.threads.count(1)  # what it has seen last is of no use
+    machine.run(SAMPLES * 0.0102)
+    for seconds in (1.5, 2.0):
+        assert machine.threads.count(2) == 2
+        machine.now += seconds
+        machine.threads.note(1, 0, seconds, machine.now)
+    assert machine.threads.count(2) == 1
 
 
 def test_one_slow_step_changes_nothing() -> None:
