@@ -32,9 +32,9 @@ NAMES = frozenset({"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TZ"
 # and what steers the libraries that it computes with. Hosts switch NVLink multicast off with the last three
 PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "GGML_", "OMP_", "GOMP_", "OPENBLAS_", "NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_")
 # where this process' environment says nothing else, libgomp's threads wait for each other so many turns before they
-# sleep. Its own 300,000 take milliseconds, from a thread that could run. Few cores lose nothing by a tenth of a
-# millisecond or two, 16 do (benchmarks/results/sharing.md)
-SPIN, FEW_CORES, FEW_SPIN = 100_000, 4, 10_000
+# sleep. Its own 300,000 take milliseconds, from a thread that could run. Few cores lose nothing by so short a
+# wait, 16 do (benchmarks/results/sharing.md)
+SPIN, FEW_CORES, FEW_SPIN = 100_000, 4, 3_000
 
 
 @dataclass(frozen=True, slots=True)
