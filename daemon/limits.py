@@ -40,6 +40,8 @@ TOKENIZE_SECONDS = 60.0
 
 # schemas
 SCHEMA_SECONDS = 2.0  # to read one
+FIT_SECONDS = 2.0  # to hold an answer against its own
+FIT_WAIT_SECONDS = 10.0  # until that has begun
 
 # parameters
 MAX_CHOICES = 4

@@ -51,6 +51,9 @@ class Metrics:
         self._restarts = Counter(
             "llmd_worker_restarts", "Times a worker had to be started again", model, registry=registry
         )
+        self._faults = Counter(
+            "llmd_request_faults", "Requests that a fault of the server's own ended", model, registry=registry
+        )
         self._ttft = Histogram(
             "llmd_time_to_first_token_seconds",
             "From admission to the first token",
@@ -110,6 +113,7 @@ class ModelMetrics:
         self.ttft = m._ttft.labels(name).observe
         self.gap = m._gap.labels(name).observe
         self.restarts = m._restarts.labels(name).inc
+        self.faults = m._faults.labels(name).inc
         self.up = m._up.labels(name).set
         self._running, self._waiting, self._kv = m._running.labels(name), m._waiting.labels(name), m._kv.labels(name)
         self._threads, self._share = m._threads.labels(name), m._share.labels(name)

@@ -60,7 +60,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "daemon/audit/": {"llmd.daemon.audit", *LEAVES},
     "daemon/models/": {"llmd.daemon.models", "llmd.quantize", *LEAVES},
     "daemon/engine/answers/": {
-        "llmd.daemon.engine.answers", "llmd.daemon.engine.messages", "llmd.daemon.engine.types", "llmd.daemon.errors",
+        "llmd.daemon.engine.answers", "llmd.daemon.engine.messages", "llmd.daemon.engine.types", "llmd.daemon.confined",
+        "llmd.daemon.errors",
     },
     "daemon/engine/": {
         "llmd.daemon.engine", "llmd.daemon.cores", "llmd.daemon.errors", "llmd.quantize.header",

@@ -30,6 +30,7 @@ def application(routes: Sequence[Route], who: Who, refused: Refused = lambda *_:
     # the client's own Host header says
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Head)
+    app.state.described = {}
     for name, value in state.items():
         setattr(app.state, name, value)
     granted = table(routes)

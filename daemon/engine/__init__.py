@@ -10,6 +10,8 @@ threads.py     pure: on how many of its cores a step computes
 scheduler.py   pure: which tokens the next step computes, and which slot holds them
 loop.py        the engine thread
 deadline.py    a deadline for work that nothing else can stop
+fair.py        what several owners ask of one thread
+faults.py      what is told of an exception that nobody expected
 prompts.py     messages or text to tokens, and the one error of a prompt that is too long
 templates.py   chat templates in a sandbox, in transformers' dialect: what they show of a conversation
 turns.py       a conversation as a template gets it

@@ -2,29 +2,27 @@
 
 Threads: the main thread is the engine; `read` takes frames in; `prepare_all` renders templates and tokenizes, so that a
 long text never holds up a step; `bind_all` compiles grammars, so that they hold up no other prompt; `beat` says once a
-second that the process lives and for how long the step has been running. What a thread does not expect ends the
-process: it never goes on without one of them.
+second that the process lives and for how long the step has been running. What a request meets there ends the request
+(`faults.py`). What a thread itself does not expect ends the process: it never goes on without one of them.
 """
 
 import ctypes
 import gc
 import os
-import select
 import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from queue import SimpleQueue
 from typing import Any
 
 from llmd.daemon import cores
-from llmd.daemon.engine import messages
-from llmd.daemon.engine.answers.answering import Answers
-from llmd.daemon.engine.deadline import Deadline
+from llmd.daemon.engine import faults, messages
+from llmd.daemon.engine.answers.answering import Answering, Answers
+from llmd.daemon.engine.deadline import Deadline, Timeout
+from llmd.daemon.engine.fair import FairQueue
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.messages import (
     Beat,
@@ -53,10 +51,10 @@ from llmd.daemon.engine.messages import (
 from llmd.daemon.engine.prefixes import beginnings
 from llmd.daemon.engine.prompts import Prompts, named, overflow
 from llmd.daemon.engine.types import Request, Runner
-from llmd.daemon.errors import BadRequest, LlmdError
+from llmd.daemon.errors import BadRequest, LlmdError, SchemaTooComplex
 
 TEMPLATE_SECONDS = 2.0
-LAST_WORDS_SECONDS = 1.0
+BIND_SECONDS = 2.0
 # a thread has failed; the daemon starts another worker
 EXIT_SOFTWARE = 70
 
@@ -67,9 +65,9 @@ class Worker:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._lock = threading.Lock()
-        self._inbox: SimpleQueue[Open] = SimpleQueue()
-        self._unbound: SimpleQueue[tuple[Request, Wanted, bool]] = SimpleQueue()
-        self._deadline = Deadline(TEMPLATE_SECONDS)
+        self._inbox: FairQueue[Open] = FairQueue()
+        self._unbound: FairQueue[tuple[Request, Wanted, bool]] = FairQueue()
+        self._deadline, self._bound_by = Deadline(TEMPLATE_SECONDS), Deadline(BIND_SECONDS)
         self._engine: Engine
         self._prompts: Prompts
 
@@ -121,7 +119,7 @@ class Worker:
             if isinstance(message, Cancel):
                 self._engine.cancel(message.id)
             elif isinstance(message, Open):
-                self._inbox.put(message)
+                self._inbox.put(message.owner, message)
         os._exit(0)
 
     # --- prompts
@@ -131,11 +129,12 @@ class Worker:
             message = self._inbox.get()
             try:
                 self._prepare(message)
-            except LlmdError as e:
+            except BaseException as e:  # a panic of a library in Rust is no Exception
                 self._refuse(message.id, e)
 
-    def _refuse(self, id_: int, error: LlmdError) -> None:
-        self.send(Step((Failed(id_, error.code, error.message, error.param),)))
+    def _refuse(self, id_: int, error: BaseException) -> None:
+        told = faults.of_request(error)
+        self.send(Step((Failed(id_, told.code, told.message, told.param),)))
 
     def _prepare(self, message: Open) -> None:
         match message.work:
@@ -165,7 +164,7 @@ class Worker:
             for at, (tokens, _) in enumerate(read)
         ]
         if isinstance(work.prompts[0], Chat) and (work.wanted or self._prompts.syntax.thinking):
-            self._unbound.put((requests[0], work.wanted or Wanted(), read[0][1]))
+            self._unbound.put(owner, (requests[0], work.wanted or Wanted(), read[0][1]))
         else:
             self._begin(requests)
 
@@ -196,10 +195,23 @@ class Worker:
         while True:
             request, wanted, thinks = self._unbound.get()
             try:
-                answering = self._answers.answering(self._prompts.syntax, wanted, thinks=thinks)
+                answering = self._bound(wanted, thinks)
                 self._begin([replace(request, answering=answering)])
-            except LlmdError as e:
+            except BaseException as e:  # a panic of a library in Rust is no Exception
                 self._refuse(request.id, e)
+
+    def _bound(self, wanted: Wanted, thinks: bool) -> Answering | None:
+        """Raises SchemaUnsupported, and SchemaTooComplex where it takes too long."""
+        syntax = self._prompts.syntax
+        try:
+            with self._bound_by:
+                return self._answers.answering(syntax, wanted, thinks=thinks)
+        except Timeout as e:
+            field = "response_format" if wanted.schema else "tools"
+            raise SchemaTooComplex(
+                f"the schema is too complex: a grammar of it takes more than {BIND_SECONDS:g} s; write it more simply",
+                param=field,
+            ) from e
 
     def _check_tokens(self, tokens: Sequence[int], param: str) -> None:
         vocab = self._runner.info.vocab
@@ -218,6 +230,7 @@ class Worker:
             began, now = self._engine.step_began, time.monotonic()
             self.send(Beat(step=now - began if began else 0.0, token=now - self._engine.last_token))
             self._deadline.check()
+            self._bound_by.check()
             time.sleep(1.0)
 
 
@@ -245,13 +258,8 @@ def make_runner(s: Settings, seat: cores.Seat) -> Runner:
 
 
 def die(args: threading.ExceptHookArgs) -> None:
-    """Where and what it was goes to the log, without its message: that may hold a prompt."""
-    where = "".join(traceback.format_tb(args.exc_traceback))
-    text = f"the thread {args.thread and args.thread.name} failed: {args.exc_type.__name__}\n{where}"
-    # a log that nobody reads must not keep this process
-    _, writable, _ = select.select([], [2], [], LAST_WORDS_SECONDS)
-    if writable:
-        os.write(2, text.encode()[: select.PIPE_BUF])
+    if args.exc_value:
+        faults.told(f"the thread {args.thread and args.thread.name}", args.exc_value, faults.LAST_WORDS_SECONDS)
     os._exit(EXIT_SOFTWARE)
 
 

@@ -7,13 +7,13 @@ import time
 _raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
 
-class TemplateTimeout(Exception):
+class Timeout(Exception):
     """Raised into the thread whose block is over its time."""
 
 
 class Deadline:
     """`with deadline:` in one thread, `check()` now and then in another. A block that is over its `seconds` when it is
-    checked gets a TemplateTimeout, once, perhaps as it ends; outside the block nothing is ever raised."""
+    checked gets a Timeout, once, perhaps as it ends; outside the block nothing is ever raised."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -35,4 +35,4 @@ class Deadline:
         with self._lock:
             if self._until is not None and time.monotonic() > self._until:
                 self._until = None  # a second one could come when nobody expects it any more
-                _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(TemplateTimeout))
+                _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(Timeout))

@@ -4,8 +4,8 @@ the scheduler and the context.
 Where the device computes by itself, what a token makes visible (its text, a frame to the daemon) is worked out while
 the next step runs; a sequence's first token does not wait for that.
 
-Every request that was added gets exactly one end a choice, whatever happens to it; a runner that fails ends the
-process, and the daemon answers for it.
+Every request that was added gets exactly one end a choice, whatever happens to it. What nobody expected ends the
+request that it happened to; a runner that fails ends the process, and the daemon answers for it.
 """
 
 import secrets
@@ -18,8 +18,9 @@ from queue import Empty, SimpleQueue
 
 from llmd.daemon.cores import Alone, Idle, Seat
 from llmd.daemon.engine.answers.answering import Choice
-from llmd.daemon.engine.answers.matching import Masks
+from llmd.daemon.engine.answers.matching import Masks, Matcher
 from llmd.daemon.engine.answers.reader import Argued, Called, Piece, Said, Thought
+from llmd.daemon.engine.faults import of_request
 from llmd.daemon.engine.messages import (
     Busy,
     ChosenLogprob,
@@ -37,7 +38,6 @@ from llmd.daemon.engine.pace import Pace
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.threads import Threads
 from llmd.daemon.engine.types import NO_MASKS, Logprob, Mask, Plan, Request, Runner, Sequence, Token
-from llmd.daemon.errors import AnswerInvalid
 
 BURST = 512
 # who has answered a request often has the next one soon: its cores are not dealt anew for less
@@ -125,14 +125,22 @@ class Engine:
         if id_ in self._cancelled_early:
             del self._cancelled_early[id_]
             return
+        try:
+            live = {
+                (id_, request.first + choice): _Live(
+                    TextOutput(request.params.stop),
+                    LogprobOutput(),
+                    request.answering.start() if request.answering else None,
+                )
+                for request in requests
+                for choice in range(request.choices)
+            }
+        except BaseException as e:  # a panic of a library in Rust is no Exception
+            return self._report([self._fail(id_, e)])
+        self._live |= live
+        self._held += sum(one.choice is not None and one.choice.matcher is not None for one in live.values())
         for request in requests:
             self.scheduler.add(request)
-            for choice in range(request.choices):
-                started = request.answering.start() if request.answering else None
-                self._held += started is not None and started.matcher is not None
-                self._live[id_, request.first + choice] = _Live(
-                    TextOutput(request.params.stop), LogprobOutput(), started
-                )
 
     def _cancel(self, request_id: int) -> None:
         gone = self.scheduler.cancel(request_id)
@@ -150,12 +158,13 @@ class Engine:
         if live is not None and live.choice is not None and live.choice.matcher is not None:
             self._held -= 1
 
-    def _fail(self, request_id: int, error: AnswerInvalid) -> Failed:
+    def _fail(self, request_id: int, error: BaseException) -> Failed:
         """The whole request ends with it."""
+        told = of_request(error)
         self.scheduler.cancel(request_id)
         for id_, choice in [key for key in self._live if key[0] == request_id]:
             self._leave(id_, choice)
-        return Failed(request_id, error.code, error.message, error.param)
+        return Failed(request_id, told.code, told.message, told.param)
 
     def _step(self) -> None:
         if self.runner.info.overlaps:
@@ -202,7 +211,20 @@ class Engine:
             choice = self._choice(self.scheduler.slots[chunk.slot].sequence) if chunk.sample else None
             if choice is not None and choice.matcher is not None:
                 wanted.append((choice.matcher, chunk.slot))
-        return self._masks.of(wanted) if wanted else NO_MASKS
+        return self._masked(wanted) if wanted else NO_MASKS
+
+    def _masked(self, wanted: list[tuple[Matcher, int]]) -> Mapping[int, Mask]:
+        """One that fails ends its request with the token that is sampled now, which then fits nothing."""
+        try:
+            return self._masks.of(wanted)
+        except BaseException:  # a panic of a library in Rust is no Exception
+            found: dict[int, Mask] = {}
+            for matcher, slot in wanted:
+                try:
+                    found |= self._masks.of([(matcher, slot)])
+                except BaseException as e:
+                    matcher.broken = e
+            return found
 
     def _choice(self, sequence: Sequence | None) -> Choice | None:
         live = self._live.get((sequence.request.id, sequence.choice)) if sequence else None
@@ -224,7 +246,7 @@ class Engine:
             return token
         try:
             choice.matcher.accept(token.sample.token)
-        except AnswerInvalid as e:
+        except BaseException as e:  # a panic of a library in Rust is no Exception
             failed.append(self._fail(sequence.request.id, e))
             return None
         if token.finish == "stop" or not choice.matcher.ended:
@@ -244,7 +266,12 @@ class Engine:
         self._unseen = later
         # the daemon writes to one client after the other: first tokens go first, they are what people wait for
         now.sort(key=lambda token: token.sequence.generated)
-        events = [event for token in now for event in self._events(token)]
+        events: list[Event] = []
+        for token in now:
+            try:
+                events += list(self._events(token))
+            except BaseException as e:  # a panic of a library in Rust is no Exception
+                events.append(self._fail(token.sequence.request.id, e))
         if events or (now and not first):
             self._report(events)
 
@@ -288,16 +315,11 @@ class Engine:
         logprobs: tuple[ChosenLogprob, ...],
         finish: str | None,
     ) -> Iterator[Event]:
-        """A text as what it says, thinks and calls; and whether it was to be so, once it has ended by itself."""
+        """A text as what it says, thinks and calls."""
         if logprobs:
             yield Text(sequence.request.id, sequence.choice, "", sequence.generated, sequence.cached, logprobs)
         for piece in (*choice.push(text), *(choice.end() if finish else ())):
             yield self._told(sequence, choice, piece)
-        try:
-            if finish in ("stop", "whole"):
-                choice.check()
-        except AnswerInvalid as e:
-            yield self._fail(sequence.request.id, e)
 
     def _told(self, sequence: Sequence, choice: Choice, piece: Piece) -> Event:
         where = (sequence.request.id, sequence.choice)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from llmd.daemon.engine.answers.detecting import named as named_syntax
 from llmd.daemon.engine.answers.formats import Syntax
-from llmd.daemon.engine.deadline import Deadline, TemplateTimeout
+from llmd.daemon.engine.deadline import Deadline, Timeout
 from llmd.daemon.engine.messages import Chat, Prompt
 from llmd.daemon.engine.templates import chat_template
 from llmd.daemon.engine.turns import Escape
@@ -67,7 +67,7 @@ def rendered(
     try:
         with deadline:
             return chat_template(template).render(chat.messages, escape, check, chat.tools, syntax, **given)
-    except TemplateTimeout as e:
+    except Timeout as e:
         raise ModelInvalid("the model's chat template takes too long") from e
 
 
@@ -82,7 +82,7 @@ def syntax_of(template: str | None, specials: Specials, deadline: Deadline) -> S
     try:
         with deadline:
             return chat_template(template).syntax(_given(specials))
-    except TemplateTimeout as e:
+    except Timeout as e:
         raise ModelInvalid("the model's chat template takes too long") from e
 
 

@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmd.daemon.engine.answers.detecting import calls_in, thinking_in
 from llmd.daemon.engine.answers.formats import Calls, Syntax
-from llmd.daemon.engine.deadline import TemplateTimeout
+from llmd.daemon.engine.deadline import Timeout
 from llmd.daemon.engine.messages import ChatMessage, Tool, ToolCall
 from llmd.daemon.engine.turns import MANNERS, Escape, Form, Manner, Turns, definitions, explained, tojson
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid
@@ -112,11 +112,11 @@ class ChatTemplate:
         through `escape`. Tools that it does not show are explained, in the way that `syntax` has them called (None: its
         own).
 
-        Raises ModelInvalid and BadRequest for what the template does, what `check` raises, and TemplateTimeout.
+        Raises ModelInvalid and BadRequest for what the template does, what `check` raises, and Timeout.
         """
         try:
             return self._rendered(*self._with_tools(messages, escape, tools, syntax, values), escape, check)
-        except (LlmdError, TemplateTimeout):
+        except (LlmdError, Timeout):
             raise
         except jinja2.exceptions.SecurityError as e:
             raise ModelInvalid(f"the model's chat template does not work: {type(e).__name__}") from e
@@ -167,11 +167,11 @@ class ChatTemplate:
 
     def syntax(self, values: dict[str, Any]) -> Syntax:
         """In which format a model writes that learned with it; of one that shows no conversation, none. Raises
-        TemplateTimeout."""
+        Timeout."""
         if self._syntax is None:
             try:
                 calls = self._calls({**values, "tools": None})
-            except TemplateTimeout:
+            except Timeout:
                 raise
             except Exception:  # whatever it was, every request will be told
                 calls = None
@@ -199,7 +199,7 @@ class ChatTemplate:
         """What it shows; "" where it refuses."""
         try:
             return self._probe(messages, Turns(manner, self._text_forms(values), str), values)
-        except TemplateTimeout:
+        except Timeout:
             raise
         except Exception:
             return ""
@@ -221,7 +221,7 @@ class ChatTemplate:
     def _shows_text(self, role: str, forms: dict[str, Form], values: dict[str, Any]) -> bool:
         try:
             shown = self._probe(_speaking(role, _TEXT), Turns(MANNERS[0], forms, str), values)
-        except TemplateTimeout:
+        except Timeout:
             raise
         except Exception:  # its way to say no
             return False

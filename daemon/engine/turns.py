@@ -127,7 +127,7 @@ class Turns:
 
     def _arguments(self, text: str) -> Arguments | str:
         try:
-            value = escaped(json.loads(text), self.escape)
+            value = escaped(json.loads(text), lambda part: self.escape(mended(part)))
         except (ValueError, RecursionError):  # a model may write anything
             value = None
         # the text is escaped as it stands: what a value says in \u escapes is none of it
@@ -138,6 +138,11 @@ class Turns:
         if self.manner.short_ids:
             return hashlib.sha256(text.encode()).hexdigest()[:SHORT_ID]
         return self.escape(text)
+
+
+def mended(text: str) -> str:
+    """With U+FFFD for halves of a character, which JSON inside JSON may hold: an answer that was cut, say."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def escaped(value: Any, escape: Escape) -> Any:

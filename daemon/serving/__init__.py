@@ -3,7 +3,8 @@
 ask.py         what somebody wants of a model
 admission.py   who is let in: a count of what runs and waits
 answer.py      one request from its `admit` row to its `finish` row
-schemas.py     whether answers can be held to the schemas that requests bring
+schemas.py     asks a process whether answers can be held to the schemas that requests bring, and whether they fit
+holding.py     pure: what a request's whole answers are held against
 routing.py     pure: which of a model's replicas answers
 rollout.py     pure: which replicas a deployment has, and how they follow each other
 lifecycle.py   pure: a replica's life, events in and effects out

@@ -5,6 +5,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 from llmd.daemon import limits
 from llmd.daemon.audit.log import AuditLog
@@ -35,6 +36,7 @@ from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.ask import Ask
+from llmd.daemon.serving.holding import Check, Held, held
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.schemas import Schemas
 from llmd.daemon.serving.stream import Stream
@@ -50,9 +52,12 @@ class Answer:
     event has been read (`engine/messages.py` says which that is): what waits can go out in one write.
 
     A Failed is an event like others: the dialect says how it looks after its first byte. `context` is tokens a slot.
+    `check` is asked whether what a choice said fits its schema, before its end is shown.
     """
 
-    def __init__(self, request_id: str, model: str, context: int, stream: Stream, work: Work) -> None:
+    def __init__(
+        self, request_id: str, model: str, context: int, stream: Stream, work: Work, check: Check | None = None
+    ) -> None:
         self.request_id, self.model, self.context = request_id, model, context
         self.prompt_tokens = 0
         self.reasoning_tokens = 0  # of those generated, of the choices that have ended
@@ -62,6 +67,8 @@ class Answer:
         self._unread: list[Event] = []
         self._ends: set[str] = set()
         self._error: str | None = None
+        self._check = check
+        self._held = held(work.wanted) if isinstance(work, Generate) and check else None
 
     def __aiter__(self) -> AsyncIterator[list[Event]]:
         return self
@@ -70,7 +77,7 @@ class Answer:
         if self._unread:
             events, self._unread = self._unread, []
             return events
-        if self._stream.read_out:
+        if self._error or self._stream.read_out:
             raise StopAsyncIteration
         return await self._next()
 
@@ -105,6 +112,8 @@ class Answer:
 
     async def _next(self) -> list[Event]:
         events = await self._stream.next()
+        if self._held and self._check:
+            events = await self._fitting(events, self._held, self._check)
         for event in events:
             match event:
                 case Started():
@@ -119,6 +128,16 @@ class Answer:
                     self._ends.add("ok")
                 case Failed():
                     self._error = event.code
+        return events
+
+    async def _fitting(self, events: list[Event], held: Held, check: Check) -> list[Event]:
+        """The events up to an answer that does not fit: that is the end of them all."""
+        for i, event in enumerate(events):
+            try:
+                await check(held.note(event))
+            except LlmdError as e:
+                self._stream.cancel()
+                return [*events[:i], Failed(self._stream.id, e.code, e.message, e.param)]
         return events
 
 
@@ -158,7 +177,8 @@ class Serving:
             worker, info = self.pool.serves(model, principal.name, ask)
             place = self.admission.enter(model, ask.places, self.pool.find(model).slots)
             books.stream = stream = worker.open(principal.name, ask.work, place.leave)
-            books.answer = answer = Answer(books.request_id, model, info.context, stream, ask.work)
+            fit = partial(self.schemas.fit, principal.name)
+            books.answer = answer = Answer(books.request_id, model, info.context, stream, ask.work, fit)
             try:
                 with _deadline(stream, min(ask.deadline, limits.ACCEPT_SECONDS), "the model has not begun"):
                     await answer.accepted()
@@ -253,7 +273,10 @@ class _Books:
             log.warning("a request to %s ended with %s", self._model, error, extra=about)
         now = asyncio.get_running_loop().time()
         # a label that a client may choose freely would grow the metrics without bound
-        serving.metrics.outcome(self._model if serving.pool.digest(self._model) else "", outcome)
+        known = self._model if serving.pool.digest(self._model) else ""
+        serving.metrics.outcome(known, outcome)
+        if error == LlmdError.code:
+            serving.metrics.model(known).faults()
         first = stream.first if stream else None
         if first is not None:
             serving.admission.took(self._model, now - first)

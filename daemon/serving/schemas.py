@@ -1,7 +1,8 @@
-"""Whether answers can be held to the schemas that requests bring: asked of a child process, which a schema may keep
-busy or end, and which is then replaced. What has been found good is not asked again.
+"""Whether answers can be held to the schemas that requests bring, and whether they fit them in the end: asked of a
+child process, which either may keep busy or end, and which is then replaced. It opens no file and no socket. Schemas
+that have been found good are not looked at again.
 
-A client's schemas are looked at one after the other, so that it leaves a process to the others.
+What a client asks is looked at one after the other, so that it leaves a process to the others.
 """
 
 import asyncio
@@ -11,12 +12,14 @@ import json
 import os
 import socket
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from llmd.daemon import children, limits
-from llmd.daemon.errors import BadRequest, DeadlineExceeded, SchemaTooComplex, Unavailable, from_wire
+from llmd.daemon.errors import AnswerInvalid, BadRequest, DeadlineExceeded, SchemaTooComplex, Unavailable, from_wire
+from llmd.daemon.serving.holding import Whole
 
 PROGRAM = "llmd.daemon.engine.answers.check"
 PROCESSES = 2
@@ -56,9 +59,9 @@ class _Child:
             raise Unavailable("schemas cannot be looked at: their process does not start; try again") from e
         return child
 
-    async def ask(self, schemas: list[Schema]) -> dict[str, Any]:
+    async def ask(self, kind: str, what: Sequence[Schema | Whole]) -> dict[str, Any]:
         """Raises OSError and ValueError where it has ended."""
-        self.writer.write(json.dumps(schemas).encode() + b"\n")
+        self.writer.write(json.dumps([kind, what]).encode() + b"\n")
         await self.writer.drain()
         return await self._line()
 
@@ -70,6 +73,14 @@ class _Child:
         self.writer.transport.abort()
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
+
+
+class _Stuck(Exception):
+    """A process was ended: it was `late`, or took too much memory. `computed`: it had the time to compute in."""
+
+    def __init__(self, *, late: bool, computed: bool) -> None:
+        super().__init__("late" if late else "gone")
+        self.late, self.computed = late, computed
 
 
 class Schemas:
@@ -102,15 +113,37 @@ class Schemas:
             return
         try:
             async with asyncio.timeout(limits.ACCEPT_SECONDS), self._turn(principal), self._places:
-                said = await self._asked(schemas)
+                await self._asked("schemas", schemas, limits.SCHEMA_SECONDS)
         except TimeoutError as e:
             raise DeadlineExceeded("too many schemas wait to be looked at; try again") from e
-        if said.get("ok") is not True:
-            error = from_wire(str(said.get("code")), str(said.get("message")), said.get("param"))
-            raise error if isinstance(error, BadRequest) else Unavailable("schemas cannot be looked at; try again")
+        except _Stuck as e:
+            if not e.computed:
+                raise Unavailable("this machine is too busy to look at the schema; try again") from e
+            why = f"takes more than {limits.SCHEMA_SECONDS:g} s" if e.late else "takes too much memory"
+            field = schemas[0][1].partition(".")[0]
+            raise SchemaTooComplex(
+                f"the schema is too complex: reading it {why}; write it more simply", param=field
+            ) from e
         self._good[key] = None
         while len(self._good) > KEPT:
             self._good.popitem(last=False)
+
+    async def fit(self, principal: str, answers: list[Whole]) -> None:
+        """Whether answers fit their schemas; what cannot be found out in time does not. Raises AnswerInvalid, and
+        Unavailable."""
+        if not answers:
+            return
+        waited = asyncio.timeout(limits.FIT_WAIT_SECONDS)
+        try:
+            async with waited, self._turn(principal), self._places:
+                waited.reschedule(None)
+                await self._asked("answers", answers, limits.FIT_SECONDS)
+        except (TimeoutError, _Stuck) as e:
+            _, param, _, what = answers[0]
+            raise AnswerInvalid(
+                f"{what} could not be held against its schema in time; write the schema more simply",
+                param=param.partition(".")[0],
+            ) from e
 
     @contextlib.asynccontextmanager
     async def _turn(self, principal: str) -> Any:
@@ -124,25 +157,26 @@ class Schemas:
             if not waiting:
                 del self._turns[principal]
 
-    async def _asked(self, schemas: list[Schema]) -> dict[str, Any]:
+    async def _asked(self, kind: str, what: Sequence[Schema | Whole], seconds: float) -> None:
+        """Raises the BadRequest that a process answers, Unavailable, and _Stuck where it does not answer."""
         child = await self._child()
         answered, before = False, _cpu_seconds(child.process.pid)
         try:
-            async with asyncio.timeout(limits.SCHEMA_SECONDS):
-                said = await child.ask(schemas)
+            async with asyncio.timeout(seconds):
+                said = await child.ask(kind, what)
             answered = True
-            return said
         except TimeoutError as e:
-            if _cpu_seconds(child.process.pid) - before < limits.SCHEMA_SECONDS / 2:
-                raise Unavailable("this machine is too busy to look at the schema; try again") from e
-            raise _too_complex(schemas, f"it takes more than {limits.SCHEMA_SECONDS:g} s to read") from e
+            raise _Stuck(late=True, computed=_cpu_seconds(child.process.pid) - before >= seconds / 2) from e
         except (OSError, ValueError) as e:
-            raise _too_complex(schemas, "reading it takes too much memory") from e
+            raise _Stuck(late=False, computed=True) from e
         finally:
             if answered:
                 self._idle.append(child)
             else:
                 self._kill(child)
+        if said.get("ok") is not True:
+            error = from_wire(str(said.get("code")), str(said.get("message")), said.get("param"))
+            raise error if isinstance(error, BadRequest) else Unavailable("schemas cannot be looked at; try again")
 
     async def _child(self) -> _Child:
         while self._idle:
@@ -158,11 +192,6 @@ class Schemas:
     def _kill(self, child: _Child) -> None:
         child.kill()
         self._killed = [killed for killed in self._killed if killed.process.returncode is None] + [child]
-
-
-def _too_complex(schemas: list[Schema], why: str) -> SchemaTooComplex:
-    field = schemas[0][1].partition(".")[0]
-    return SchemaTooComplex(f"the schema is too complex: {why}; write it more simply", param=field)
 
 
 def _cpu_seconds(pid: int) -> float:

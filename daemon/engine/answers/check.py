@@ -1,20 +1,25 @@
-"""Can answers be held to these schemas? Asked in a process of its own, because a schema may take any time, and any
-memory, to read.
+"""Can answers be held to these schemas, and do these answers fit theirs? Asked in a process of its own, because both
+may take any time and any memory, in which nothing else of the process runs.
 
     python -P -m llmd.daemon.engine.answers.check FD    the socket on which it is asked
 
-It says `{}` once it can be asked. A line in, `[[SCHEMA, PARAM, STRICT], …]`, is a line out: `{"ok": true}`, or the
-error: `{"ok": false, "code": CODE, "message": TEXT, "param": PARAM}`. `daemon/serving/schemas.py` runs it.
+It says `{}` once it can be asked. A line in, `["schemas", [[SCHEMA, PARAM, STRICT], …]]` or
+`["answers", [[SCHEMA, PARAM, ANSWER, WHAT], …]]`, is a line out: `{"ok": true}`, or the error: `{"ok": false, "code":
+CODE, "message": TEXT, "param": PARAM}`. `daemon/serving/schemas.py` runs it.
 """
 
 import json
 import socket
 import sys
+from functools import lru_cache
 from typing import Any
 
+from llmd.daemon.confined import seal
 from llmd.daemon.engine.answers.matching import refusal
 from llmd.daemon.engine.answers.schemas import Validator, parsed, prepared
 from llmd.daemon.errors import LlmdError, SchemaUnsupported
+
+KEPT = 64  # schemas that answers were held against
 
 
 def check(text: str, param: str, *, strict: bool) -> None:
@@ -25,10 +30,20 @@ def check(text: str, param: str, *, strict: bool) -> None:
         raise SchemaUnsupported(f"{param}: no answer can be held to this schema: {why}", param=param.partition(".")[0])
 
 
+@lru_cache(KEPT)
+def validator(text: str, param: str) -> Validator:
+    return Validator(parsed(text, param), param)
+
+
 def answer(line: bytes) -> dict[str, Any]:
+    kind, asked = json.loads(line)
     try:
-        for text, param, strict in json.loads(line):
-            check(text, param, strict=strict)
+        if kind == "schemas":
+            for text, param, strict in asked:
+                check(text, param, strict=strict)
+        else:
+            for schema, param, text, what in asked:
+                validator(schema, param).check(text, what)
     except LlmdError as e:
         return {"ok": False, "code": e.code, "message": e.message, "param": e.param}
     return {"ok": True}
@@ -37,6 +52,7 @@ def answer(line: bytes) -> dict[str, Any]:
 def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as sock, sock.makefile("rwb") as file:
         said: dict[str, Any] = {}
+        seal()
         while True:
             file.write(json.dumps(said).encode() + b"\n")
             file.flush()

@@ -69,6 +69,7 @@ class Matcher:
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self.matcher = matcher
+        self.broken: BaseException | None = None  # what it met: nothing more can be said of it
 
     @property
     def ended(self) -> bool:
@@ -81,7 +82,9 @@ class Matcher:
         return bool(self.matcher.is_accepting())
 
     def accept(self, token: int) -> None:
-        """Raises AnswerInvalid where the grammar leaves no way on, or takes too much to follow."""
+        """Raises AnswerInvalid where the grammar leaves no way on, or takes too much to follow, and what broke it."""
+        if self.broken:
+            raise self.broken
         if not self.matcher.consume_token(token):
             raise AnswerInvalid(
                 "the answer cannot go on: the schema leaves no way, or takes too long to follow; write it more simply"

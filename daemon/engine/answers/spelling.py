@@ -1,14 +1,23 @@
 """Arguments that are written otherwise than as JSON, as rules of a grammar: pure. A schema's shape is held to, its
 names in order, its types and choices; what of it these rules do not say (`pattern`, limits) is held against the whole
-call."""
+call.
+
+What is written grows with the schema and no faster: what stands in two places is a rule with a name.
+"""
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmd.daemon.engine.answers.schemas import is_text
+from llmd.daemon.errors import SchemaTooComplex
 
+# characters of all rules: a schema of which every part refers to all of the rest is written out again for each
+MAX_CHARS = 4 << 20
+# properties of one object that are held to their order and types; with more of them it is any object
+MAX_PAIRS = 256
+RUN = 16  # pairs
 MAX_DEPTH = 6  # of objects and lists that are held to a schema; deeper ones are any value
 
 # text to its tokens in a grammar
@@ -24,8 +33,13 @@ class Rules:
 
     def __init__(self, rules: dict[str, str], literal: Literal) -> None:
         self._rules, self._literal = rules, literal
+        self._size = 0
 
     def add(self, name: str, rule: str) -> str:
+        """Raises SchemaTooComplex where there are too many of them."""
+        self._size += len(name) + len(rule)
+        if self._size > MAX_CHARS:
+            raise SchemaTooComplex("the tools' parameters are too complex: write them more simply", param="tools")
         self._rules[name] = rule
         return name
 
@@ -77,16 +91,38 @@ class GemmaRules(Rules):
         return self._literal(json.dumps(value))
 
     def _object(self, schema: dict[str, Any], name: str, depth: int) -> str | None:
-        """None: it names no properties."""
+        """None: it names no properties, or too many."""
         properties = schema.get("properties")
-        if not isinstance(properties, dict) or not all(re.fullmatch(NAME[1:-1], key) for key in properties):
+        if not isinstance(properties, dict) or len(properties) > MAX_PAIRS:
+            return None
+        if not all(re.fullmatch(NAME[1:-1], key) for key in properties):
             return None
         required = schema.get("required", ())
         parts = [
             (f"{self._literal(key + ':')} {self._value(kind, f'{name}_{i}', depth + 1)}", key in required)
             for i, (key, kind) in enumerate(properties.items())
         ]
-        return self.add(name, f'"{{" {" ".join(_listed(parts))} "}}"' if parts else '"{" "}"')
+        return self.add(name, f'"{{" {self._listed(parts, name)} "}}"')
+
+    def _listed(self, parts: Sequence[tuple[str, bool]], name: str) -> str:
+        """Pairs with commas between those that are there. `NAME_more_I` is what may follow another pair, from the I-th
+        on: through a run of pairs, and then run by run, so that rules lead to one another a few times only (what
+        compiles them calls itself for each)."""
+        if not parts:
+            return ""
+        pairs = [self.add(f"{name}_pair_{i}", part) for i, (part, _) in enumerate(parts)]
+        behind = [
+            f'"," {pair}' if required else f'("," {pair})?' for pair, (_, required) in zip(pairs, parts, strict=True)
+        ]
+        more, runs = [""] * (len(parts) + 1), ""
+        for i in range(len(parts) - 1, 0, -1):
+            next_ = runs if (i + 1) % RUN == 0 else more[i + 1]
+            more[i] = self.add(f"{name}_more_{i}", f"{behind[i]} {next_}")
+            if i % RUN == 0:
+                runs = self.add(f"{name}_runs_{i}", f"{' '.join(behind[i : i + RUN])} {runs}")
+        last = next((i for i, (_, required) in enumerate(parts) if required), len(parts) - 1)
+        begun = " | ".join(f"{pairs[i]} {more[i + 1]}" for i in range(last + 1))
+        return f"({begun})" if parts[last][1] else f"({begun})?"
 
 
 class XmlRules(Rules):
@@ -100,7 +136,7 @@ class XmlRules(Rules):
 
     def arguments(self, schema: dict[str, Any], name: str) -> str:
         properties, end = schema.get("properties"), self._literal("</function>")
-        if not isinstance(properties, dict):
+        if not isinstance(properties, dict) or len(properties) > MAX_PAIRS:
             return self.add(name, f'("<parameter=" {NAME} ">\\n" any_text)* {end}')
         outer: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions", "x-guidance") if key in schema}
         parts = []
@@ -119,20 +155,3 @@ class XmlRules(Rules):
 
 def _plain(value: Any) -> bool:
     return value is None or isinstance(value, str | bool | int | float)
-
-
-def _listed(parts: list[tuple[str, bool]], *, first: bool = True) -> Iterator[str]:
-    """Pairs with commas between those that are there."""
-    if not parts:
-        return
-    (part, required), *rest = parts
-    behind = " ".join(_listed(rest, first=False))
-    if not first:
-        yield f'"," {part}' if required else f'("," {part})?'
-        yield from _listed(rest, first=False)
-    elif required:
-        yield f"{part} {behind}"
-    else:
-        others = " ".join(_listed(rest))
-        whole = f"({part} {behind} | {others})" if others else f"({part} {behind})"
-        yield whole if any(must for _, must in rest) else f"{whole}?"

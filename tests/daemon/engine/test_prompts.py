@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmd.daemon.engine.deadline import Deadline, TemplateTimeout
+from llmd.daemon.engine.deadline import Deadline, Timeout
 from llmd.daemon.engine.fake import FakeRunner
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage
@@ -120,7 +120,7 @@ def test_a_deadline_that_is_checked_as_its_block_ends_never_reaches_what_comes_n
                 with deadline:
                     for _ in range(rounds * 7919 % 100_000):
                         pass
-            except TemplateTimeout:
+            except Timeout:
                 inside += 1
             sum(range(200))  # nothing may be raised here
     finally:

@@ -112,6 +112,18 @@ def test_several_calls_are_text_where_the_template_takes_one() -> None:
     assert all(f"tool{i}" in text for i in range(2))
 
 
+@pytest.mark.parametrize(
+    ("half", "mended"), [("\\ud83d", "\ufffd"), ("\\ude00 x", "\ufffd x"), ("\\ud83d\\ude00", "\N{GRINNING FACE}")]
+)
+def test_half_a_character_in_arguments_is_mended(half: str, mended: str) -> None:
+    """An answer that was cut comes back in a history."""
+    arguments = f'{{"a{half}": ["{half}"]}}'
+    message = ChatMessage("assistant", None, tool_calls=(ToolCall("c", "t", arguments),))
+    for template in (HERMES, ONE_CALL):
+        text = shown(template, [message])
+        assert json.dumps({f"a{mended}": [mended]}, ensure_ascii=False) in text and text.encode()
+
+
 @pytest.mark.parametrize("arguments", ["", "{", "[1]", "not JSON", '{"a": ' * 500, "1" * 5000])
 def test_arguments_that_are_no_object_are_shown_as_they_are(arguments: str) -> None:
     message = ChatMessage("assistant", None, tool_calls=(ToolCall("c", "t", arguments),))

@@ -14,6 +14,9 @@ import pytest
 from llmd.daemon import limits
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.engine.messages import (
+    Cancel,
+    Chat,
+    ChatMessage,
     Detokenize,
     Detokenized,
     Event,
@@ -26,9 +29,11 @@ from llmd.daemon.engine.messages import (
     Text,
     Tokenize,
     Tokenized,
+    Wanted,
     Work,
 )
 from llmd.daemon.errors import (
+    AnswerInvalid,
     BadRequest,
     ContextExceeded,
     DeadlineExceeded,
@@ -41,10 +46,12 @@ from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.serving.admission import Admission
-from llmd.daemon.serving.answer import Serving
+from llmd.daemon.serving.answer import Answer, Serving
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.deployment import Deployment
+from llmd.daemon.serving.holding import Whole
 from llmd.daemon.serving.pool import Pool
+from llmd.daemon.serving.stream import Stream
 from llmd.daemon.tasks import Tasks
 
 ALICE = Principal("alice", "infer", "1f", "127.0.0.1")
@@ -293,3 +300,54 @@ async def test_the_model_may_be_left_out_where_there_is_one(place: Place) -> Non
 async def test_equal_parameters_have_equal_hashes() -> None:
     a, b = Ask("", "m", generate(3)), Ask("", "m", generate(3, "another prompt"))
     assert a.parameters() == b.parameters() != Ask("", "m", generate(4)).parameters()
+
+
+# --- answers that are held to a schema
+
+
+class Silent:
+    """A worker that is told of nothing."""
+
+    def __init__(self) -> None:
+        self.metrics, self.loop = Metrics().model("m"), asyncio.get_running_loop()
+        self.sent: list[object] = []
+
+    def send(self, message: object) -> None:
+        self.sent.append(message)
+
+    def forget(self, stream: Stream) -> None: ...
+
+
+async def held_answer(events: list[Event], bad: str) -> tuple[list[Event], Answer, Silent]:
+    """An answer of two choices; one that says `bad` does not fit."""
+    work = Generate((Chat((ChatMessage("user", "hi"),)),), SamplingParams(9), 2, Wanted('{"type": "integer"}'))
+    worker, checked = Silent(), list[str]()
+
+    async def check(whole: list[Whole]) -> None:
+        await asyncio.sleep(0)
+        for _, _, text, what in whole:
+            checked.append(text)
+            if text == bad:
+                stream.feed(Text(1, 0, "after it", 3, 0))
+                raise AnswerInvalid(f"{what} does not fit", param="response_format")
+
+    stream = Stream(worker, 1, 2, lambda: None)
+    answer = Answer("req-1", "m", 99, stream, work, check)
+    for event in events:
+        stream.feed(event)
+    return [event async for several in answer for event in several], answer, worker
+
+
+TWO_SAID: list[Event] = [Text(1, 0, "5", 1, 0), Text(1, 1, "x", 1, 0)]
+
+
+async def test_an_answers_end_is_shown_once_it_fits() -> None:
+    ends: list[Event] = [Finished(1, 0, "stop", 2, 0), Finished(1, 1, "stop", 2, 0)]
+    events, answer, _ = await held_answer([*TWO_SAID, *ends], bad="")
+    assert events == [*TWO_SAID, *ends] and answer.outcome() == ("stop", None)
+
+
+async def test_one_that_does_not_fit_ends_them_all() -> None:
+    events, answer, worker = await held_answer([*TWO_SAID, Finished(1, 1, "stop", 2, 0)], bad="x")
+    assert events[:-1] == TWO_SAID and isinstance(events[-1], Failed) and events[-1].param == "response_format"
+    assert answer.outcome() == ("error", "answer_invalid") and worker.sent == [Cancel(1)]

@@ -1,17 +1,20 @@
-"""Schemas are looked at in a process that they may keep busy or end; the next one is answered all the same."""
+"""Schemas, and the answers that are to fit them, are looked at in a process that they may keep busy or end; the next
+one is answered all the same."""
 
 import asyncio
 import json
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmd.daemon import children, limits
-from llmd.daemon.errors import SchemaTooComplex, SchemaUnsupported, Unavailable
+from llmd.daemon.errors import AnswerInvalid, SchemaTooComplex, SchemaUnsupported, Unavailable
 from llmd.daemon.serving import schemas
+from llmd.daemon.serving.holding import Whole
 from llmd.daemon.serving.schemas import Schema, Schemas
 
 GOOD = '{"type": "object"}'
@@ -95,11 +98,10 @@ async def test_one_clients_schemas_leave_a_process_to_the_others(
     gate = asyncio.Event()
     asked: list[str] = []
 
-    async def held(given: list[Schema]) -> dict[str, Any]:
+    async def held(_: str, given: list[Schema], __: float) -> None:
         asked.append(given[0][0])
         if given[0][0] == GOOD:
             await gate.wait()
-        return {"ok": True}
 
     monkeypatch.setattr(checking, "_asked", held)
     mine = [asyncio.create_task(checking.check("alice", one(text))) for text in (GOOD, '{"const": 1}', '{"const": 2}')]
@@ -109,6 +111,62 @@ async def test_one_clients_schemas_leave_a_process_to_the_others(
     gate.set()
     await asyncio.gather(*mine)
     assert not checking._turns
+
+
+# --- answers
+
+
+def whole(schema: Any, answer: Any, param: str = "response_format") -> list[Whole]:
+    return [(json.dumps(schema), param, json.dumps(answer), "the answer")]
+
+
+def slow(deep: int) -> Any:
+    """A schema of which every branch is looked at in vain: 4 to the power of `deep` steps."""
+    ways = {f"d{n}": {"properties": {"a": {"anyOf": [{"$ref": f"#/$defs/d{n - 1}"}] * 4}}} for n in range(1, deep + 1)}
+    return {"$defs": {"d0": {"const": 1}, **ways}, "$ref": f"#/$defs/d{deep}"}
+
+
+def nested(deep: int) -> Any:
+    return {"a": nested(deep - 1)} if deep else 0
+
+
+async def test_answers_fit_their_schemas_or_do_not(checking: Schemas) -> None:
+    (child,) = checking._idle
+    await checking.fit("alice", [])
+    await checking.fit("alice", [*whole({"type": "integer"}, 5), *whole({"minProperties": 1}, {"a": 1})])
+    with pytest.raises(AnswerInvalid, match="does not fit its schema") as e:
+        await checking.fit("alice", [*whole({"type": "integer"}, 5), *whole({"type": "null"}, 5, "tools.weather")])
+    assert e.value.param == "tools" and checking._idle == [child]
+
+
+async def test_an_answer_that_takes_too_long_fails_alone(checking: Schemas, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of another client is looked at beside it."""
+    (child,) = checking._idle
+    monkeypatch.setattr(limits, "FIT_SECONDS", 1.0)
+    schema = slow(13)
+    assert len(json.dumps(schema)) < 6000
+    late = asyncio.create_task(checking.fit("mallory", whole(schema, nested(13))))
+    await asyncio.sleep(0.1)
+    await checking.fit("alice", whole({"type": "integer"}, 5))
+    assert not late.done()
+    with pytest.raises(AnswerInvalid, match="in time"):
+        await late
+    assert await asyncio.wait_for(child.process.wait(), 10), "it is gone"
+    await checking.fit("mallory", whole({"type": "integer"}, 5))
+
+
+async def test_an_answer_that_waits_too_long_fails(checking: Schemas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FIT_WAIT_SECONDS", 0.05)
+    async with checking._turn("alice"):
+        with pytest.raises(AnswerInvalid, match="in time"):
+            await checking.fit("alice", whole({"type": "integer"}, 5))
+    await checking.fit("alice", whole({"type": "integer"}, 5))
+
+
+async def test_the_process_opens_no_file(checking: Schemas) -> None:
+    (child,) = checking._idle
+    status = Path(f"/proc/{child.process.pid}/status").read_text()
+    assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status
 
 
 async def test_a_process_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -349,18 +349,33 @@ worker.main()
 """
 
 
-@pytest.mark.parametrize("prompt", [RawText("fault secret-words"), Tokens((1, 2, 999))], ids=["prompts", "engine"])
-async def test_a_thread_that_fails_ends_the_worker(
-    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, prompt: Prompt
-) -> None:
+@pytest.fixture
+async def faulty(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
     (tmp_path / "faulty.py").write_text(FAULTY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(worker_module, "PROGRAM", "faulty")
-    deployment = await deploy(pool, wish=fake(step_seconds=0.01))
-    reason = await broken(pool, deployment, lambda _: void(ask(pool, "m", say(prompt=prompt))))
-    assert "exit 70" in reason
-    said = caplog.text
-    assert ("MemoryError" in said or "ZeroDivisionError" in said) and "secret-words" not in said
+    return await deploy(pool, wish=fake(step_seconds=0.01))
+
+
+async def test_a_runner_that_fails_ends_the_worker(
+    pool: Pool, faulty: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    reason = await broken(pool, faulty, lambda _: void(ask(pool, "m", say(prompt=Tokens((1, 2, 999))))))
+    assert "exit 70" in reason and "ZeroDivisionError" in caplog.text
+
+
+async def test_a_request_that_fails_while_it_is_prepared_fails_alone(
+    pool: Pool, faulty: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = ask(pool, "m", say(200))
+    events = await read(ask(pool, "m", say(prompt=RawText("fault secret-words"))))
+    assert failure(events) == "internal_error" and "secret-words" not in str(events)
+    running.cancel()
+    assert isinstance((await read(ask(pool, "m", say(3))))[-1], Finished) and faulty.restarts == 0
+    async with asyncio.timeout(5):
+        while "MemoryError" not in caplog.text:
+            await asyncio.sleep(0.02)
+    assert "in tokenize" in caplog.text and "secret-words" not in caplog.text
 
 
 BABBLING = """

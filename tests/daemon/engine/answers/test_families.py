@@ -65,7 +65,7 @@ def writer(runner: LlamaRunner) -> Writer:
 
 
 def check(schema: Any) -> dict[str, Any]:
-    return answer(json.dumps([[json.dumps(schema), "response_format", True]]).encode())
+    return answer(json.dumps(["schemas", [[json.dumps(schema), "response_format", True]]]).encode())
 
 
 def fits(schema: Any, text: str) -> bool:

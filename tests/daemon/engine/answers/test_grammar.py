@@ -1,6 +1,7 @@
 """The grammar of each format allows what the format's reader reads, and nothing else; on the real vocabulary."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from llmd.daemon.engine.answers.matching import Grammars, Masks
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Tool, Wanted
 from llmd.daemon.engine.types import Lexicon
-from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
+from llmd.daemon.errors import AnswerInvalid, SchemaTooComplex, SchemaUnsupported
 
 WEATHER = {
     "type": "object",
@@ -235,3 +236,47 @@ def test_other_arguments_have_every_kind_of_value(held: Held, calls: Calls, requ
             assert json.loads(found.calls[0][1]) == given
     wrong = call(calls, "every", arguments(values | {"colour": "pink"}))
     assert not held.allows(Syntax(calls), wanted, wrong)
+
+
+def many(count: int, **schema: Any) -> Wanted:
+    properties = {f"p{i}": {"type": "integer"} for i in range(count)}
+    return Wanted(
+        None, (Tool("many", "{}", json.dumps({"properties": properties, **schema}), strict=True),), must_call=True
+    )
+
+
+@pytest.mark.parametrize("calls", [c for c in CALLS.values() if c.arguments != "json"], ids=lambda calls: calls.name)
+def test_a_grammar_grows_with_its_schema_and_no_faster(lexicon: Lexicon, calls: Calls) -> None:
+    """As text, and in how deep its rules lead into one another: what compiles them calls itself for each."""
+    tokens = lexicon.tokens()
+
+    def made(wanted: Wanted) -> dict[str, str]:
+        rules = grammar.Grammar(Syntax(calls), wanted, tokens, thinks=False)._rules
+        return {name.partition("[")[0]: rule for name, rule in rules.items()}
+
+    def size(wanted: Wanted) -> int:
+        return sum(map(len, made(wanted).values()))
+
+    def depth(rules: dict[str, str], name: str) -> int:
+        bare = re.sub(r'"[^"]*"', "", rules[name])  # without texts
+        words = {word for word in re.findall("[a-z_0-9]+", bare) if re.match("body|call|arguments", word)}
+        return 1 + max((depth(rules, word) for word in words & rules.keys()), default=0)
+
+    assert size(many(200)) < 2.5 * size(many(100)) and size(many(20_000)) < 25_000
+    assert depth(made(many(250)), "start") < 60
+    deep = {"$defs": {"d": {"enum": [f"e{i}" for i in range(10_000)]}}}
+    if calls.arguments == "xml":
+        properties = {f"p{i}": {"$ref": "#/$defs/d"} for i in range(100)}
+        with pytest.raises(SchemaTooComplex):
+            made(many(0, **deep, properties=properties))
+
+
+@pytest.mark.parametrize("required", [[], ["p0"], ["p40"], ["p15", "p16", "p17"], ["p99"]])
+def test_any_of_many_properties_may_be_there(held: Held, required: list[str]) -> None:
+    calls = CALLS["gemma"]
+    wanted = many(100, required=required)
+    for names in ([], [0], [40], [99], [15, 16, 17], [0, 40, 99], [*range(100)], [*range(0, 100, 7)], [16, 15]):
+        text = call(calls, "many", "{" + ",".join(f"p{n}:5" for n in names) + "}")
+        may = names == sorted(names) and set(required) <= {f"p{n}" for n in names}
+        assert held.allows(Syntax(calls), wanted, text) == may, names
+    assert not held.allows(Syntax(calls), wanted, call(calls, "many", "{p0:5,}"))

@@ -11,7 +11,7 @@ from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
 
 
 def asked(schema: Any, *, strict: bool = True) -> dict[str, Any]:
-    return answer(json.dumps([[json.dumps(schema), "response_format", strict]]).encode())
+    return answer(json.dumps(["schemas", [[json.dumps(schema), "response_format", strict]]]).encode())
 
 
 @pytest.mark.parametrize("keyword", sorted(UNSUPPORTED))
