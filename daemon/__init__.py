@@ -18,6 +18,7 @@ process.py   what a daemon takes of its machine before it begins
 seats.py     the daemon's side of that page
 systemd.py   what systemd is told
 tasks.py     the tasks that live as long as the daemon
+timers.py    timers that judge others
 records.py   what `state.db` holds, a row each
 schema.py    the tables of `state.db`
 store.py     `state.db`: clients, models, deployments

@@ -7,6 +7,7 @@ LlmdError                   500 internal_error
 │   ├── SchemaUnsupported   400 schema_unsupported       no answer can be held to this JSON schema
 │   ├── SchemaTooComplex    400 schema_too_complex       it takes too long, or too much memory, to read
 │   ├── AnswerInvalid       422 answer_invalid           the model's answer does not fit the schema
+│   ├── RequestCrashesWorker 400 request_crashes_worker  the model's process crashed with it, twice
 │   ├── BodyTooLarge        413 body_too_large
 │   ├── BodyTimeout         408 body_timeout
 │   └── MediaType           415 unsupported_media_type
@@ -86,6 +87,10 @@ class SchemaTooComplex(BadRequest):
 
 class AnswerInvalid(BadRequest):
     status, code = 422, "answer_invalid"
+
+
+class RequestCrashesWorker(BadRequest):
+    code = "request_crashes_worker"
 
 
 class BodyTooLarge(BadRequest):

@@ -48,6 +48,10 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._up = Gauge("llmd_model_ready", "1: the model serves", model, registry=registry)
+        self._quarantined = Gauge(
+            "llmd_model_quarantined", "Replicas that crashed again and again, and are not started any more", model,
+            registry=registry,
+        )  # fmt: skip
         self._restarts = Counter(
             "llmd_worker_restarts", "Times a worker had to be started again", model, registry=registry
         )
@@ -115,6 +119,7 @@ class ModelMetrics:
         self.restarts = m._restarts.labels(name).inc
         self.faults = m._faults.labels(name).inc
         self.up = m._up.labels(name).set
+        self.quarantined = m._quarantined.labels(name).set
         self._running, self._waiting, self._kv = m._running.labels(name), m._waiting.labels(name), m._kv.labels(name)
         self._threads, self._share = m._threads.labels(name), m._share.labels(name)
         self._states: dict[int, tuple[int, int, float, int, int]] = {}

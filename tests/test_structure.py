@@ -37,6 +37,7 @@ LEAVES = {
         "store",
         "systemd",
         "tasks",
+        "timers",
         "versions",
     )
 }

@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from llmd.api.http.routes import ANYBODY, OPERATOR, Asks, Route
 from llmd.daemon.errors import AuditUnavailable, ModelNotReady, ShuttingDown, Unavailable
+from llmd.daemon.serving import trials
 from llmd.daemon.serving.answer import Serving
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -54,7 +55,7 @@ async def health(serving: Asks) -> Response:
 
 async def readyz(serving: Asks) -> Response:
     """200 when every deployed model answers and the audit log can be written, else 503 with the reasons."""
-    health = [await serving.pool.health(d.model) for d in serving.pool.all()]
+    health = [await trials.health(d) for d in serving.pool.all()]
     reasons = [f"{h['model']}: {h.get('reason') or h.get('state')}" for h in health if not h["ready"]]
     if not health:
         reasons.append("no model is deployed")

@@ -17,6 +17,7 @@ import re
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from uvicorn.config import Config
@@ -28,6 +29,7 @@ from llmd.daemon.audit.refusals import Refusals
 from llmd.daemon.errors import BadRequest, BodyTimeout, CertificateRevoked, Forbidden, LlmdError
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import PeerIdentity, peer_identity
+from llmd.daemon.timers import Judgement
 
 log = logging.getLogger("llmd.http")
 
@@ -53,8 +55,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, config: Config, state: ServerState, hosts: Sequence[str] = ()) -> None:
         super().__init__(config, state, {})
         self._hosts = frozenset(h.lower().encode() for h in hosts)
-        self._deadline: asyncio.TimerHandle | None = None
-        self._stalled: asyncio.TimerHandle | None = None  # runs while the send buffer is full
+        self._deadline: Judgement | None = None
+        self._stalled: Judgement | None = None  # runs while the send buffer is full
         self._refusal: LlmdError | None = None
         self._extensions: dict[str, Any] = {}
         self._heads = 0  # that have come whole
@@ -78,7 +80,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stalled = self.loop.call_later(limits.WRITE_SECONDS, self._stall)
+        self._stalled = Judgement(limits.WRITE_SECONDS, self._stall, self.loop)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -212,7 +214,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _set_deadline(self, seconds: float, error: LlmdError) -> None:
         self._unset_deadline()
-        self._deadline = self.loop.call_later(seconds, self._late, error)
+        self._deadline = Judgement(seconds, partial(self._late, error), self.loop)
 
     def _unset_deadline(self) -> None:
         if self._deadline is not None:

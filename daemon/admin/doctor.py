@@ -104,7 +104,8 @@ class Doctor:
             return [check("models", False, "no model is deployed", "llmctl model import FILE, then llmctl deploy NAME")]
         return [
             check(f"model {d.model}", d.ready, d.state + (f": {d.reason}" if d.reason else ""),
-                  "" if d.ready else "wait for it to load, or see the daemon's log")
+                  "" if d.ready else f"see the daemon's log; `llmctl deploy {d.model}` tries it again"
+                  if d.state == "quarantined" else "wait for it to load, or see the daemon's log")
             for d in deployed
         ]  # fmt: skip
 

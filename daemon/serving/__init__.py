@@ -10,6 +10,7 @@ rollout.py     pure: which replicas a deployment has, and how they follow each o
 lifecycle.py   pure: a replica's life, events in and effects out
 deployment.py  a model that should serve, and its replicas
 pool.py        the deployed models: carries out what rollout and lifecycle decide
+poison.py      requests that end the process that answers them
 aborts.py      pure: what llama.cpp prints as it gives up
 stream.py      one request's events on their way
 trials.py      what a worker is asked by nobody but us

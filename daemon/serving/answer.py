@@ -37,6 +37,7 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.holding import Check, Held, held
+from llmd.daemon.serving.poison import Poison
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.schemas import Schemas
 from llmd.daemon.serving.stream import Stream
@@ -157,13 +158,13 @@ class Serving:
     ) -> None:
         self.pool, self.admission, self.audit, self.metrics = pool, admission, audit, metrics
         self.tasks, self.serve_unaudited = tasks, serve_unaudited
-        self.schemas = schemas or Schemas()
+        self.schemas, self.poison = schemas or Schemas(), Poison()
 
     @asynccontextmanager
     async def open(self, principal: Principal, ask: Ask) -> AsyncIterator[Answer]:
-        """In this order: 1. a name for the model; 2. the `admit` row is on disk; 3. an answer can be held to its
-        schemas; 4. the model serves; 5. admission; 6. a worker has taken it. Raises the LlmdError of the first that
-        refuses.
+        """In this order: 1. a name for the model; 2. the `admit` row is on disk; 3. it is not known to crash whoever
+        answers it; 4. an answer can be held to its schemas; 5. the model serves; 6. admission; 7. a worker has taken
+        it. Raises the LlmdError of the first that refuses.
 
         Leaving the block, in whatever way, cancels what still runs, gives its place back and writes the `finish` row.
         """
@@ -172,6 +173,7 @@ class Serving:
         outcome: tuple[str, str | None] = ("cancelled", None)
         try:
             await books.admit()
+            self.poison.check(books.digest)
             await self.schemas.check(principal.name, ask.schemas())
             await self._successor(model, ask)
             worker, info = self.pool.serves(model, principal.name, ask)
@@ -187,6 +189,10 @@ class Serving:
             finally:
                 outcome = answer.outcome()
                 stream.cancel()
+                if outcome[1] == WorkerLost.code and worker.crashed:
+                    self.poison.crashed(books.digest)
+                elif outcome[0] not in ("error", "cancelled"):
+                    self.poison.answered(books.digest)
         except (asyncio.CancelledError, GeneratorExit):
             raise  # its client left
         except LlmdError as e:
@@ -241,12 +247,15 @@ class _Books:
         self.answer: Answer | None = None
         self._serving, self._principal, self._ask, self._model = serving, principal, ask, model
         self._written = False
+        self.digest = ("", "", "", "")  # what equal requests have in common
         self._began = asyncio.get_running_loop().time()
 
     async def admit(self) -> None:
         """The `admit` row is on disk when this returns. Raises AuditUnavailable."""
         audit, by, ask = self._serving.audit, self._principal, self._ask
         prompt = ask.prompt()
+        mac, parameters = audit.prompt_mac(prompt), ask.parameters()
+        self.digest = (self._model, ask.route, parameters, mac)
         try:
             await audit.admit(
                 self.request_id,
@@ -256,8 +265,8 @@ class _Books:
                 route=ask.route,
                 model=self._model,
                 digest=self._serving.pool.digest(self._model),
-                params=ask.parameters(),
-                prompt_mac=audit.prompt_mac(prompt),
+                params=parameters,
+                prompt_mac=mac,
                 prompt_bytes=len(prompt),
             )
             self._written = True

@@ -6,7 +6,7 @@ import time
 from llmd.daemon.engine.messages import Ready
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.serving.ask import Ask
-from llmd.daemon.serving.lifecycle import Lifecycle
+from llmd.daemon.serving.lifecycle import QUARANTINED, Lifecycle
 from llmd.daemon.serving.rollout import Change, Seen, change
 from llmd.daemon.serving.routing import Candidate, Router
 from llmd.daemon.serving.worker import Worker
@@ -60,15 +60,15 @@ class Deployment:
 
     @property
     def state(self) -> str:
-        """loading, ready, degraded (some replicas serve, another died), restarting, replacing, stopping"""
+        """loading, ready, degraded (some replicas serve, another died), restarting, quarantined, replacing, stopping"""
         if self.wanted is None:
             return "stopping"
         stay = [one for one in self.replicas if one.life.wanted is not None]
         states = {one.life.state for one in stay}
         if "replacing" in states or any(not self._fits(one) for one in stay):
             return "replacing"
-        if "restarting" in states:
-            return "degraded" if self.ready else "restarting"
+        if states & {"restarting", QUARANTINED}:
+            return "degraded" if self.ready else "restarting" if "restarting" in states else QUARANTINED
         return "loading" if "loading" in states or self.grows or not stay else "ready"
 
     @property
@@ -95,7 +95,7 @@ class Deployment:
     @property
     def failed(self) -> str:
         """Why what is wanted could not be loaded; "" where it was, or still may be."""
-        down = (one for one in self.replicas if one.life.state == "restarting" and self._fits(one))
+        down = (one for one in self.replicas if one.life.state in ("restarting", QUARANTINED) and self._fits(one))
         return next((one.reason for one in down if not one.shrinks), "")
 
     @property

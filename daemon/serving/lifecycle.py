@@ -8,7 +8,8 @@ A replica has one run at a time: one process, from its start to its end. `on` an
 3. Up: it is ready, unless it has to go in the meantime.
 4. Drained: its requests have ended, or their time: stop it.
 5. Down: its process is gone. It had to go: start what is wanted now, or it is over. Else it pauses, for 1, 2, 4 … 60
-   seconds, less after a long life, and starts again.
+   seconds, less after a long life, and starts again. With the fifth crash in ten minutes it does not: it is in
+   quarantine, until it is asked for once more, in the same way too.
 6. Due: the pause is over: start.
 
 Events of a run that is over are not for the one that is now, and have no effect.
@@ -22,6 +23,7 @@ from llmd.daemon.planning.plan import Wish
 PAUSE_SECONDS = (1.0, 60.0)
 # a run that lasted this long pauses no longer than the first time
 HEALTHY_SECONDS = 60.0
+MAX_CRASHES, CRASH_SECONDS = 5, 600.0
 
 # --- events
 
@@ -52,6 +54,7 @@ class Down:
     run: int
     reason: str
     lived: float  # seconds
+    crashed: float | None = None  # when (monotonic); None: it was ended, or had said why it ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +99,24 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantine:
+    """It crashes again and again, and is not started any more."""
+
+    run: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Over:
     """Nothing is left of the deployment."""
 
 
-Effect: TypeAlias = Start | Drain | Stop | Pause | Over
+Effect: TypeAlias = Start | Drain | Stop | Pause | Quarantine | Over
 
 # --- the machine
 
 LOADING, READY, DRAINING, ENDING, PAUSING = "loading", "ready", "draining", "ending", "pausing"
+QUARANTINED = "quarantined"
 
 
 class Lifecycle:
@@ -118,12 +130,14 @@ class Lifecycle:
         self.reason = ""  # why it is not ready
         self.over = False
         self._phase = ENDING  # of the run; none yet
+        self._crashes: list[float] = []  # when
         self._replaces = False  # the run that loads follows one that answered
         self._grace, self._pauses, self._pause = redeploy_grace, pause, pause[0]
 
     @property
     def state(self) -> str:
-        """loading, ready, restarting, replacing (other settings were asked for, and it is on its way), stopping."""
+        """loading, ready, restarting, quarantined, replacing (other settings were asked for, and it is on its way),
+        stopping."""
         if self.wanted is None:
             return "stopping"
         if self._phase in (DRAINING, ENDING) or (self._phase == LOADING and self._replaces):
@@ -145,13 +159,13 @@ class Lifecycle:
                 return self._up()
             case Drained():
                 return self._stop() if self._phase == DRAINING else []
-            case Down(_, reason, lived):
-                return self._down(reason, lived)
+            case Down():
+                return self._down(event)
             case Due():
                 return self._start() if self._phase == PAUSING else []
 
     def _asked(self, wish: Wish, anew: bool) -> list[Effect]:
-        if wish == self.wanted and not anew:
+        if wish == self.wanted and not anew and self._phase != QUARANTINED:
             return []
         self.wanted, self.reason = wish, ""
         if self.run == 0:
@@ -165,7 +179,8 @@ class Lifecycle:
             return [Drain(self.run, grace)]
         if self._phase == LOADING:
             return self._stop()
-        if self._phase == PAUSING:
+        if self._phase in (PAUSING, QUARANTINED):
+            self._crashes.clear()
             return self._follow()
         return []
 
@@ -178,13 +193,23 @@ class Lifecycle:
             self._phase, self._replaces, self.reason = READY, False, ""
         return []
 
-    def _down(self, reason: str, lived: float) -> list[Effect]:
+    def _down(self, end: Down) -> list[Effect]:
         if self._phase in (DRAINING, ENDING):
             return self._follow()
-        if lived > HEALTHY_SECONDS:
+        self._replaces, self.reason = False, end.reason
+        if end.crashed is not None:
+            self._crashes = [at for at in self._crashes if at > end.crashed - CRASH_SECONDS] + [end.crashed]
+            if len(self._crashes) >= MAX_CRASHES:
+                self._phase = QUARANTINED
+                minutes = round(CRASH_SECONDS / 60)
+                self.reason = (
+                    f"its process crashed {MAX_CRASHES} times in {minutes} minutes, at last because {end.reason}"
+                )
+                return [Quarantine(self.run, self.reason)]
+        if end.lived > HEALTHY_SECONDS:
             self._pause = self._pauses[0]
         seconds, self._pause = self._pause, min(2 * self._pause, self._pauses[1])
-        self._phase, self._replaces, self.reason = PAUSING, False, reason
+        self._phase = PAUSING
         self.restarts += 1
         return [Pause(self.run, seconds)]
 

@@ -34,6 +34,7 @@ from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.deployment import Deployment, Replica
 from llmd.daemon.serving.lifecycle import (
     PAUSE_SECONDS,
+    QUARANTINED,
     Asked,
     Down,
     Drain,
@@ -44,6 +45,7 @@ from llmd.daemon.serving.lifecycle import (
     Lifecycle,
     Over,
     Pause,
+    Quarantine,
     Start,
     Stop,
     Up,
@@ -98,6 +100,8 @@ class Pool:
             found.crowded = False
         self.evicted.pop(model, None)
         found.digest, found.wanted = digest, wish
+        for replica in [one for one in found.replicas if one.life.state == QUARANTINED]:
+            self._ask(found, replica)
         found.auto = replicas == 0
         found.count = replicas or max(1, found.count)
         self._settle(found)
@@ -154,6 +158,10 @@ class Pool:
         found = deployment.choose(owner, ask)
         if found is None:
             why = f": {deployment.reason}" if deployment.reason else ""
+            if deployment.state == QUARANTINED:
+                raise ModelNotReady(
+                    f"{model} is quarantined{why}; an administrator can deploy it again", retry_after=60
+                )
             raise ModelNotReady(f"{model} is {deployment.state}{why}; try again soon", retry_after=2)
         return found
 
@@ -210,23 +218,6 @@ class Pool:
         gpus = ",".join(worker.settings.gpus)
         self._audit("worker.lost", model=d.model, code=worker.cause.code, reason=reason, gpus=gpus, **more)
 
-    # --- health
-
-    async def health(self, model: str) -> dict[str, Any]:
-        """Whether a model answers, through its workers: `ready`, and why not. Idle ones are asked for a token. The ages
-        are the oldest ones."""
-        deployment = self.find(model)
-        serving = [found[0] for one in deployment.replicas if (found := one.serving)]
-        if not serving:
-            return {"model": model, "ready": False, "state": deployment.state, "reason": deployment.reason}
-        state = {
-            "model": model, "state": deployment.state, "beat_age": round(max(one.beat_age for one in serving), 3),
-        }  # fmt: skip
-        ages = await asyncio.gather(*(trials.token_age(worker) for worker in serving))
-        if any(age is None for age in ages):
-            return {**state, "ready": False, "reason": "it does not answer a request for one token"}
-        return {**state, "ready": True, "token_age": round(max(age or 0.0 for age in ages), 3)}
-
     # --- carrying out
 
     def _tell(self, d: Deployment, r: Replica, event: Event) -> None:
@@ -250,7 +241,9 @@ class Pool:
                     released = next(one for one in d.replicas if one.number == number)
                     self._tell(d, released, Withdrawn(limits.GENERATE_SECONDS))
         if self._deployed.get(d.model, d) is d:  # a late pause of one that is over says nothing of its successor
-            self._metrics.model(d.model).up(d.ready)
+            metrics = self._metrics.model(d.model)
+            metrics.up(d.ready)
+            metrics.quarantined(sum(one.life.state == QUARANTINED for one in d.replicas))
         d.changed.set()
         d.changed = asyncio.Event()
 
@@ -278,6 +271,10 @@ class Pool:
                 about = {"model": d.model}
                 log.error("%s: %s; starting it again in %.0f s", d.model, r.life.reason, seconds, extra=about)
                 loop.call_later(seconds, self._tell, d, r, Due(run))
+            case Quarantine(_, reason):
+                log.critical("%s: %s; `llmctl deploy %s` tries it again", d.model, reason, d.model,
+                             extra={"model": d.model})  # fmt: skip
+                self._audit("model.quarantined", model=d.model, replica=r.number, reason=reason)
             case Over():
                 d.remove(r)
                 d.over = d.wanted is None and not d.replicas
@@ -322,7 +319,8 @@ class Pool:
                 self._lost(d, r, worker, reason)
                 await worker.stop()
             self._planner.ended(lease)
-            self._tell(d, r, Down(run, reason, clock() - began))
+            crashed = clock() if worker and worker.crashed else None
+            self._tell(d, r, Down(run, reason, clock() - began, crashed))
             if worker:
                 self.feed()
 

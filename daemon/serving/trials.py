@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from llmd.daemon.engine.messages import Generate, SamplingParams, Tokens
 from llmd.daemon.errors import LlmdError
+from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.serving.worker import Worker
 
 # an idle model is asked for one token when its last is older
@@ -28,6 +30,20 @@ async def token_age(worker: Worker) -> float | None:
     finally:
         stream.cancel()
     return None if stream.first is None else 0.0
+
+
+async def health(deployment: Deployment) -> dict[str, Any]:
+    """Whether a model answers, through its workers: `ready`, and why not. Idle ones are asked for a token. The ages are
+    the oldest ones."""
+    known: dict[str, Any] = {"model": deployment.model, "state": deployment.state}
+    serving = [found[0] for one in deployment.replicas if (found := one.serving)]
+    if not serving:
+        return {**known, "ready": False, "reason": deployment.reason}
+    known["beat_age"] = round(max(one.beat_age for one in serving), 3)
+    ages = await asyncio.gather(*(token_age(worker) for worker in serving))
+    if any(age is None for age in ages):
+        return {**known, "ready": False, "reason": "it does not answer a request for one token"}
+    return {**known, "ready": True, "token_age": round(max(age or 0.0 for age in ages), 3)}
 
 
 async def fill(worker: Worker, goes_on: Callable[[], bool]) -> bool:

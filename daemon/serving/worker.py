@@ -54,6 +54,7 @@ log = logging.getLogger("llmd.worker")
 
 PROGRAM = "llmd.daemon.engine"
 # a worker says once a second that it lives
+BEAT_SECONDS = 1.0
 SILENT_SECONDS = 8.0
 # one step takes milliseconds on a GPU and seconds on a CPU; a step this long will not end
 STEP_SECONDS = 180.0
@@ -90,7 +91,7 @@ class _Link(asyncio.Protocol):
                 self._worker.heard(message)
         except Exception as e:  # bytes that are no frame, or a message that cannot be: it is no worker of ours any more
             log.error("worker %d sent what nobody understands (%s)", self._worker.pid, type(e).__name__)
-            self._worker.kill("it sent what nobody understands")
+            self._worker.kill("it sent what nobody understands", crashed=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._worker.gone()
@@ -118,6 +119,7 @@ class Worker:
         self.pid = 0
         self.token_age = 0.0  # seconds between the last token and the last beat
         self.reason = "it stopped"
+        self.crashed = False  # it ended, or hung, and nobody had asked it to
         self.lost, self.answered = asyncio.Event(), asyncio.Event()
         self.loop = self._loop = asyncio.get_running_loop()
         self.gives_way: Stream | None = None  # nobody waits for it: it ends before another request begins
@@ -184,13 +186,18 @@ class Worker:
 
     async def watch(self) -> None:
         """Until the process is gone; kills it when it hangs. Then `reason` says what happened."""
+        silent = 0.0
         while not self.lost.is_set():
+            heard = self._heard
             try:
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(BEAT_SECONDS):
                     await self.lost.wait()
             except TimeoutError:
-                if self.beat_age > SILENT_SECONDS:
-                    self.kill("it stopped answering")
+                # by these steps and not by the clock: where this process itself stood still, what it has said meanwhile
+                # is read before the next one
+                silent = silent + BEAT_SECONDS if heard == self._heard else 0.0
+                if silent >= SILENT_SECONDS:
+                    self.kill("it stopped answering", crashed=True)
         await self.answered.wait()
         if self._process:
             code = await self._exit()
@@ -245,9 +252,10 @@ class Worker:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(task, END_SECONDS)
 
-    def kill(self, reason: str, cause: type[WorkerLost] = WorkerLost) -> None:
+    def kill(self, reason: str, cause: type[WorkerLost] = WorkerLost, *, crashed: bool = False) -> None:
+        """`crashed`: it is no good any more."""
         if not self.lost.is_set():
-            self.reason, self.cause = reason, cause
+            self.reason, self.cause, self.crashed = reason, cause, crashed
         if self._process and self._process.returncode is None:
             try:
                 self._process.kill()
@@ -259,6 +267,7 @@ class Worker:
         """Its socket is closed: the process is dead, or good for nothing. Find out why, and answer for it."""
         if self.lost.is_set():
             return
+        self.crashed = self._error is None
         if not self.settings.gpus:
             return self._answer()
         self.lost.set()
@@ -279,6 +288,7 @@ class Worker:
         except TimeoutError:
             pass  # a driver that hangs
         finally:
+            self.crashed = self.crashed and self.cause is WorkerLost
             self._answer()
 
     def _answer(self) -> None:
@@ -336,7 +346,7 @@ class Worker:
             case Beat(step, token):
                 self.token_age = token
                 if step > STEP_SECONDS:
-                    self.kill("a step did not end")
+                    self.kill("a step did not end", crashed=True)
             case Ready():
                 self.info = message
                 self._lines.clear()  # what was said before was survived

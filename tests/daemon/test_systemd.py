@@ -96,6 +96,23 @@ async def test_the_watchdog_is_fed_while_every_part_lives(told: list[str], caplo
     assert caplog.text.count("systemd is not told any more that llmd lives") == 2
 
 
+async def test_a_watchdog_that_stood_still_itself_reads_the_answer_first(
+    told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd, "LATE_SECONDS", 0.1)
+    asked: list[None] = []
+
+    async def ask() -> str:
+        asked.append(None)
+        if len(asked) == 1:
+            asyncio.get_running_loop().call_soon(time.sleep, 0.3)
+            await asyncio.sleep(0.2)
+        return ""
+
+    await systemd.Watchdog(ask, lambda: "ready: m").tell(0.05)
+    assert len(asked) == 2 and told == ["WATCHDOG=1\nSTATUS=ready: m"]
+
+
 async def test_a_vital_task_that_fails_is_dead_and_others_only_failed() -> None:
     async def fails() -> None:
         raise RuntimeError

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from real_daemon import Llmd
 
 from llmd.api.admin import routes as admin
+from llmd.api.http import openapi
 from llmd.api.http.app import application
 from llmd.api.http.openapi import described
 from llmd.api.http.probes import METRICS_TYPE
@@ -193,6 +194,18 @@ def test_a_role_is_told_of_what_it_may_call() -> None:
     assert set(described(app("admin"), "infer")["paths"]) == {"/a", "/b"}
     assert set(described(app("admin"), "operator")["paths"]) == {"/b"}
     assert described(app("admin"), "auditor")["paths"] == {}
+
+
+async def test_the_document_is_made_once_a_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a tenth of a second of the loop."""
+    made: list[str] = []
+    monkeypatch.setattr(openapi, "described", lambda app, role: made.append(role) or described(app, role))
+    for role in ("infer", "admin", "infer"):
+        asked = application(CLIENT_ROUTES, lambda _, role=role: Principal("a", role, "", ""))
+        for _ in range(3):
+            sent = await ask(asked, "GET", "/openapi.json")
+            assert sent[0]["status"] == 200 and json.loads(sent[1]["body"])["paths"].keys() >= {"/livez"}
+    assert made == ["infer", "admin", "infer"], "each of three servers was asked three times"
 
 
 def test_openapi_lists_every_route_and_what_it_takes(llmd: Llmd, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from llmd.daemon.errors import (
     ModelNotFound,
     ModelNotReady,
     QueueFull,
+    RequestCrashesWorker,
+    WorkerLost,
 )
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
@@ -80,6 +83,11 @@ class Place:
             while deployment.state != "ready":
                 await deployment.changed.wait()
         return deployment
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(15):
+            while not self.pool.find("m").ready:
+                await asyncio.sleep(0.02)
 
     async def ask(self, work: Work, model: str | None = "m", **more: Any) -> list[Event]:
         async with self.serving.open(ALICE, Ask("/there", model, work, **more)) as answer:
@@ -351,3 +359,39 @@ async def test_one_that_does_not_fit_ends_them_all() -> None:
     events, answer, worker = await held_answer([*TWO_SAID, Finished(1, 1, "stop", 2, 0)], bad="x")
     assert events[:-1] == TWO_SAID and isinstance(events[-1], Failed) and events[-1].param == "response_format"
     assert answer.outcome() == ("error", "answer_invalid") and worker.sent == [Cancel(1)]
+
+
+async def test_what_crashes_the_model_twice_is_refused(place: Place) -> None:
+    """Whoever was there too and is answered later, is not."""
+    poison, other = generate(100_000, "poison"), generate(100, "other")
+    for _ in range(2):
+        await place.ready()
+        running = [asyncio.create_task(place.ask(work)) for work in (poison, other)]
+        worker, _ = place.pool.serves("m")
+        async with asyncio.timeout(15):
+            while worker.open_sequences < 2:
+                await asyncio.sleep(0.02)
+        os.kill(worker.pid, signal.SIGSEGV)
+        for task in running:
+            with suppress(WorkerLost):
+                assert isinstance((await task)[-1], Failed)
+        await place.ready()
+        assert isinstance((await place.ask(other))[-1], Finished)
+    with pytest.raises(RequestCrashesWorker):
+        await place.ask(poison)
+    assert (await place.rows())[-1]["error"] == "request_crashes_worker"
+    assert await place.ask(generate(3, "poison")), "other parameters are another request"
+
+
+async def test_what_an_admin_ends_is_no_crash(place: Place) -> None:
+    for _ in range(3):
+        running = asyncio.create_task(place.ask(generate(100_000)))
+        worker, _ = place.pool.serves("m")
+        async with asyncio.timeout(15):
+            while not worker.open_sequences:
+                await asyncio.sleep(0.02)
+        await place.pool.undeploy("m")
+        with suppress(WorkerLost):
+            assert isinstance((await running)[-1], Failed)
+        await place.deploy()
+    assert not place.serving.poison._seen and await place.ask(generate(3))

@@ -18,6 +18,7 @@ from llmd.daemon.serving.lifecycle import (
     Lifecycle,
     Over,
     Pause,
+    Quarantine,
     Start,
     Stop,
     Up,
@@ -56,6 +57,44 @@ def test_a_death_is_followed_by_longer_and_longer_pauses_until_it_lives() -> Non
     made.on(Up(10))
     assert made.state == "ready" and made.reason == ""
     assert made.on(Down(10, "it crashed", 3600.0)) == [Pause(10, 1.0)]
+
+
+def crashing(times: int, every: float, reason: str = "it crashed") -> Lifecycle:
+    """Ready, and crashed so many times, so many seconds apart."""
+    made = life(Asked(A), Up(1))
+    for run in range(1, times + 1):
+        made.on(Down(run, reason, 1.0, crashed=1000.0 + run * every))
+        made.on(Due(run))
+        made.on(Up(run + 1))
+    return made
+
+
+def test_five_crashes_in_ten_minutes_are_enough() -> None:
+    made = crashing(4, 149.0)
+    assert made.state == "ready"
+    (effect,) = made.on(Down(5, "it was ended by SIGSEGV", 1.0, crashed=1000.0 + 5 * 149.0))
+    assert isinstance(effect, Quarantine) and made.state == "quarantined"
+    assert "5 times in 10 minutes, at last because it was ended by SIGSEGV" in made.reason
+    assert made.on(Due(5)) == [] and made.on(Up(5)) == []
+    # what was wanted, once more: it has five others
+    assert made.on(Asked(A)) == [Start(6, A)] and made.reason == ""
+    made.on(Up(6))
+    assert isinstance(made.on(Down(6, "it crashed", 1.0, crashed=1000.0 + 6 * 149.0))[0], Pause)
+
+
+def test_what_is_quarantined_goes_when_it_is_withdrawn() -> None:
+    made = crashing(5, 1.0)
+    assert made.state == "quarantined"
+    assert made.on(Withdrawn(5.0)) == [Over()] and made.over
+
+
+def test_crashes_far_apart_and_other_ends_do_not_count() -> None:
+    assert crashing(20, 151.0).state == "ready"
+    made = life(Asked(A), Up(1))
+    for run in range(1, 20):
+        made.on(Down(run, "a GPU that it computed on is lost", 1.0))
+        made.on(Due(run))
+    assert made.state == "restarting"
 
 
 def test_other_settings_let_it_drain_and_then_start() -> None:

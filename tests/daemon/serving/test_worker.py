@@ -41,6 +41,7 @@ from llmd.daemon.planning.planner import Planner
 from llmd.daemon.serving import trials
 from llmd.daemon.serving import worker as worker_module
 from llmd.daemon.serving.deployment import Deployment
+from llmd.daemon.serving.lifecycle import MAX_CRASHES
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.stream import Stream
 from llmd.daemon.serving.worker import Worker
@@ -168,6 +169,44 @@ async def test_a_hanging_worker_is_noticed(pool: Pool, monkeypatch: pytest.Monke
     assert worker_module.SILENT_SECONDS + 1 < 12
 
 
+async def test_a_worker_is_not_judged_by_a_daemon_that_stood_still(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has said meanwhile is read first."""
+    monkeypatch.setattr(worker_module, "SILENT_SECONDS", 2.0)
+    deployment = await deploy(pool, wish=fake(step_seconds=0.01))
+    worker = deployment.worker
+    assert worker is not None
+    for _ in range(2):
+        time.sleep(3.0)  # nothing else runs in this loop
+        assert worker.beat_age > 2.0
+        await asyncio.sleep(1.2)
+    assert not worker.lost.is_set() and worker.beat_age < 2.0
+    assert finish(await read(ask(pool, "m", say()))) == "length"
+
+
+async def test_one_that_crashes_again_and_again_is_left_alone_until_it_is_deployed(tmp_path: Path) -> None:
+    rows: list[tuple[str, dict[str, Any]]] = []
+    metrics = Metrics()
+    pool = Pool(metrics, Tasks(), pause=(0.01, 0.01), audit=lambda kind, **fields: rows.append((kind, fields)))
+    deployment = await deploy(pool, wish=fake())
+    for crashes in range(1, MAX_CRASHES + 1):
+        await until(deployment, "ready")
+        assert deployment.worker is not None
+        os.kill(deployment.worker.pid, signal.SIGSEGV)
+        async with asyncio.timeout(10):
+            while len([kind for kind, _ in rows if kind == "worker.lost"]) < crashes:
+                await asyncio.sleep(0.01)
+    await until(deployment, "quarantined")
+    with pytest.raises(ModelNotReady, match="quarantined.*SIGSEGV.*deploy it again") as e:
+        ask(pool, "m", say())
+    assert e.value.retry_after == 60 and "SIGSEGV" in deployment.failed
+    assert rows[-1][0] == "model.quarantined" and "SIGSEGV" in rows[-1][1]["reason"]
+    assert b'llmd_model_quarantined{model="m"} 1.0' in metrics.text()
+    await deploy(pool, wish=fake())
+    assert finish(await read(ask(pool, "m", say()))) == "length"
+    assert b'llmd_model_quarantined{model="m"} 0.0' in metrics.text()
+    await pool.close(0)
+
+
 async def test_calls_to_a_dying_worker_fail(pool: Pool) -> None:
     deployment = await deploy(pool)
     assert deployment.worker is not None
@@ -184,19 +223,19 @@ async def test_a_model_that_cannot_load_says_why_and_backs_off(pool: Pool, tmp_p
     deployment = pool.deploy("m", "0" * 64, Wish(str(file), 1, 256, 64, 32, 1))
     await until(deployment, "restarting")
     assert "llama.cpp cannot load" in deployment.reason and str(tmp_path) not in deployment.reason
-    health = await pool.health("m")
+    health = await trials.health(pool.find("m"))
     assert health["ready"] is False and health["reason"] == deployment.reason
 
 
 async def test_health_asks_an_idle_model_for_a_token(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     deployment = await deploy(pool)
-    assert (await pool.health("m"))["ready"]
+    assert (await trials.health(pool.find("m")))["ready"]
     monkeypatch.setattr(trials, "PROBE_AFTER", 0.0)
-    assert (await pool.health("m"))["ready"]
+    assert (await trials.health(pool.find("m")))["ready"]
     assert deployment.worker is not None and deployment.worker.open_sequences == 0
     monkeypatch.setattr(trials, "PROBE_SECONDS", 0.2)
     os.kill(deployment.worker.pid, signal.SIGSTOP)
-    assert not (await pool.health("m"))["ready"]
+    assert not (await trials.health(pool.find("m")))["ready"]
 
 
 async def test_undeploy_lets_running_requests_finish_and_ends_the_process(pool: Pool) -> None:
