@@ -9,7 +9,7 @@ python benchmarks/structured.py MODEL [--gpus UUID] [--slots 32]     results in 
 2. The first token of a new schema of 100 properties, and of a free answer, one at a time.
 3. A call in a stream: what stands between the event of its name and the first of its arguments.
 4. Here, without a server: what one mask takes of llguidance and of llama.cpp's own grammars (GBNF), over the tokens of
-   the same JSON.
+   the same JSON; and what it takes to hold a whole answer against its schema.
 
 The answers of 1. cannot end by themselves: lists of more items than fit, or `ignore_eos`.
 """
@@ -28,6 +28,8 @@ from typing import Any
 
 import aiohttp
 from run import NAME, llmd, machine
+
+from llmd.daemon.serving.schemas import Schemas
 
 TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 40}
 ITEMS: list[dict[str, Any]] = [
@@ -240,6 +242,26 @@ async def measured(a: argparse.Namespace, target: list[str]) -> list[str]:
     return lines
 
 
+async def fits(rounds: int = 200) -> list[str]:
+    """What a whole answer waits for before its end is told: a question to the process that holds it against its
+    schema."""
+    schemas, lines = Schemas(), []
+    await schemas.start()
+    for name, item, count in (("an answer of one item", ITEMS[0], 1), ("one of 200 items", ITEMS[7], 200)):
+        schema = {"type": "array", "items": item}
+        values = {"name": "Ann", "age": 5, "street": "s", "city": "c", "zip": "12345", "at": {"lat": 1.5, "lon": 2}}
+        text, took = json.dumps([values] * count), []
+        one = {**schema, "items": {**item, "additionalProperties": True}}
+        for _ in range(rounds):
+            began = time.perf_counter()
+            await schemas.fit("bench", [(json.dumps(one), "response_format", text, "the answer")])
+            took.append(1000 * (time.perf_counter() - began))
+        took.sort()
+        lines.append(f"| {name} ({len(text)} bytes) | {statistics.median(took):.2f} ms | {took[-1]:.2f} ms |")
+    await schemas.close()
+    return ["| held against its schema | median | most |", "|---|---|---|", *lines]
+
+
 def compared(found: dict[str, list[float]]) -> list[str]:
     lines = ["| | median | 99th percentile | most |", "|---|---|---|---|"]
     for name, values in found.items():
@@ -271,6 +293,7 @@ def main() -> None:
         f"{a.context} tokens, answers of {a.tokens}, {a.rounds} rounds."
     )
     beside = ["", "One mask, and a grammar's compilation:", "", *compared(masks(a.model)), ""]
+    beside += ["Before the end of a whole answer is told:", "", *asyncio.run(fits()), ""]
     text = "\n".join([head, "", *lines, *beside])
     if a.out:
         a.out.write_text(text)

@@ -9,6 +9,7 @@ cores.py     who computes on how many cores: a page of memory that children shar
 cpu.py       which of the engine's libraries runs on this CPU
 errors.py    the error tree
 files.py     atomic writes
+gate.py      who waits for whom where only a few can be served at once
 groups.py    control groups that limit workers' memory
 limits.py    every limit on what comes in
 logs.py      lines to standard error that block nobody

@@ -25,6 +25,7 @@ LEAVES = {
         "cpu",
         "errors",
         "files",
+        "gate",
         "groups",
         "limits",
         "logs",

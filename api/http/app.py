@@ -11,10 +11,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmd.api.http.body import explain
+from llmd.api.http.body import LARGE_AT_ONCE, explain
 from llmd.api.http.routes import GuardedRoute, Refused, Route, Who, table
 from llmd.daemon.audit.refusals import Refusals
 from llmd.daemon.errors import BadRequest, LlmdError, MethodNotAllowed, NotFound, ShuttingDown
+from llmd.daemon.gate import Aside, Gate
 from llmd.daemon.identity.principal import Identity, Principal
 
 log = logging.getLogger("llmd.api")
@@ -30,7 +31,9 @@ def application(routes: Sequence[Route], who: Who, refused: Refused = lambda *_:
     # the client's own Host header says
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Head)
-    app.state.described = {}
+    serving = state.get("serving")
+    app.state.described, app.state.reading = {}, Gate(0, LARGE_AT_ONCE)
+    app.state.aside = serving.aside if serving else Aside()
     for name, value in state.items():
         setattr(app.state, name, value)
     granted = table(routes)

@@ -4,11 +4,11 @@ Strict UTF-8, no duplicate keys, no NaN or Infinity, no number a field could not
 bounded depth and size. Everything that is wrong is a BadRequest (413 and 415 for size and type).
 """
 
-import asyncio
 import json
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,11 +16,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest, BodyTooLarge, MediaType
+from llmd.daemon.gate import Aside
 
-# a larger body is parsed in a thread
-THREAD_BYTES = 64 * 1024
-
-_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# a larger body is read in a thread, and so many of one client come in at once: the loop takes in all that come
+LARGE_BYTES = 64 * 1024
+LARGE_AT_ONCE = 4
 
 
 class Body(BaseModel):
@@ -30,18 +30,23 @@ class Body(BaseModel):
 
 
 B = TypeVar("B", bound=Body)
+T = TypeVar("T")
 
 
 async def read(request: Request, kind: type[B]) -> B:
-    """The request's body. Raises BadRequest, BodyTooLarge, MediaType."""
+    """The request's body; `large` in its scope tells whether it is. Raises BadRequest, BodyTooLarge, MediaType."""
     data = await _bytes(request)
-    if len(data) < THREAD_BYTES:
-        return made(data, kind)
-    # in a thread, which lets go of the interpreter often: everybody else has their turn meanwhile
-    return await asyncio.to_thread(made, data, kind)
+    request.scope["large"] = large = len(data) >= LARGE_BYTES
+    return await aside(request, partial(made, data, kind)) if large else made(data, kind)
 
 
-def made(data: bytes, kind: type[B]) -> B:
+async def aside(request: Request, work: Callable[[], T]) -> T:
+    """What takes long, beside the event loop."""
+    found: Aside = request.app.state.aside
+    return await found.run(request.scope["principal"].name, work)
+
+
+def made(data: bytes | bytearray, kind: type[B]) -> B:
     """Bytes to a body, or BadRequest."""
     value = parse(data)
     try:
@@ -50,7 +55,7 @@ def made(data: bytes, kind: type[B]) -> B:
         raise explain(e.errors(include_url=False, include_input=False)) from None
 
 
-async def _bytes(request: Request) -> bytes:
+async def _bytes(request: Request) -> bytearray:
     media, _, rest = request.headers.get("content-type", "application/json").partition(";")
     if media.strip().lower() != "application/json":
         raise MediaType("send the body as application/json")
@@ -62,18 +67,22 @@ async def _bytes(request: Request) -> bytes:
     limit = limits.MAX_BODY_BYTES
     if int(request.headers.get("content-length", "0")) > limit:
         raise BodyTooLarge(f"the body is larger than {limit} bytes")
-    data = bytearray()
+    data, gate = bytearray(), None
     try:
-        async for part in request.stream():
-            data += part
-            if len(data) > limit:
-                raise BodyTooLarge(f"the body is larger than {limit} bytes")
+        async with AsyncExitStack() as entered:
+            async for part in request.stream():
+                data += part
+                if len(data) > limit:
+                    raise BodyTooLarge(f"the body is larger than {limit} bytes")
+                if gate is None and len(data) >= LARGE_BYTES:
+                    gate = request.app.state.reading
+                    await entered.enter_async_context(gate.enter(request.scope["principal"].name))
     except ClientDisconnect as e:
         raise BadRequest("the body did not come whole") from e
-    return bytes(data)
+    return data
 
 
-def parse(data: bytes) -> dict[str, Any]:
+def parse(data: bytes | bytearray) -> dict[str, Any]:
     """Bytes to a JSON object, or BadRequest."""
     try:
         text = data.decode("utf-8")
@@ -99,13 +108,23 @@ def parse(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _count(data: bytes) -> None:
-    """Refuse what holds too many values before they are made. Commas and brackets in texts do not count."""
-    if data.count(b",") + data.count(b"[") + data.count(b"{") < limits.MAX_JSON_NODES:
+def _count(data: bytes | bytearray) -> None:
+    """Refuse what holds too many values before they are made. Commas and brackets in texts do not count.
+
+    In short steps, between which other threads have the interpreter: one regular expression keeps it for 20 ms."""
+    if _marks(data) < limits.MAX_JSON_NODES:
         return
-    bare = _TEXT.sub(b"", data)
-    if bare.count(b",") + bare.count(b"[") + bare.count(b"{") > limits.MAX_JSON_NODES:
+    plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")  # what is left of quotes begins or ends a text
+    # a value has two texts at most, its name and itself
+    if (
+        plain.count(b'"') > 4 * limits.MAX_JSON_NODES
+        or _marks(b"".join(plain.split(b'"')[::2])) > limits.MAX_JSON_NODES
+    ):
         raise BadRequest(f"the JSON holds more than {limits.MAX_JSON_NODES} values")
+
+
+def _marks(data: bytes | bytearray) -> int:
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """/openapi.json: what the caller may ask of this server, made from the routes themselves."""
 
+import asyncio
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -28,10 +29,14 @@ def described(app: FastAPI, role: str) -> dict[str, Any]:
 
 async def openapi(request: Request, principal: Caller) -> Response:
     """This document."""
-    made: dict[str, bytes] = request.app.state.described
+    made: dict[str, asyncio.Task[bytes]] = request.app.state.described
     if principal.role not in made:  # it takes a tenth of a second, and is the same for all of a role
-        made[principal.role] = bytes(JSONResponse(described(request.app, principal.role)).body)
-    return Response(made[principal.role], media_type="application/json")
+        made[principal.role] = asyncio.create_task(asyncio.to_thread(_document, request.app, principal.role))
+    return Response(await asyncio.shield(made[principal.role]), media_type="application/json")
+
+
+def _document(app: FastAPI, role: str) -> bytes:
+    return bytes(JSONResponse(described(app, role)).body)
 
 
 ROUTES = (Route("GET", "/openapi.json", openapi, ANYBODY),)

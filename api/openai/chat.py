@@ -1,13 +1,14 @@
 """The routes that a model answers: chat and plain completions, tokenize and detokenize."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from llmd.api.http.body import aside
 from llmd.api.http.routes import INFER, Asks, Caller, Route
 from llmd.api.http.streams import EventStream, Opened, WholeJson, until_left
 from llmd.api.openai.answers import (
@@ -52,8 +53,9 @@ async def _generate(
     request: Request, serving: Serving, principal: Principal, body: Generation, *, chat: bool
 ) -> Response:
     # a conversation of thousands of parts would hold up every stream
-    work = _work(body) if body.pieces() < MANY_PIECES else await asyncio.to_thread(_work, body)
-    ask = Ask(request.url.path, body.model, work)
+    large = request.scope["large"] or body.pieces() >= MANY_PIECES
+    work = await aside(request, partial(_work, body)) if large else _work(body)
+    ask = Ask(request.url.path, body.model, work, large=large)
 
     def shape(answer: Answer) -> Shape:
         shown = answer.request_id.replace("req-", "chatcmpl-") if chat else answer.request_id
@@ -85,7 +87,8 @@ async def tokenize(body: TokenizeBody, request: Request, serving: Asks, principa
     text = body.prompt if body.prompt is not None else body.content
     if text is None:
         raise BadRequest("prompt is missing", param="prompt")
-    ask = Ask(request.url.path, body.model, Tokenize(text, bool(body.add_special)), limits.TOKENIZE_SECONDS)
+    work = Tokenize(text, bool(body.add_special))
+    ask = Ask(request.url.path, body.model, work, limits.TOKENIZE_SECONDS, large=request.scope["large"])
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         tokens = (await _only(answer, Tokenized)).tokens
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": answer.context})
@@ -93,7 +96,8 @@ async def tokenize(body: TokenizeBody, request: Request, serving: Asks, principa
 
 async def detokenize(body: DetokenizeBody, request: Request, serving: Asks, principal: Caller) -> Response:
     """Tokens' text."""
-    ask = Ask(request.url.path, body.model, Detokenize(tuple(body.tokens)), limits.TOKENIZE_SECONDS)
+    work = Detokenize(tuple(body.tokens))
+    ask = Ask(request.url.path, body.model, work, limits.TOKENIZE_SECONDS, large=request.scope["large"])
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         text = (await _only(answer, Detokenized)).text
         return JSONResponse({"prompt": text, "content": text})

@@ -32,6 +32,7 @@ from llmd.daemon.errors import (
     WorkerLost,
     from_wire,
 )
+from llmd.daemon.gate import Aside
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.admission import Admission
@@ -159,6 +160,7 @@ class Serving:
         self.pool, self.admission, self.audit, self.metrics = pool, admission, audit, metrics
         self.tasks, self.serve_unaudited = tasks, serve_unaudited
         self.schemas, self.poison = schemas or Schemas(), Poison()
+        self.aside = Aside()
 
     @asynccontextmanager
     async def open(self, principal: Principal, ask: Ask) -> AsyncIterator[Answer]:
@@ -253,8 +255,10 @@ class _Books:
     async def admit(self) -> None:
         """The `admit` row is on disk when this returns. Raises AuditUnavailable."""
         audit, by, ask = self._serving.audit, self._principal, self._ask
-        prompt = ask.prompt()
-        mac, parameters = audit.prompt_mac(prompt), ask.parameters()
+        if ask.large:
+            size, mac, parameters = await self._serving.aside.run(by.name, self._digested)
+        else:
+            size, mac, parameters = self._digested()
         self.digest = (self._model, ask.route, parameters, mac)
         try:
             await audit.admit(
@@ -267,13 +271,18 @@ class _Books:
                 digest=self._serving.pool.digest(self._model),
                 params=parameters,
                 prompt_mac=mac,
-                prompt_bytes=len(prompt),
+                prompt_bytes=size,
             )
             self._written = True
         except AuditUnavailable:
             if not self._serving.serve_unaudited:
                 raise
         self._began = asyncio.get_running_loop().time()
+
+    def _digested(self) -> tuple[int, str, str]:
+        """The prompt's bytes and keyed hash, and the parameters' hash."""
+        prompt = self._ask.prompt()
+        return len(prompt), self._serving.audit.prompt_mac(prompt), self._ask.parameters()
 
     def finish(self, outcome: str, error: str | None) -> None:
         serving, stream, answer = self._serving, self.stream, self.answer

@@ -17,6 +17,7 @@ class Ask:
     model: str | None
     work: Work
     deadline: float = limits.GENERATE_SECONDS  # seconds until its last event
+    large: bool = False  # whatever walks over it holds up others
 
     @property
     def places(self) -> int:
@@ -60,9 +61,10 @@ def _bytes(prompt: Prompt) -> bytes:
         return prompt.text.encode()
     if isinstance(prompt, Tokens):
         return _json(prompt.tokens)
-    said = [_said(turn) for turn in prompt.messages]
+    # a turn after the other: a thread keeps the interpreter while it makes one
+    said = b"[" + b",".join(_json(_said(turn)) for turn in prompt.messages) + b"]"
     tools = [tool.definition for tool in prompt.tools]
-    return _json({"messages": said, "tools": tools} if tools else said)
+    return b'{"messages":' + said + b',"tools":' + _json(tools) + b"}" if tools else said
 
 
 def _said(turn: ChatMessage) -> dict[str, Any]:
@@ -75,5 +77,8 @@ def _said(turn: ChatMessage) -> dict[str, Any]:
     return {"role": turn.role, "content": content} | {k: v for k, v in more.items() if v}
 
 
+_encoder = json.JSONEncoder(separators=(",", ":"))
+
+
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _encoder.encode(value).encode()

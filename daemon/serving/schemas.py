@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from llmd.daemon import children, limits
 from llmd.daemon.errors import AnswerInvalid, BadRequest, DeadlineExceeded, SchemaTooComplex, Unavailable, from_wire
+from llmd.daemon.gate import Gate
 from llmd.daemon.serving.holding import Whole
 
 PROGRAM = "llmd.daemon.engine.answers.check"
@@ -90,8 +91,7 @@ class Schemas:
         self._good: OrderedDict[bytes, None] = OrderedDict()
         self._idle: list[_Child] = []
         self._killed: list[_Child] = []
-        self._places = asyncio.Semaphore(PROCESSES)
-        self._turns: dict[str, tuple[asyncio.Lock, list[None]]] = {}
+        self._gate = Gate(PROCESSES)
 
     async def start(self) -> None:
         """A process that waits: the first request need not."""
@@ -112,7 +112,7 @@ class Schemas:
             self._good.move_to_end(key)
             return
         try:
-            async with asyncio.timeout(limits.ACCEPT_SECONDS), self._turn(principal), self._places:
+            async with asyncio.timeout(limits.ACCEPT_SECONDS), self._gate.enter(principal):
                 await self._asked("schemas", schemas, limits.SCHEMA_SECONDS)
         except TimeoutError as e:
             raise DeadlineExceeded("too many schemas wait to be looked at; try again") from e
@@ -135,7 +135,7 @@ class Schemas:
             return
         waited = asyncio.timeout(limits.FIT_WAIT_SECONDS)
         try:
-            async with waited, self._turn(principal), self._places:
+            async with waited, self._gate.enter(principal):
                 waited.reschedule(None)
                 await self._asked("answers", answers, limits.FIT_SECONDS)
         except (TimeoutError, _Stuck) as e:
@@ -144,18 +144,6 @@ class Schemas:
                 f"{what} could not be held against its schema in time; write the schema more simply",
                 param=param.partition(".")[0],
             ) from e
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, principal: str) -> Any:
-        lock, waiting = self._turns.setdefault(principal, (asyncio.Lock(), []))
-        waiting.append(None)
-        try:
-            async with lock:
-                yield
-        finally:
-            waiting.pop()
-            if not waiting:
-                del self._turns[principal]
 
     async def _asked(self, kind: str, what: Sequence[Schema | Whole], seconds: float) -> None:
         """Raises the BadRequest that a process answers, Unavailable, and _Stuck where it does not answer."""

@@ -1,5 +1,6 @@
 """Bodies from outside: what they cost before they are refused, and in which thread they are parsed."""
 
+import asyncio
 import json
 import threading
 from typing import Any
@@ -9,18 +10,24 @@ from fastapi import Request
 from pydantic import field_validator
 
 from llmd.api.http import body
+from llmd.api.http.app import application
 from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest
+from llmd.daemon.identity.principal import Principal
+
+ALICE = Principal("alice", "infer", "", "")
+APP = application((), lambda _: ALICE)
 
 
 def request(data: bytes) -> Request:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": data, "more_body": False}
 
-    return Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
+    scope = {"type": "http", "headers": [(b"content-type", b"application/json")], "principal": ALICE, "app": APP}
+    return Request(scope, receive)
 
 
-@pytest.mark.parametrize(("size", "thread"), [(100, True), (body.THREAD_BYTES + 1, False)])
+@pytest.mark.parametrize(("size", "thread"), [(100, True), (body.LARGE_BYTES + 1, False)])
 async def test_a_large_body_is_parsed_and_validated_beside_the_event_loop(
     size: int, thread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,3 +62,65 @@ def test_too_many_values_are_refused_before_they_are_made(monkeypatch: pytest.Mo
 def test_commas_and_brackets_in_a_text_are_no_values() -> None:
     text = ', [{ \\" ' * (limits.MAX_JSON_NODES // 2)
     assert body.parse(json.dumps({"a": text}).encode())["a"] == text
+
+
+async def test_large_bodies_of_one_client_have_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is read at a time, a few come in, and another client's is next."""
+    inside, most, order = 0, 0, list[str]()
+    lock, gate = threading.Lock(), threading.Semaphore(0)
+
+    class Text(body.Body):
+        a: str
+
+    def slow(data: bytes) -> dict[str, Any]:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        gate.acquire()
+        with lock:
+            inside -= 1
+            order.append(json.loads(data)["a"][:3])
+        return {"a": "x"}
+
+    monkeypatch.setattr(body, "parse", slow)
+
+    def asked(name: str, text: str) -> Request:
+        made = request(json.dumps({"a": text * body.LARGE_BYTES}).encode())
+        made.scope["principal"] = Principal(name, "infer", "", "")
+        return made
+
+    mine = [asyncio.create_task(body.read(asked("alice", "a"), Text)) for _ in range(10)]
+    await asyncio.sleep(0.05)
+    theirs = asyncio.create_task(body.read(asked("bob", "b"), Text))
+    await asyncio.sleep(0.05)
+    gate.release(11)
+    await asyncio.gather(*mine, theirs)
+    assert most == 1 and order.index("bbb") <= 1 and len(order) == 11
+    assert not APP.state.aside.gate._owners and not APP.state.reading._owners
+
+
+async def test_of_one_client_a_few_large_bodies_come_in_at_once() -> None:
+    came: list[int] = []
+    whole = asyncio.Event()
+
+    def asked(number: int) -> Request:
+        parts = [b'{"a": "' + b"x" * body.LARGE_BYTES, b'"}']
+
+        async def receive() -> dict[str, Any]:
+            if len(parts) == 1:
+                came.append(number)
+                await whole.wait()
+            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+        return Request(request(b"").scope, receive)
+
+    class Text(body.Body):
+        a: str
+
+    reading = [asyncio.create_task(body.read(asked(n), Text)) for n in range(10)]
+    await asyncio.sleep(0.05)
+    assert came == list(range(body.LARGE_AT_ONCE))
+    whole.set()
+    await asyncio.gather(*reading)
+    assert came == list(range(10))

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from fastapi import Request
 
+from llmd.api.http.app import application
 from llmd.api.openai import chat
 from llmd.api.openai.schema import ChatBody, CompletionBody
 from llmd.daemon.engine.messages import Prompt
 from llmd.daemon.errors import BadRequest
+from llmd.daemon.identity.principal import Principal
 
 NOBODY: Any = None
 
@@ -24,8 +27,11 @@ async def test_a_long_conversation_is_taken_apart_beside_the_event_loop(size: in
             raise BadRequest("that is enough")
 
     body = Noted.model_validate({"messages": [{"role": "user", "content": "hi"}] * size})
+    alice = Principal("alice", "infer", "", "")
+    app = application((), lambda _: alice)
+    request = Request({"type": "http", "large": False, "principal": alice, "app": app})
     with pytest.raises(BadRequest, match="enough"):
-        await chat.chat(body, NOBODY, NOBODY, NOBODY)
+        await chat.chat(body, request, NOBODY, alice)
     assert (threads == [threading.current_thread().name]) is here
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -395,3 +396,22 @@ async def test_what_an_admin_ends_is_no_crash(place: Place) -> None:
             assert isinstance((await running)[-1], Failed)
         await place.deploy()
     assert not place.serving.poison._seen and await place.ask(generate(3))
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_a_large_prompt_is_hashed_beside_the_event_loop(
+    place: Place, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    threads: list[bool] = []
+    mac = place.audit.prompt_mac
+
+    def noted(data: bytes) -> str:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return mac(data)
+
+    monkeypatch.setattr(place.audit, "prompt_mac", noted)
+    for text in ("hello", "hello"):
+        await place.ask(generate(1, text), large=large)
+    assert threads == [not large] * 2
+    rows = [row for row in await place.rows() if row["kind"] == "admit"]
+    assert {row["prompt_mac"] for row in rows} == {mac(b"hello")} and rows[0]["prompt_bytes"] == 5

@@ -89,7 +89,7 @@ async def test_who_leaves_while_it_is_looked_at_leaves_no_process_busy(checking:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await asyncio.wait_for(child.process.wait(), 10) and not checking._turns
+    assert await asyncio.wait_for(child.process.wait(), 10) and not checking._gate._owners
 
 
 async def test_one_clients_schemas_leave_a_process_to_the_others(
@@ -110,7 +110,7 @@ async def test_one_clients_schemas_leave_a_process_to_the_others(
     assert asked == [GOOD, '{"const": 3}']
     gate.set()
     await asyncio.gather(*mine)
-    assert not checking._turns
+    assert not checking._gate._owners
 
 
 # --- answers
@@ -157,7 +157,7 @@ async def test_an_answer_that_takes_too_long_fails_alone(checking: Schemas, monk
 
 async def test_an_answer_that_waits_too_long_fails(checking: Schemas, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "FIT_WAIT_SECONDS", 0.05)
-    async with checking._turn("alice"):
+    async with checking._gate.enter("alice"):
         with pytest.raises(AnswerInvalid, match="in time"):
             await checking.fit("alice", whole({"type": "integer"}, 5))
     await checking.fit("alice", whole({"type": "integer"}, 5))

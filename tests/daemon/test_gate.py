@@ -1,0 +1,50 @@
+"""Whoever asks for much leaves a place to everybody else."""
+
+import asyncio
+import threading
+
+from llmd.daemon.gate import Aside, Gate
+
+
+async def entered(gate: Gate, owner: str, inside: list[str], leave: asyncio.Event) -> None:
+    async with gate.enter(owner):
+        inside.append(owner)
+        await leave.wait()
+        inside.remove(owner)
+
+
+async def test_an_owners_own_wait_and_others_do_not() -> None:
+    gate, inside, leave = Gate(2), list[str](), asyncio.Event()
+    tasks = [asyncio.create_task(entered(gate, owner, inside, leave)) for owner in "aaabc"]
+    await asyncio.sleep(0.01)
+    assert inside == ["a", "b"]
+    leave.set()
+    await asyncio.gather(*tasks)
+    assert not inside and not gate._owners
+
+
+async def test_without_places_only_an_owners_own_are_counted() -> None:
+    gate, inside, leave = Gate(0, each=2), list[str](), asyncio.Event()
+    tasks = [asyncio.create_task(entered(gate, owner, inside, leave)) for owner in "aaabcd"]
+    await asyncio.sleep(0.01)
+    assert inside == ["a", "a", "b", "c", "d"]
+    for task in tasks[:3]:
+        task.cancel()
+    await asyncio.gather(*tasks[:3], return_exceptions=True)
+    assert "a" not in gate._owners
+    leave.set()
+    await asyncio.gather(*tasks[3:])
+
+
+async def test_what_takes_long_is_done_in_a_thread_one_after_the_other() -> None:
+    aside, names, at_once = Aside(), list[str](), [0, 0]
+
+    def work() -> int:
+        at_once[0] += 1
+        at_once[1] = max(at_once)
+        names.append(threading.current_thread().name)
+        at_once[0] -= 1
+        return 5
+
+    assert await asyncio.gather(*(aside.run(owner, work) for owner in "aabbc")) == [5] * 5
+    assert threading.current_thread().name not in names and at_once == [0, 1]
