@@ -161,6 +161,7 @@ def rows() -> Iterator[Row]:
             if valid:
                 yield Row(route.name, "valid", valid, admin=admin)
             yield Row(route.name, "refused", b'{"nothing": 1}', admin=admin)
+            yield Row(route.name, "refused, of many errors", MANY, admin=admin)
             yield Row(route.name, "largest", largest or b'{"nothing": "' + b"a" * LARGEST + b'"}', admin=admin)
             yield Row(
                 route.name, "largest, of many values", b'{"nothing": [' + b"1," * (LARGEST // 2) + b"1]}", admin=admin
@@ -172,6 +173,7 @@ def generate(**fields: Any) -> bytes:
 
 
 TURNS = [{"role": role, "content": "word " * 200} for _ in range(1900) for role in ("user", "assistant")]
+MANY = json.dumps({f"k{i}": 1 for i in range(6000)}).encode()
 # what is valid, and the largest that is; other routes have no body, or are tried with what is refused
 BODIES: dict[str, tuple[bytes, bytes]] = {
     "POST /v1/chat/completions": (

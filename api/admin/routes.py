@@ -42,14 +42,14 @@ class RenameBody(Body):
 
 
 class ConversationBody(Body):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=limits.MAX_MESSAGES)]
 
 
 class DeployBody(Body):
     model: _Name
     ctx: Annotated[int, Field(ge=256, le=1 << 24)] | None = None
     slots: Annotated[int, Field(ge=1, le=256)] | None = None
-    gpus: Annotated[list[_Name], Field(max_length=64)] = []
+    gpus: Annotated[list[_Name], Field(fail_fast=True, max_length=64)] = []
     split: Literal["none", "layer", "tensor"] | None = None
     kv: Literal["f16", "q8_0", "q4_0"] | None = None
     ubatch: Annotated[int, Field(ge=64, le=16384)] | None = None

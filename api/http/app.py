@@ -32,7 +32,7 @@ def application(routes: Sequence[Route], who: Who, refused: Refused = lambda *_:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Head)
     serving = state.get("serving")
-    app.state.described, app.state.reading = {}, Gate(0, LARGE_AT_ONCE)
+    app.state.described, app.state.reading, app.state.middling = {}, Gate(0, LARGE_AT_ONCE), Gate(1)
     app.state.aside = serving.aside if serving else Aside()
     for name, value in state.items():
         setattr(app.state, name, value)

@@ -4,6 +4,7 @@ Strict UTF-8, no duplicate keys, no NaN or Infinity, no number a field could not
 bounded depth and size. Everything that is wrong is a BadRequest (413 and 415 for size and type).
 """
 
+import asyncio
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,9 +17,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest, BodyTooLarge, MediaType
-from llmd.daemon.gate import Aside
+from llmd.daemon.gate import Aside, Gate
 
-# a larger body is read in a thread, and so many of one client come in at once: the loop takes in all that come
+# of larger bodies one is read in a turn of the event loop; even larger ones are read in a thread, and so many of one
+# client come in at once: the loop takes in all that come
+SMALL_BYTES = 4 * 1024
 LARGE_BYTES = 64 * 1024
 LARGE_AT_ONCE = 4
 
@@ -37,7 +40,14 @@ async def read(request: Request, kind: type[B]) -> B:
     """The request's body; `large` in its scope tells whether it is. Raises BadRequest, BodyTooLarge, MediaType."""
     data = await _bytes(request)
     request.scope["large"] = large = len(data) >= LARGE_BYTES
-    return await aside(request, partial(made, data, kind)) if large else made(data, kind)
+    if large:
+        return await aside(request, partial(made, data, kind))
+    if len(data) < SMALL_BYTES:
+        return made(data, kind)
+    gate: Gate = request.app.state.middling
+    async with gate.enter(request.scope["principal"].name):
+        await asyncio.sleep(0)
+        return made(data, kind)
 
 
 async def aside(request: Request, work: Callable[[], T]) -> T:

@@ -104,13 +104,13 @@ class Message(Said):
     both without effect; `function_call` and the role `function` are how tools' calls and answers were first called."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | Annotated[list[Part], Field(max_length=1024)] | None = None
+    content: Text | Annotated[list[Part], Field(fail_fast=True, max_length=1024)] | None = None
     name: Name | None = None
     refusal: Text | None = None
     annotations: list[dict[str, Any]] | None = None
     audio: dict[str, Any] | None = None
     function_call: FunctionCall | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=1024)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=1024)] | None = None
     tool_call_id: Name | None = None
     reasoning_content: Text | None = None
     parsed: Any = None

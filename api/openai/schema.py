@@ -27,10 +27,9 @@ TOOL_PIECES = 20  # a tool is as much to look at as so many messages
 COMPLETION_TOKENS = 16
 
 _Stop = Annotated[str, Field(max_length=limits.MAX_STOP_CHARS)]
-_Tokens = Annotated[
-    list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=limits.MAX_JSON_NODES)
-]
-_Several = Field(min_length=1, max_length=limits.MAX_PROMPTS)
+_Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Tokens = Annotated[list[_Token], Field(fail_fast=True, min_length=1, max_length=limits.MAX_JSON_NODES)]
+_Several = Field(fail_fast=True, min_length=1, max_length=limits.MAX_PROMPTS)
 # -1: until the context is full
 _Limit = Annotated[int, Field(ge=-1, le=limits.MAX_TOKENS)]
 # one spelling a number: "5" and "05" would be two biases of one token
@@ -58,7 +57,7 @@ class Generation(Body, abc.ABC):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=limits.MAX_CHOICES)] | None = 1
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=limits.MAX_STOP_STRINGS)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(fail_fast=True, max_length=limits.MAX_STOP_STRINGS)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
@@ -179,7 +178,7 @@ class NamedTool(Body):
 
 class AllowedTools(Body):
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=limits.MAX_TOOLS)]
+    tools: Annotated[list[NamedTool], Field(fail_fast=True, min_length=1, max_length=limits.MAX_TOOLS)]
 
 
 class ToolsAllowed(Body):
@@ -214,18 +213,18 @@ _Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ChatBody(Generation):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=limits.MAX_MESSAGES)]
     max_tokens: _Limit | None = None
     max_completion_tokens: _Limit | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
     reasoning_effort: _Effort | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[ToolDefinition], Field(max_length=limits.MAX_TOOLS)] | None = None
+    tools: Annotated[list[ToolDefinition], Field(fail_fast=True, max_length=limits.MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | ToolsAllowed | None = None
     parallel_tool_calls: bool | None = None
     # taken where they ask for nothing but text, else refused by name
-    functions: Annotated[list[Function], Field(max_length=1024)] | None = None
+    functions: Annotated[list[Function], Field(fail_fast=True, max_length=1024)] | None = None
     function_call: Literal["none", "auto"] | Function | None = None
     modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
     audio: dict[str, Any] | None = None
@@ -368,4 +367,4 @@ class TokenizeBody(Body):
 
 class DetokenizeBody(Body):
     model: Annotated[str, Field(max_length=256)] | None = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=limits.MAX_JSON_NODES)]
+    tokens: Annotated[list[_Token], Field(fail_fast=True, max_length=limits.MAX_JSON_NODES)]

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from fastapi import Request
-from pydantic import field_validator
+from pydantic import ValidationError, field_validator
 
 from llmd.api.http import body
 from llmd.api.http.app import application
+from llmd.api.openai.schema import ChatBody
 from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.identity.principal import Principal
@@ -124,3 +125,34 @@ async def test_of_one_client_a_few_large_bodies_come_in_at_once() -> None:
     whole.set()
     await asyncio.gather(*reading)
     assert came == list(range(10))
+
+
+@pytest.mark.parametrize("turn", [{}, 1, {"role": "user", "content": [{}] * 1000}])
+def test_one_error_of_a_list_is_enough(turn: Any) -> None:
+    """Each costs, and one is told."""
+    with pytest.raises(ValidationError) as e:
+        ChatBody.model_validate({"messages": [turn] * 1000})
+    assert e.value.error_count() < 5
+
+
+async def test_of_bodies_that_are_not_small_one_is_read_in_a_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, read = [0], list[tuple[int, str]]()
+
+    class Text(body.Body):
+        a: str
+
+    def noted(data: bytes) -> dict[str, Any]:
+        read.append((turns[0], threading.current_thread().name))
+        return {"a": "x"}
+
+    async def count() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(body, "parse", noted)
+    counting = asyncio.create_task(count())
+    data = json.dumps({"a": "x" * body.SMALL_BYTES}).encode()
+    await asyncio.gather(*(body.read(request(data), Text) for _ in range(10)))
+    counting.cancel()
+    assert len({turn for turn, _ in read}) == 10 and {thread for _, thread in read} == {threading.main_thread().name}
