@@ -279,7 +279,8 @@ def main() -> None:
         "Command: `.venv/bin/python benchmarks/loop_gaps.py`\n\n| | longest gap | answer |\n|---|---|---|\n"
     ) + "\n".join(f"| {name} | {gap:.1f} ms | {answer} |" for name, gap, answer in found)
     text += (
-        f"\n\n## {COUNT} equal requests at once\n\nEvery route, the client in a process of its own on the same "
+        f"\n\n## {COUNT} equal requests at once\n\nLimit: {LIMIT_MS:.0f} ms a request. Every route, "
+        "the client in a process of its own on the same "
         "machine: the longest gap, and how many were answered how.\n\n"
         "| route | | longest gap | answers |\n|---|---|---|---|\n"
     ) + "\n".join(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Query
 from pydantic import BeforeValidator, ConfigDict, Field
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from llmd.api.admin import forms
 from llmd.api.admin.service import Admin, who
@@ -281,7 +281,7 @@ async def audit_tail(service: Admin, n: Count = 20, after: Count | None = None, 
     audit = service.serving.audit
     rows = await audit.tail(n, after)
     if not follow:
-        return {"rows": rows}
+        return JSONResponse({"rows": rows})  # FastAPI would look at every value
     newest = await audit.tail(1)
     at: int = after if after is not None else newest[-1]["seq"] if newest else 0
 
@@ -315,9 +315,9 @@ class AuditQuery(Body):
     limit: Annotated[int, Digits, Field(ge=1, le=10**18)] = 100
 
 
-async def audit_query(asked: Annotated[AuditQuery, Query()], service: Admin) -> dict[str, Any]:
+async def audit_query(asked: Annotated[AuditQuery, Query()], service: Admin) -> JSONResponse:
     given = asked.model_dump() | {name: _moment(getattr(asked, name), name) for name in ("since", "until")}
-    return {"rows": await service.serving.audit.query(**given)}
+    return JSONResponse({"rows": await service.serving.audit.query(**given)})
 
 
 async def audit_verify(service: Admin) -> dict[str, Any]:
