@@ -111,3 +111,31 @@ async def test_another_interpreter_has_this_package_and_not_its_dependencies(
 
     assert (prefix, file, dependency) == (str(other), llmd.daemon.errors.__file__, False)
     assert sys.prefix != prefix
+
+
+SEALED = """
+import json, os, socket, sys
+from llmd.daemon.confined import seal
+kept, found = open("/etc/hostname"), {}
+def attempt(name, work):
+    try:
+        work()
+        found[name] = ""
+    except OSError as e:
+        found[name] = e.strerror
+seal()
+attempt("reads what is open", kept.read)
+attempt("reads a file", lambda: open("/etc/hostname").read())
+attempt("reads itself", lambda: open("/proc/self/environ").read())
+attempt("lists", lambda: os.listdir("/"))
+attempt("writes", lambda: open("/dev/null", "w"))
+attempt("makes a socket", lambda: socket.socket(socket.AF_UNIX))
+print(json.dumps(found))
+"""
+
+
+async def test_what_is_sealed_opens_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sealed.py").write_text(SEALED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = await said("sealed")
+    assert {name for name, why in found.items() if not why} == {"reads what is open"}, found

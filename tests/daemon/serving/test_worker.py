@@ -19,6 +19,8 @@ from small_models import ATTENTION, DENSE, model, write
 
 from llmd.daemon import limits, memory
 from llmd.daemon.engine.messages import (
+    Chat,
+    ChatMessage,
     Detokenize,
     Event,
     Failed,
@@ -32,6 +34,7 @@ from llmd.daemon.engine.messages import (
     Text,
     Tokenize,
     Tokens,
+    Wanted,
     Work,
 )
 from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, ModelNotReady, ShuttingDown, WorkerLost
@@ -532,3 +535,38 @@ async def test_a_models_own_defaults_hold_where_a_request_does_not_say(pool: Poo
     unset = ("temperature", "top_p")
     assert len({await tokens(unset=unset) for _ in range(3)}) == 1
     assert len({await tokens(unset=("top_p",), temperature=2.0, top_k=0) for _ in range(3)}) > 1
+
+
+ENDLESS = """
+from llmd.daemon.engine import __main__ as worker
+from llmd.daemon.engine.answers.answering import Answers
+
+real = Answers.answering
+
+def answering(self, syntax, wanted, *, thinks):
+    while "endless" in wanted.schema:
+        pass
+    return real(self, syntax, wanted, thinks=thinks)
+
+Answers.answering = answering
+worker.BIND_SECONDS = 0.1
+worker.main()
+"""
+
+
+async def test_a_grammar_that_takes_too_long_ends_its_request_alone(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(worker_module, "PROGRAM", "endless")
+    deployment = await deploy(pool)
+    chat = Chat((ChatMessage("user", "hi"),))
+
+    def held(schema: str) -> Stream:
+        return ask(pool, "m", Generate((chat,), SamplingParams(3, temperature=0.0), 1, Wanted(schema)))
+
+    endless, plain = held('{"title": "endless"}'), held("{}")
+    assert failure(await read(endless)) == "schema_too_complex"
+    events = await read(plain)
+    assert isinstance(events[0], Started) and deployment.restarts == 0
