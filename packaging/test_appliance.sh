@@ -106,15 +106,20 @@ wire() {
     for net in "$SERVER" "$CLIENT"; do ip -n "$net" link set eth0 up; done
 }
 
-# ask STATUS [CODE]: a request is answered with this status and error
+# ask STATUS [CODE]: a request is answered with this status and error; HELD=1: its answer is held to a schema
 ask() {
-    on /usr/bin/python3 - "$@" <<'PY'
+    on /usr/bin/python3 - "${HELD:-}" "$@" <<'PY'
 import http.client, json, ssl, sys
 pki = "/var/lib/llmd/pki"
 tls = ssl.create_default_context(cafile=f"{pki}/ca.crt")
 tls.load_cert_chain(f"{pki}/clients/demo.crt", f"{pki}/clients/demo.key")
 connection = http.client.HTTPSConnection("127.0.0.1", 8443, context=tls, timeout=60)
-connection.request("POST", "/v1/completions", json.dumps({"prompt": "Hello", "max_tokens": 2}))
+if sys.argv.pop(1):
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": [1, 2]}}}
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 9, "response_format": form}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body))
+else:
+    connection.request("POST", "/v1/completions", json.dumps({"prompt": "Hello", "max_tokens": 2}))
 answer = connection.getresponse()
 said = answer.status, json.loads(answer.read()).get("error", {}).get("code", "")
 wanted = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
@@ -172,6 +177,7 @@ first_run() {
     on llmctl model import /srv/model.gguf --name small >/dev/null || broken "import"
     on llmctl deploy small >/dev/null || broken "deploy"
     until_ 40 "the model is not in the status text" says "ready: small"
+    HELD=1 ask 200 || broken "an answer that is held to a schema"
     on llmctl model quantize small --type Q3_K_S --requantize >/dev/null 2>&1 || broken "a job inside the sandbox"
     # an admin who is not root
     on useradd -G llmd-admin alice

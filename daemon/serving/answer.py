@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
@@ -42,10 +42,13 @@ from llmd.daemon.serving.poison import Poison
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.schemas import Schemas
 from llmd.daemon.serving.stream import Stream
+from llmd.daemon.serving.worker import Worker
 from llmd.daemon.tasks import Tasks
 
 log = logging.getLogger("llmd.requests")
 
+# a request that was cancelled is followed for so long
+FOLLOW_SECONDS = 5.0
 OUR_FAULTS = frozenset({LlmdError.code, WorkerLost.code, GpuLost.code, GpuOutOfMemory.code})
 
 
@@ -191,9 +194,12 @@ class Serving:
             finally:
                 outcome = answer.outcome()
                 stream.cancel()
-                if outcome[1] == WorkerLost.code and worker.crashed:
-                    self.poison.crashed(books.digest)
-                elif outcome[0] not in ("error", "cancelled"):
+                if outcome[1] == WorkerLost.code:
+                    self._blame(worker, books.digest)
+                elif outcome[0] in ("error", "cancelled"):
+                    # what it asked for may end the process after it has gone
+                    asyncio.get_running_loop().call_later(FOLLOW_SECONDS, self._blame, worker, books.digest)
+                else:
                     self.poison.answered(books.digest)
         except (asyncio.CancelledError, GeneratorExit):
             raise  # its client left
@@ -205,6 +211,10 @@ class Serving:
             raise
         finally:
             books.finish(*outcome)
+
+    def _blame(self, worker: Worker, digest: Hashable) -> None:
+        if worker.crashed:
+            self.poison.crashed(digest)
 
     async def _successor(self, model: str, ask: Ask) -> None:
         """While the model's settings change, the queue holds who comes. Raises ModelNotReady where it is full, and

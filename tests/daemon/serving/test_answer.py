@@ -49,6 +49,7 @@ from llmd.daemon.errors import (
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
+from llmd.daemon.serving import answer as answer_module
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Answer, Serving
 from llmd.daemon.serving.ask import Ask
@@ -382,6 +383,30 @@ async def test_what_crashes_the_model_twice_is_refused(place: Place) -> None:
         await place.ask(poison)
     assert (await place.rows())[-1]["error"] == "request_crashes_worker"
     assert await place.ask(generate(3, "poison")), "other parameters are another request"
+
+
+async def test_who_leaves_before_the_crash_is_known_all_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_module, "FOLLOW_SECONDS", 0.5)
+    poison, other = generate(100_000, "poison"), generate(100_000, "other")
+    for crashes in (1, 2):
+        await place.ready()
+        worker, _ = place.pool.serves("m")
+        for work in (other, poison):
+            running = asyncio.create_task(place.ask(work))
+            async with asyncio.timeout(15):
+                while not worker.open_sequences:
+                    await asyncio.sleep(0.02)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            if work is other:
+                await asyncio.sleep(0.6)  # it is out of suspicion
+        os.kill(worker.pid, signal.SIGSEGV)
+        async with asyncio.timeout(15):
+            while [seen for seen, _ in place.serving.poison._seen.values()] != [crashes]:
+                await asyncio.sleep(0.02)
+    await place.ready()
+    with pytest.raises(RequestCrashesWorker):
+        await place.ask(poison)
 
 
 async def test_what_an_admin_ends_is_no_crash(place: Place) -> None:
