@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from real_daemon import Llmd, start_llmd
 
@@ -22,6 +24,19 @@ def run(llmd: Llmd, *arguments: str, code: int = 0) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     return done.stdout + done.stderr
+
+
+def stop(llmd: Llmd) -> psutil.Process:
+    """The process of the job that runs, once there is one. It goes on no further."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for child in psutil.Process(llmd.process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if any("llmd.quantize" in word for word in child.cmdline()):
+                    child.suspend()
+                    return child
+        time.sleep(0.01)
+    raise AssertionError("there is no process of a job")
 
 
 def test_a_form_is_made_shown_used_and_removed(llmd: Llmd) -> None:
@@ -52,7 +67,7 @@ def test_ctrl_c_goes_away_from_it_and_cancel_ends_it(llmd: Llmd) -> None:
     assert client.stderr is not None
     number = re.match(r"job (\d+): ", client.stderr.readline())
     assert number
-    client.stderr.readline()  # the bar has begun
+    stopped = stop(llmd)  # so that it does not end by itself first
     client.send_signal(signal.SIGINT)
     _, err = client.communicate(timeout=20)
     assert (
@@ -61,7 +76,7 @@ def test_ctrl_c_goes_away_from_it_and_cancel_ends_it(llmd: Llmd) -> None:
     assert llmd.llmctl("jobs", "show", number[1])["state"] in ("running", "done")
     assert run(llmd, "jobs", "cancel", number[1]) == f"job {number[1]} is cancelled\n"
     assert json.dumps("IQ4_XS") not in json.dumps(llmd.llmctl("model", "show", "smol"))
-    assert "is cancelled" in run(llmd, "jobs", "show", number[1], "--wait", code=1)
+    assert "is cancelled" in run(llmd, "jobs", "show", number[1], "--wait", code=1) and not stopped.is_running()
     assert not list((llmd.state / "models" / "staging").iterdir())
 
 
