@@ -214,7 +214,7 @@ class Serving:
 
     def _blame(self, worker: Worker, digest: Hashable) -> None:
         if worker.crashed:
-            self.poison.crashed(digest)
+            self.poison.crashed(digest, worker.pid)
 
     async def _successor(self, model: str, ask: Ask) -> None:
         """While the model's settings change, the queue holds who comes. Raises ModelNotReady where it is full, and

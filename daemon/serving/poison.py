@@ -20,11 +20,12 @@ class Poison:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()  # crashes, and until when they count
+        # crashes, until when they count, and the process of the last one
+        self._seen: OrderedDict[Hashable, tuple[int, float, int]] = OrderedDict()
 
     def check(self, digest: Hashable) -> None:
         """Raises RequestCrashesWorker."""
-        crashes, until = self._seen.get(digest, (0, 0.0))
+        crashes, until, _ = self._seen.get(digest, (0, 0.0, 0))
         if crashes and self._clock() >= until:
             del self._seen[digest]
         elif crashes >= CRASHES:
@@ -34,11 +35,13 @@ class Poison:
                 f"{minutes} minutes: change it, or ask an administrator to look into the server's log"
             )
 
-    def crashed(self, digest: Hashable) -> None:
-        """It was being answered as a process crashed."""
-        crashes, until = self._seen.pop(digest, (0, 0.0))
+    def crashed(self, digest: Hashable, process: int) -> None:
+        """It was being answered as this process crashed; equal ones that were too are one."""
+        crashes, until, last = self._seen.pop(digest, (0, 0.0, 0))
         now = self._clock()
-        self._seen[digest] = (crashes + 1 if now < until else 1, now + SECONDS)
+        if now >= until:
+            crashes = 0
+        self._seen[digest] = (crashes if crashes and last == process else crashes + 1, now + SECONDS, process)
         while len(self._seen) > KEPT:
             self._seen.popitem(last=False)
 

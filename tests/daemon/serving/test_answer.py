@@ -402,7 +402,7 @@ async def test_who_leaves_before_the_crash_is_known_all_the_same(place: Place, m
                 await asyncio.sleep(0.6)  # it is out of suspicion
         os.kill(worker.pid, signal.SIGSEGV)
         async with asyncio.timeout(15):
-            while [seen for seen, _ in place.serving.poison._seen.values()] != [crashes]:
+            while [seen for seen, *_ in place.serving.poison._seen.values()] != [crashes]:
                 await asyncio.sleep(0.02)
     await place.ready()
     with pytest.raises(RequestCrashesWorker):

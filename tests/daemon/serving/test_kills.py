@@ -22,6 +22,7 @@ from llmd.daemon.errors import LlmdError
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
+from llmd.daemon.serving import lifecycle, poison
 from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.ask import Ask
@@ -64,7 +65,9 @@ def rows(path: Path) -> Counter[str]:
         return Counter(f"{admits}/{finishes}" for admits, finishes in found)
 
 
-async def test_a_worker_that_is_killed_again_and_again(tmp_path: Path) -> None:
+async def test_a_worker_that_is_killed_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "MAX_CRASHES", WORKER_KILLS + 1)
+    monkeypatch.setattr(poison, "CRASHES", WORKER_KILLS + 1)
     audit, metrics, tasks = AuditLog(tmp_path / "audit.db", bytes(32)), Metrics(), Tasks()
     audit.open()
     pool = Pool(metrics, tasks, pause=(0.01, 0.01))

@@ -1,10 +1,14 @@
 """A request that was being answered in two crashes is refused for an hour; others are not."""
 
+import itertools
+
 import pytest
 
 from llmd.daemon.errors import RequestCrashesWorker
 from llmd.daemon.serving import poison
 from llmd.daemon.serving.poison import Poison
+
+PROCESSES = itertools.count(1)
 
 
 class Clock:
@@ -22,10 +26,10 @@ def clock() -> Clock:
 def test_two_crashes_are_enough_for_an_hour(clock: Clock) -> None:
     seen = Poison(clock)
     seen.check("a")
-    seen.crashed("a")
+    seen.crashed("a", next(PROCESSES))
     seen.check("a")
     clock.now += 3599
-    seen.crashed("a")
+    seen.crashed("a", next(PROCESSES))
     for later, minutes in ((0, 60), (1800, 30), (1799, 1)):
         clock.now += later
         with pytest.raises(RequestCrashesWorker, match=f"2 times .* for {minutes} minutes") as e:
@@ -34,14 +38,14 @@ def test_two_crashes_are_enough_for_an_hour(clock: Clock) -> None:
         seen.check("b")
     clock.now += 1
     seen.check("a")
-    seen.crashed("a")
+    seen.crashed("a", next(PROCESSES))
     seen.check("a")
 
 
 def test_crashes_more_than_an_hour_apart_are_not_its_own(clock: Clock) -> None:
     seen = Poison(clock)
     for _ in range(5):
-        seen.crashed("a")
+        seen.crashed("a", next(PROCESSES))
         clock.now += 3601
     seen.check("a")
 
@@ -49,7 +53,7 @@ def test_crashes_more_than_an_hour_apart_are_not_its_own(clock: Clock) -> None:
 def test_who_only_was_there_too_and_is_answered_later_is_none(clock: Clock) -> None:
     seen = Poison(clock)
     for _ in range(3):
-        seen.crashed("a")
+        seen.crashed("a", next(PROCESSES))
         seen.answered("a")
     seen.check("a")
 
@@ -58,5 +62,15 @@ def test_there_is_an_end_to_what_it_keeps(clock: Clock, monkeypatch: pytest.Monk
     monkeypatch.setattr(poison, "KEPT", 3)
     seen = Poison(clock)
     for digest in "aabcdd":
-        seen.crashed(digest)
+        seen.crashed(digest, next(PROCESSES))
     assert list(seen._seen) == ["b", "c", "d"]
+
+
+def test_equal_ones_in_one_crash_are_one(clock: Clock) -> None:
+    seen = Poison(clock)
+    for _ in range(16):
+        seen.crashed("a", 1)
+    seen.check("a")
+    seen.crashed("a", 2)
+    with pytest.raises(RequestCrashesWorker):
+        seen.check("a")
