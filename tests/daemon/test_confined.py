@@ -13,7 +13,8 @@ from llmd.daemon import children
 from llmd.daemon.children import Limits
 from llmd.daemon.confined import landlocked
 
-TRIES = """
+# what a program finds refused, and why
+ATTEMPT = """
 import ctypes, json, os, socket, sys
 found = {}
 def attempt(name, work):
@@ -22,6 +23,10 @@ def attempt(name, work):
         found[name] = ""
     except OSError as e:
         found[name] = e.strerror
+"""
+TRIES = (
+    ATTEMPT
+    + """
 mine, out, secret = sys.argv[1:4]
 attempt("reads its own", lambda: open(mine + "/file").read())
 attempt("lists its own", lambda: os.listdir(mine))
@@ -44,6 +49,7 @@ import sqlite3, ssl, encodings.idna  # what it has not imported yet is still the
 found["children"] = os.waitstatus_to_exitcode(os.system("cat " + secret + "/file >/dev/null 2>&1"))
 print(json.dumps(found))
 """
+)
 
 
 @pytest.fixture
@@ -113,16 +119,11 @@ async def test_another_interpreter_has_this_package_and_not_its_dependencies(
     assert sys.prefix != prefix
 
 
-SEALED = """
-import json, os, socket, sys
+SEALED = (
+    ATTEMPT
+    + """
 from llmd.daemon.confined import seal
-kept, found = open("/etc/hostname"), {}
-def attempt(name, work):
-    try:
-        work()
-        found[name] = ""
-    except OSError as e:
-        found[name] = e.strerror
+kept = open("/etc/hostname")
 seal()
 attempt("reads what is open", kept.read)
 attempt("reads a file", lambda: open("/etc/hostname").read())
@@ -132,6 +133,7 @@ attempt("writes", lambda: open("/dev/null", "w"))
 attempt("makes a socket", lambda: socket.socket(socket.AF_UNIX))
 print(json.dumps(found))
 """
+)
 
 
 async def test_what_is_sealed_opens_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

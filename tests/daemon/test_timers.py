@@ -19,7 +19,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_who_is_late_is_judged() -> None:
     judged = asyncio.Event()
     Judgement(0.01, judged.set)
-    await asyncio.wait_for(judged.wait(), 5)
+    assert not judged.is_set()
+    assert await asyncio.wait_for(judged.wait(), 5)
 
 
 async def test_who_spoke_while_this_process_stood_still_is_not() -> None:

@@ -46,15 +46,19 @@ def test_crashes_more_than_an_hour_apart_are_not_its_own(clock: Clock) -> None:
     seen = Poison(clock)
     for _ in range(5):
         seen.crashed("a", next(PROCESSES))
+        assert seen._seen["a"][0] == 1
         clock.now += 3601
     seen.check("a")
+    assert not seen._seen
 
 
 def test_who_only_was_there_too_and_is_answered_later_is_none(clock: Clock) -> None:
     seen = Poison(clock)
     for _ in range(3):
         seen.crashed("a", next(PROCESSES))
+        assert seen._seen
         seen.answered("a")
+        assert not seen._seen
     seen.check("a")
 
 
