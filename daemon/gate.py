@@ -45,11 +45,17 @@ class Gate:
 
 class Aside:
     """What takes long, in a thread, which lets go of the interpreter often: everybody else has their turn meanwhile.
-    One at a time: each more would have a turn before the event loop has."""
+    One at a time: each more would have a turn before the event loop has. Whoever is cancelled waits for the end of
+    his: a thread cannot be ended."""
 
     def __init__(self) -> None:
         self.gate = Gate(1)
 
     async def run(self, owner: str, work: Callable[[], T]) -> T:
         async with self.gate.enter(owner):
-            return await asyncio.to_thread(work)
+            running = asyncio.ensure_future(asyncio.to_thread(work))
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                await asyncio.wait({running})
+                raise

@@ -30,9 +30,11 @@ def described(app: FastAPI, role: str) -> dict[str, Any]:
 async def openapi(request: Request, principal: Caller) -> Response:
     """This document."""
     made: dict[str, asyncio.Task[bytes]] = request.app.state.described
-    if principal.role not in made:  # it takes a tenth of a second, and is the same for all of a role
-        made[principal.role] = asyncio.create_task(asyncio.to_thread(_document, request.app, principal.role))
-    return Response(await asyncio.shield(made[principal.role]), media_type="application/json")
+    role, found = principal.role, made.get(principal.role)
+    if found is None or (found.done() and found.exception()):
+        # it takes a tenth of a second, and is the same for all of a role
+        found = made[role] = asyncio.create_task(asyncio.to_thread(_document, request.app, role))
+    return Response(await asyncio.shield(found), media_type="application/json")
 
 
 def _document(app: FastAPI, role: str) -> bytes:

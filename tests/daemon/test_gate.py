@@ -48,3 +48,23 @@ async def test_what_takes_long_is_done_in_a_thread_one_after_the_other() -> None
 
     assert await asyncio.gather(*(aside.run(owner, work) for owner in "aabbc")) == [5] * 5
     assert threading.current_thread().name not in names and at_once == [0, 1]
+
+
+async def test_a_thread_goes_on_and_so_the_next_one_waits() -> None:
+    """Whoever leaves does not leave a thread beside the next one's."""
+    aside, gate, running = Aside(), threading.Semaphore(0), list[str]()
+
+    def work(name: str) -> None:
+        running.append(name)
+        gate.acquire()
+
+    first = asyncio.create_task(aside.run("a", lambda: work("first")))
+    while not running:
+        await asyncio.sleep(0.001)
+    second = asyncio.create_task(aside.run("b", lambda: work("second")))
+    first.cancel()
+    await asyncio.sleep(0.05)
+    assert running == ["first"] and not first.done()
+    gate.release(2)
+    await asyncio.wait({first, second})
+    assert first.cancelled() and running == ["first", "second"] and not aside.gate._owners
