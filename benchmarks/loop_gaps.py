@@ -166,6 +166,8 @@ def rows() -> Iterator[Row]:
             yield Row(
                 route.name, "largest, of many values", b'{"nothing": [' + b"1," * (LARGEST // 2) + b"1]}", admin=admin
             )
+            for kind, body in OTHERS.get(route.name, {}).items() if not admin else ():
+                yield Row(route.name, kind, body)
 
 
 def generate(**fields: Any) -> bytes:
@@ -184,6 +186,31 @@ BODIES: dict[str, tuple[bytes, bytes]] = {
     ),
     "POST /tokenize": (generate(prompt="one two"), generate(prompt="a, b " * (LARGEST // 5))),
     "POST /detokenize": (generate(tokens=[5, 6]), generate(tokens=[5] * 99_000)),
+}  # fmt: skip
+
+
+def _tool(**fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "a", **fields}}
+
+
+PROPERTIES = {f"p{i}": {"type": "string", "description": "x" * 95} for i in range(24_000)}
+WRONG = 21_000
+# what else a client may try
+OTHERS = {
+    "POST /v1/chat/completions": {
+        f"62 kB, wrong {WRONG:,} times": b'{"messages": [' + b"[]," * WRONG + b"[]]}",
+        f"62 kB, a field of a turn wrong {WRONG:,} times":
+            b'{"messages": [{"role": "assistant", "annotations": [' + b"1," * (WRONG * 3 // 2) + b"1]}]}",
+        "62 kB of biases, all wrong":
+            json.dumps({"messages": TURNS[:1], "logit_bias": {f"x{i}": [] for i in range(5000)}}).encode(),
+        "a tool of 3.4 MB": generate(messages=TURNS[:1], max_tokens=4, tools=[_tool(
+            parameters={"type": "object", "properties": PROPERTIES})]),
+        "a tool's description of 3.4 MB": generate(messages=TURNS[:1], max_tokens=4, tools=[_tool(
+            description="a, b " * 680_000)]),
+        "a schema of 3.4 MB": generate(messages=TURNS[:1], max_tokens=4, response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": {"type": "object", "properties": PROPERTIES}}}),
+    },
 }  # fmt: skip
 
 

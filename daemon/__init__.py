@@ -11,6 +11,7 @@ errors.py    the error tree
 files.py     atomic writes
 gate.py      who waits for whom where only a few can be served at once
 groups.py    control groups that limit workers' memory
+kept.py      what is kept for each client, and for it alone
 limits.py    every limit on what comes in
 logs.py      lines to standard error that block nobody
 memory.py    what a new process can have

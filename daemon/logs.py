@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -19,6 +20,11 @@ FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 LOST = "%d lines were lost here: nobody read them"
 # what a record may be about
 ABOUT = ("principal", "model", "request_id")
+# what clients can cause, by its logger; of each kind of record, its text before the values and what was raised, so many
+# a window
+OF_CLIENTS = ("uvicorn.error", "llmd.api", "llmd.http", "llmd.requests", "llmd.stream")
+WINDOW_SECONDS = 60.0
+RECORDS_A_WINDOW = 10
 # syslog's numbers
 PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
@@ -131,6 +137,30 @@ class LogHandler(logging.Handler):
             self.handleError(record)
 
 
+class Rarely(logging.Filter):
+    """Bounds what clients can have written: a kind's first records of a window, then none; the first one after it says
+    how many there were. Any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[str, ...], tuple[float, int]] = {}  # kinds stand in the code: there are few
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        raised = record.exc_info[0] if record.exc_info else None
+        key, now = (record.name, str(record.msg), raised.__name__ if raised else ""), self._clock()
+        with self._lock:
+            began, count = self._seen.get(key, (now, 0))
+            left_out = 0
+            if now - began >= WINDOW_SECONDS:
+                left_out, began, count = max(0, count - RECORDS_A_WINDOW), now, 0
+            self._seen[key] = (began, count + 1)
+        if left_out:
+            record.msg, record.args = "%s (and %d more before it)", (record.getMessage(), left_out)
+        return count < RECORDS_A_WINDOW
+
+
 def _is_journal(fd: int) -> bool:
     """Whether systemd connected it with its journal."""
     try:
@@ -149,4 +179,7 @@ def start(fd: int = 2) -> Writer:
     handler.setFormatter(logging.Formatter("%(message)s" if journal else FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    rarely = Rarely()
+    for name in OF_CLIENTS:
+        logging.getLogger(name).addFilter(rarely)
     return writer

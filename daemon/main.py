@@ -37,7 +37,6 @@ from llmd.daemon.admin.service import Service
 from llmd.daemon.admin.upkeep import Upkeep
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.audit.log import AuditLog
-from llmd.daemon.audit.refusals import Refusals
 from llmd.daemon.config import Config, ConfigError
 from llmd.daemon.errors import LlmdError
 from llmd.daemon.gpus.faults import Action
@@ -67,6 +66,8 @@ log = logging.getLogger("llmd")
 
 # for the last lines of the log, where somebody reads it
 FLUSH_SECONDS = 1.0
+# that a thread keeps the interpreter: the event loop gives it away with each write of TLS, and waits to have it again
+SWITCH_SECONDS = 0.0005
 DEMO_CLIENT = "demo"
 # what answers on the TLS listener
 CLIENT_ROUTES = (*chat.ROUTES, *models.ROUTES, *probes.ROUTES, *openapi.ROUTES)
@@ -99,11 +100,10 @@ class Daemon:
         )  # fmt: skip
         self.connections = Connections(process.descriptors() - process.OWN_DESCRIPTORS, lambda: self.authority.revoked)
         self.tls = ServerTls(self.authority, state / "pki")
-        self.refusals = Refusals(self.audit)
         self.acts = Acts(self.audit, unlogged=self.serving.serve_unaudited)
         self.service = self._service()
         self.watchdog = systemd.Watchdog(self._dead, self._status)
-        self.upkeep = Upkeep(self.service, self.refusals, self.tasks)
+        self.upkeep = Upkeep(self.service, self.serving.refusals, self.tasks)
         self._stopping = asyncio.Event()
 
     def _open_authority(self) -> Authority:
@@ -167,6 +167,7 @@ class Daemon:
     # --- life
 
     async def run(self, default_model: tuple[str, Path] | None = None) -> None:
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._handle_signals()
         self.service.doctor.cpu = await cpu.choose(self.config.state)
         if self.config.audit_on_failure == "serve":
@@ -175,13 +176,13 @@ class Daemon:
             self._client_app(),
             ssl=lambda: self.tls.context,
             connections=self.connections,
-            refusals=self.refusals,
+            refusals=self.serving.refusals,
             hosts=lambda: self.config.allowed_hosts,
             tasks=self.tasks,
         )
         admin = Listener(
             application(routes.ROUTES, routes.who, serving=self.serving, service=self.service),
-            refusals=self.refusals,
+            refusals=self.serving.refusals,
             tasks=self.tasks,
         )
         beside = [
@@ -218,7 +219,7 @@ class Daemon:
         """The files, and nothing else: of one that does not run."""
         self.state.close()
         self.store.close()
-        self.refusals.flush(all_=True)
+        self.serving.refusals.flush(all_=True)
         await asyncio.to_thread(self.audit.close)
         os.close(self._lock)
 
@@ -270,9 +271,8 @@ class Daemon:
 
     def _client_app(self) -> object:
         identity = Identity(self.authority.node, lambda: self.authority.revoked, self.service.clients.roles.get)
-        return application(
-            CLIENT_ROUTES, client(identity), noted(self.refusals), serving=self.serving, doctor=self.service.doctor
-        )
+        refused = noted(self.serving.refusals)
+        return application(CLIENT_ROUTES, client(identity), refused, serving=self.serving, doctor=self.service.doctor)
 
     # --- GPUs
 

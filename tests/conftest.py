@@ -1,5 +1,7 @@
 """What the tests share: the real small model, a runner on it, and a real daemon."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,10 +41,23 @@ def llmd(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     assert daemon.stop() == 0
 
 
+@pytest.fixture(scope="session")
+def imported(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a first start leaves: a CA, and the model."""
+    state = tmp_path_factory.mktemp("imported")
+    assert start_llmd(state, model_file).stop() == 0
+    return state
+
+
 @pytest.fixture
-def own_llmd(model_file: Path, tmp_path: Path) -> Iterator[Llmd]:
-    """A daemon for one test to hurt."""
+def own_llmd(model_file: Path, imported: Path, tmp_path: Path) -> Iterator[Llmd]:
+    """A daemon for one test to hurt. Its model is there: the import takes most of a first start."""
+    shutil.copytree(imported, tmp_path / "state", copy_function=_linked)
     daemon = start_llmd(tmp_path / "state", model_file, "slots = 2\ncontext = 512\nqueue = 1\n")
     yield daemon
     daemon.process.kill()
     daemon.stop()
+
+
+def _linked(source: str, copy: str) -> None:
+    os.link(source, copy) if source.endswith(".gguf") else shutil.copy2(source, copy)

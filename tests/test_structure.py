@@ -27,6 +27,7 @@ LEAVES = {
         "files",
         "gate",
         "groups",
+        "kept",
         "limits",
         "logs",
         "memory",
@@ -63,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "daemon/models/": {"llmd.daemon.models", "llmd.quantize", *LEAVES},
     "daemon/engine/answers/": {
         "llmd.daemon.engine.answers", "llmd.daemon.engine.messages", "llmd.daemon.engine.types", "llmd.daemon.confined",
-        "llmd.daemon.errors",
+        "llmd.daemon.errors", "llmd.daemon.kept",
     },
     "daemon/engine/": {
         "llmd.daemon.engine", "llmd.daemon.cores", "llmd.daemon.errors", "llmd.quantize.header",

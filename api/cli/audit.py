@@ -47,7 +47,7 @@ def tail(client: Client, count: int, follow: bool, json_: bool) -> None:
 @click.option("--principal", help="A client's name.")
 @click.option("--model")
 @click.option("--outcome", help="ok, stop, length, cancelled, error or lost.")
-@click.option("--kind", help="admit, finish, start, stop or an admin's action.")
+@click.option("--kind", help="admit, finish, refused, start, stop or an admin's action.")
 @click.option("--request", "request_", metavar="ID")
 @click.option("--since", metavar="TIME", help="As in 2026-11-23 or 2026-11-23T18:00.")
 @click.option("--until", metavar="TIME")

@@ -12,24 +12,60 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect, Request
 
 from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest, BodyTooLarge, MediaType
 from llmd.daemon.gate import Aside, Gate
 
-# of larger bodies one is read in a turn of the event loop; even larger ones are read in a thread, and so many of one
-# client come in at once: the loop takes in all that come
+# of larger bodies one is read in a turn of the event loop. Those of more bytes or values are large: they are read in a
+# thread (a value takes up to 3 µs until it is refused, 64 KiB of text 0.3 ms), and of one client so many come in at
+# once: the loop takes in all that come
 SMALL_BYTES = 4 * 1024
 LARGE_BYTES = 64 * 1024
+LARGE_VALUES = 1000
 LARGE_AT_ONCE = 4
 
+# that an object has and nobody knows; more are too many to name one of them
+MAX_UNKNOWN = 16
 
-class Body(BaseModel):
-    """What a route takes: strict, nothing unknown in it."""
+
+class Fields(BaseModel):
+    """What stands in a body: strict."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Body(Fields):
+    """What a route takes, and whatever in it has nothing unknown."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown(cls, given: Any) -> Any:
+        """Counted beforehand: each unknown key is an error, and the library makes them all."""
+        if isinstance(given, dict) and len(given) > MAX_UNKNOWN:
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            unknown = given.keys() - known
+            if len(unknown) > MAX_UNKNOWN:
+                raise PydanticCustomError(
+                    "many_unknown",
+                    "There are {count} parameters that are unknown here; remove them",
+                    {"count": len(unknown)},
+                )
+        return given
+
+
+def few(most: int) -> Any:
+    """A dict of so many at most: counted before each entry is looked at."""
+
+    def counted(given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > most:
+            raise PydanticCustomError("too_long", "Dictionary should have at most {most} items", {"most": most})
+        return given
+
+    return BeforeValidator(counted)
 
 
 B = TypeVar("B", bound=Body)
@@ -39,7 +75,7 @@ T = TypeVar("T")
 async def read(request: Request, kind: type[B]) -> B:
     """The request's body; `large` in its scope tells whether it is. Raises BadRequest, BodyTooLarge, MediaType."""
     data = await _bytes(request)
-    request.scope["large"] = large = len(data) >= LARGE_BYTES
+    request.scope["large"] = large = len(data) >= LARGE_BYTES or _holds(data, LARGE_VALUES)
     if large:
         return await aside(request, partial(made, data, kind))
     if len(data) < SMALL_BYTES:
@@ -119,18 +155,20 @@ def parse(data: bytes | bytearray) -> dict[str, Any]:
 
 
 def _count(data: bytes | bytearray) -> None:
-    """Refuse what holds too many values before they are made. Commas and brackets in texts do not count.
+    """Refuse what holds too many values before they are made."""
+    if _holds(data, limits.MAX_JSON_NODES + 1):
+        raise BadRequest(f"the JSON holds more than {limits.MAX_JSON_NODES} values")
+
+
+def _holds(data: bytes | bytearray, values: int) -> bool:
+    """Whether JSON holds so many values, or one less. Commas and brackets in texts do not count.
 
     In short steps, between which other threads have the interpreter: one regular expression keeps it for 20 ms."""
-    if _marks(data) < limits.MAX_JSON_NODES:
-        return
+    if _marks(data) < values - 1:
+        return False
     plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")  # what is left of quotes begins or ends a text
     # a value has two texts at most, its name and itself
-    if (
-        plain.count(b'"') > 4 * limits.MAX_JSON_NODES
-        or _marks(b"".join(plain.split(b'"')[::2])) > limits.MAX_JSON_NODES
-    ):
-        raise BadRequest(f"the JSON holds more than {limits.MAX_JSON_NODES} values")
+    return plain.count(b'"') > 4 * values or _marks(b"".join(plain.split(b'"')[::2])) >= values
 
 
 def _marks(data: bytes | bytearray) -> int:
@@ -205,6 +243,8 @@ def explain(errors: Sequence[Any]) -> BadRequest:
     if first["type"] == "extra_forbidden":
         shown = ascii(".".join(where)[:80])
         return BadRequest(f"there is no parameter {shown} here; remove it", param=name)
+    if not path:
+        return BadRequest(first["msg"][0].lower() + first["msg"][1:], param=name)
     if first["type"] == "missing":
         return BadRequest(f"{path} is missing", param=name)
     return BadRequest(f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}", param=name)

@@ -34,8 +34,6 @@ from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.answer import Answer, Serving
 from llmd.daemon.serving.ask import Ask
 
-MANY_PIECES = 500
-
 _E = TypeVar("_E", Tokenized, Detokenized)
 
 
@@ -52,8 +50,7 @@ async def completions(body: CompletionBody, request: Request, serving: Asks, pri
 async def _generate(
     request: Request, serving: Serving, principal: Principal, body: Generation, *, chat: bool
 ) -> Response:
-    # a conversation of thousands of parts would hold up every stream
-    large = request.scope["large"] or body.pieces() >= MANY_PIECES
+    large = request.scope["large"]
     work = await aside(request, partial(_work, body)) if large else _work(body)
     ask = Ask(request.url.path, body.model, work, large=large)
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llmd.api.http.body import Body
+from llmd.api.http.body import Fields
 from llmd.daemon import limits
 from llmd.daemon.engine import messages as engine
 from llmd.daemon.errors import BadRequest
@@ -13,11 +13,11 @@ Text = Annotated[str, Field(max_length=limits.MAX_BODY_BYTES)]
 Name = Annotated[str, Field(max_length=256)]
 
 
-class Said(Body):
+class Said(Fields):
     """A part of a conversation. Clients keep fields of their own in what they send back: they are taken where they say
     nothing (null), and refused by name where they do."""
 
-    model_config = {**Body.model_config, "extra": "allow"}
+    model_config = {**Fields.model_config, "extra": "allow"}
 
     def check(self, where: str) -> None:
         """Raises BadRequest for a field that is not known."""
@@ -107,7 +107,7 @@ class Message(Said):
     content: Text | Annotated[list[Part], Field(fail_fast=True, max_length=1024)] | None = None
     name: Name | None = None
     refusal: Text | None = None
-    annotations: list[dict[str, Any]] | None = None
+    annotations: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     audio: dict[str, Any] | None = None
     function_call: FunctionCall | None = None
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=1024)] | None = None

@@ -7,11 +7,12 @@ cannot do is refused by name, as is a field of another engine (`grammar_file`, `
 import abc
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llmd.api.http.body import Body
+from llmd.api.http.body import LARGE_VALUES, Body, Fields, few
 from llmd.api.openai.messages import Message, Name, Text
 from llmd.daemon import limits
 from llmd.daemon.engine import messages as engine
@@ -20,8 +21,6 @@ from llmd.daemon.errors import BadRequest
 
 # parameters that a model may have defaults of its own for
 OF_MODELS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
-
-TOOL_PIECES = 20  # a tool is as much to look at as so many messages
 
 # OpenAI's own
 COMPLETION_TOKENS = 16
@@ -33,10 +32,16 @@ _Several = Field(fail_fast=True, min_length=1, max_length=limits.MAX_PROMPTS)
 # -1: until the context is full
 _Limit = Annotated[int, Field(ge=-1, le=limits.MAX_TOKENS)]
 # one spelling a number: "5" and "05" would be two biases of one token
-_Bias = dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")], Annotated[float, Field(ge=-100, le=100)]]
+_Bias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")], Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=limits.MAX_LOGIT_BIAS),
+    few(limits.MAX_LOGIT_BIAS),
+]
 _Label = Annotated[str, Field(max_length=limits.MAX_LABEL_CHARS)]
 _Labels = Annotated[
-    dict[Annotated[str, Field(max_length=limits.MAX_LABEL_KEY_CHARS)], _Label], Field(max_length=limits.MAX_LABELS)
+    dict[Annotated[str, Field(max_length=limits.MAX_LABEL_KEY_CHARS)], _Label],
+    Field(max_length=limits.MAX_LABELS),
+    few(limits.MAX_LABELS),
 ]
 
 
@@ -61,7 +66,7 @@ class Generation(Body, abc.ABC):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    logit_bias: Annotated[_Bias, Field(max_length=limits.MAX_LOGIT_BIAS)] | None = None
+    logit_bias: _Bias | None = None
     ignore_eos: bool | None = False
     user: _Label | None = None  # accepted, without effect
 
@@ -80,10 +85,6 @@ class Generation(Body, abc.ABC):
     def wanted(self) -> engine.Wanted | None:
         """What the answer is held to; None: any text. Raises BadRequest."""
         return None
-
-    @abc.abstractmethod
-    def pieces(self) -> int:
-        """How many messages, parts or tokens `prompts` looks at."""
 
     def params(self) -> SamplingParams:
         """The engine's parameters; what was not given has the model's own defaults, or llama.cpp's."""
@@ -113,18 +114,18 @@ class Generation(Body, abc.ABC):
         return limits.MAX_TOKENS if limit in (None, -1) else limit or limits.MAX_TOKENS
 
 
-class Typed(Body):
+class Typed(Fields):
     """Something whose `type` says what it is; the rest of it is read by nobody, for it is refused or has no effect."""
 
-    model_config = {**Body.model_config, "extra": "allow"}
+    model_config = {**Fields.model_config, "extra": "allow"}
 
     type: Name
 
 
-class Function(Body):
+class Function(Fields):
     """A function in the older form, likewise."""
 
-    model_config = {**Body.model_config, "extra": "allow"}
+    model_config = {**Fields.model_config, "extra": "allow"}
 
     name: Name
 
@@ -159,11 +160,11 @@ class ToolDefinition(Body):
             "description": function.description or "",
             "parameters": {"type": "object", "properties": {}} | parameters,
         }
-        definition = json.dumps({"type": "function", "function": shown}, ensure_ascii=False)
+        definition = _written({"type": "function", "function": shown}, ensure_ascii=False)
         # a model that may write what the function does not name would do so, perhaps for ever
         open_ = not parameters.keys().isdisjoint(_OPEN) or (parameters and "properties" not in parameters)
         closed = {} if open_ else {"additionalProperties": False}
-        schema = json.dumps({**parameters, "type": "object", **closed})
+        schema = _written({**parameters, "type": "object", **closed})
         return engine.Tool(function.name, definition, schema, bool(function.strict))
 
 
@@ -206,7 +207,7 @@ class ResponseFormat(Body):
         if self.type == "text":
             return None
         schema = self.json_schema.schema_ if self.json_schema else None
-        return json.dumps({"type": "object"} if schema is None else schema)
+        return _written({"type": "object"} if schema is None else schema)
 
 
 _Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -226,7 +227,7 @@ class ChatBody(Generation):
     # taken where they ask for nothing but text, else refused by name
     functions: Annotated[list[Function], Field(fail_fast=True, max_length=1024)] | None = None
     function_call: Literal["none", "auto"] | Function | None = None
-    modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=2)] | None = None
+    modalities: Annotated[list[Literal["text", "audio"]], Field(fail_fast=True, max_length=2)] | None = None
     audio: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
     moderation: dict[str, Any] | None = None
@@ -252,15 +253,11 @@ class ChatBody(Generation):
     def prompts(self) -> Sequence[Prompt]:
         self._refuse()
         turns = tuple(message.turn(i) for i, message in enumerate(self.messages))
-        return (engine.Chat(turns, self.reasoning_effort, self._tools()),)
-
-    def pieces(self) -> int:
-        tools = TOOL_PIECES * len(self.tools or ())
-        return tools + sum(len(m.content) if isinstance(m.content, list) else 1 for m in self.messages)
+        return (engine.Chat(turns, self.reasoning_effort, self.told),)
 
     def wanted(self) -> engine.Wanted | None:
         schema = self.response_format.wanted() if self.response_format else None
-        tools, choice = self._tools(), self.tool_choice
+        tools, choice = self.told, self.tool_choice
         if choice not in (None, "none", "auto") and not tools:
             raise BadRequest("tool_choice: there are no tools to choose from; send tools", param="tool_choice")
         must = choice == "required" or isinstance(choice, NamedTool)
@@ -273,8 +270,9 @@ class ChatBody(Generation):
         parallel = self.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
         return engine.Wanted(schema, tools, must, parallel)
 
-    def _tools(self) -> tuple[engine.Tool, ...]:
-        """Those that the model is told of. Raises BadRequest."""
+    @cached_property
+    def told(self) -> tuple[engine.Tool, ...]:
+        """The tools that the model is told of. Raises BadRequest."""
         if self.tool_choice == "none":
             return ()
         tools = tuple(tool.engine(i) for i, tool in enumerate(self.tools or ()))
@@ -332,9 +330,6 @@ class CompletionBody(Generation):
                 raise BadRequest(f"{field}: {why}", param=field)
         return [_prompt(given) for given in self._list()]
 
-    def pieces(self) -> int:
-        return 1 if isinstance(self.prompt, str) else sum(len(p) if isinstance(p, list) else 1 for p in self.prompt)
-
     def _list(self) -> Sequence[str | list[int]]:
         match self.prompt:
             case str(text):
@@ -343,6 +338,21 @@ class CompletionBody(Generation):
                 return [[t for t in self.prompt if isinstance(t, int)]]
             case several:
                 return [p for p in several if not isinstance(p, int)]
+
+
+def _written(value: dict[str, Any], *, ensure_ascii: bool = True) -> str:
+    """JSON; of a large one in short steps, between which other threads have the interpreter."""
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii)
+    return "".join(encoder.iterencode(value)) if _is_large(value) else encoder.encode(value)
+
+
+def _is_large(value: dict[str, Any]) -> bool:
+    count, level = 0, list[Any]([value])
+    while level and count < LARGE_VALUES:
+        one = level.pop()
+        count += len(one)
+        level += [part for part in (one.values() if isinstance(one, dict) else one) if isinstance(part, dict | list)]
+    return count >= LARGE_VALUES
 
 
 def _among(tools: Sequence[engine.Tool], named: Sequence[NamedTool]) -> tuple[engine.Tool, ...]:

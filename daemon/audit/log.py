@@ -1,4 +1,4 @@
-"""The tamper-evident audit log: an `admit` row before a request's work starts, one `finish` row whatever happens to it.
+"""The tamper-evident audit log: an `admit` row before a model is asked, one `finish` row whatever happens then.
 
 `AuditLog` is what the daemon calls, from its event loop or from any thread. Behind it one writer thread owns the only
 connection to the file: it takes everything that waits, writes it in one transaction, and wakes the waiters when that is

@@ -1,12 +1,12 @@
-"""Who was refused before there was a request to a model, in the log, and without filling the disk.
+"""Who was refused before a model was asked, in the log, and without filling the disk.
 
 The first ten of a minute, for each client and reason, have a row each; the others of that minute are counted in one
-row with `more`.
+row with `more`, which names the models that they were for.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.errors import LlmdError
@@ -15,12 +15,18 @@ WINDOW_SECONDS = 60.0
 ROWS_A_WINDOW = 10
 # clients and reasons at a time; the next ones share one window
 MAX_WINDOWS = 4096
+# models that a row names
+MAX_MODELS = 8
 
 
 @dataclass(slots=True)
 class _Window:
     began: float
     count: int = 0
+    models: list[str] = field(default_factory=list)  # of those that are only counted
+
+    def named(self) -> str:
+        return ", ".join(self.models[:MAX_MODELS]) + (", …" if len(self.models) > MAX_MODELS else "")
 
 
 class Refusals:
@@ -30,8 +36,10 @@ class Refusals:
         self._log, self._clock = log, clock
         self._windows: dict[tuple[str, str], _Window] = {}
 
-    def note(self, error: LlmdError, principal: str, address: str, *, serial: str = "", route: str = "") -> None:
-        """`principal`: the name that the certificate claims."""
+    def note(
+        self, error: LlmdError, principal: str, address: str, *, serial: str = "", route: str = "", model: str = ""
+    ) -> None:
+        """`principal`: the name that the certificate claims; `model`: the one that was asked for, if it came so far."""
         client = principal or address
         key = (client, error.code)
         if key not in self._windows and len(self._windows) >= MAX_WINDOWS:
@@ -44,9 +52,12 @@ class Refusals:
         if window is None:
             window = self._windows[key] = _Window(self._clock())
         window.count += 1
+        of = {"model": model} if model else {}
         if window.count <= ROWS_A_WINDOW:
             self._log.event("refused", principal=principal, serial=serial, address=address, route=route,
-                            reason=error.code, status=error.status)  # fmt: skip
+                            reason=error.code, status=error.status, **of)  # fmt: skip
+        elif model and model not in window.models and len(window.models) <= MAX_MODELS:
+            window.models.append(model)
 
     def flush(self, *, all_: bool = False) -> None:
         """Count what the minutes that are over left out; called now and then, and with `all_` at the end."""
@@ -57,6 +68,8 @@ class Refusals:
         return self._clock() - window.began >= WINDOW_SECONDS
 
     def _close(self, key: tuple[str, str]) -> None:
-        more = self._windows.pop(key).count - ROWS_A_WINDOW
+        window = self._windows.pop(key)
+        more = window.count - ROWS_A_WINDOW
         if more > 0:
-            self._log.event("refused", principal=key[0], reason=key[1], more=more)
+            of = {"model": window.named()} if window.models else {}
+            self._log.event("refused", principal=key[0], reason=key[1], more=more, **of)

@@ -195,17 +195,17 @@ class Worker:
         while True:
             request, wanted, thinks = self._unbound.get()
             try:
-                answering = self._bound(wanted, thinks)
+                answering = self._bound(request.owner, wanted, thinks)
                 self._begin([replace(request, answering=answering)])
             except BaseException as e:  # a panic of a library in Rust is no Exception
                 self._refuse(request.id, e)
 
-    def _bound(self, wanted: Wanted, thinks: bool) -> Answering | None:
+    def _bound(self, owner: str, wanted: Wanted, thinks: bool) -> Answering | None:
         """Raises SchemaUnsupported, and SchemaTooComplex where it takes too long."""
         syntax = self._prompts.syntax
         try:
             with self._bound_by:
-                return self._answers.answering(syntax, wanted, thinks=thinks)
+                return self._answers.answering(syntax, wanted, thinks=thinks, owner=owner)
         except Timeout as e:
             field = "response_format" if wanted.schema else "tools"
             raise SchemaTooComplex(

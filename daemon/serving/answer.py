@@ -1,4 +1,5 @@
-"""One request to a model from its `admit` row to its `finish` row: exactly one of each, whatever happens between."""
+"""One request to a model from its `admit` row to its `finish` row: exactly one of each, whatever happens between. One
+that is refused before a model is to be asked has neither, and is counted among the refusals."""
 
 import asyncio
 import logging
@@ -9,12 +10,14 @@ from functools import partial
 
 from llmd.daemon import limits
 from llmd.daemon.audit.log import AuditLog
+from llmd.daemon.audit.refusals import Refusals
 from llmd.daemon.engine.messages import (
     Detokenized,
     Event,
     Failed,
     Finished,
     Generate,
+    Ready,
     Reasoning,
     Started,
     Text,
@@ -35,7 +38,7 @@ from llmd.daemon.errors import (
 from llmd.daemon.gate import Aside
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
-from llmd.daemon.serving.admission import Admission
+from llmd.daemon.serving.admission import Admission, Place
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.holding import Check, Held, held
 from llmd.daemon.serving.poison import Poison
@@ -162,14 +165,16 @@ class Serving:
     ) -> None:
         self.pool, self.admission, self.audit, self.metrics = pool, admission, audit, metrics
         self.tasks, self.serve_unaudited = tasks, serve_unaudited
-        self.schemas, self.poison = schemas or Schemas(), Poison()
         self.aside = Aside()
+        self.schemas = schemas or Schemas(self.aside)
+        self.poison, self.refusals = Poison(), Refusals(audit)
 
     @asynccontextmanager
     async def open(self, principal: Principal, ask: Ask) -> AsyncIterator[Answer]:
-        """In this order: 1. a name for the model; 2. the `admit` row is on disk; 3. it is not known to crash whoever
-        answers it; 4. an answer can be held to its schemas; 5. the model serves; 6. admission; 7. a worker has taken
-        it. Raises the LlmdError of the first that refuses.
+        """In this order: 1. a name for the model; 2. it is there; 3. an answer can be held to its schemas; 4. it is not
+        known to crash whoever answers it; 5. the model serves; 6. admission; 7. the `admit` row is on disk; 8. a worker
+        has taken it. Raises the LlmdError of the first that refuses; the audit log's `refused` rows say of those before
+        the `admit` row.
 
         Leaving the block, in whatever way, cancels what still runs, gives its place back and writes the `finish` row.
         """
@@ -177,12 +182,7 @@ class Serving:
         books = _Books(self, principal, ask, model)
         outcome: tuple[str, str | None] = ("cancelled", None)
         try:
-            await books.admit()
-            self.poison.check(books.digest)
-            await self.schemas.check(principal.name, ask.schemas())
-            await self._successor(model, ask)
-            worker, info = self.pool.serves(model, principal.name, ask)
-            place = self.admission.enter(model, ask.places, self.pool.find(model).slots)
+            worker, info, place = await self._admitted(books, principal.name, ask, model)
             books.stream = stream = worker.open(principal.name, ask.work, place.leave)
             fit = partial(self.schemas.fit, principal.name)
             books.answer = answer = Answer(books.request_id, model, info.context, stream, ask.work, fit)
@@ -204,13 +204,31 @@ class Serving:
         except (asyncio.CancelledError, GeneratorExit):
             raise  # its client left
         except LlmdError as e:
-            outcome, e.logged = ("error", e.code), True
+            outcome = "error", e.code
+            books.refused(e)
             raise
         except Exception:
             outcome = "error", LlmdError.code
             raise
         finally:
             books.finish(*outcome)
+
+    async def _admitted(self, books: "_Books", owner: str, ask: Ask, model: str) -> tuple[Worker, Ready, Place]:
+        """Who answers a request, its place, and its row on disk: 2. to 7. of `open`."""
+        if not self.pool.replacing(model):
+            self.pool.serves(model)
+        await self.schemas.check(owner, ask.schemas())
+        await books.read()
+        self.poison.check(books.digest)
+        await self._successor(model, ask)
+        self.pool.serves(model)
+        place = self.admission.enter(model, ask.places, self.pool.find(model).slots)
+        try:
+            await books.admit()
+            return *self.pool.serves(model, owner, ask), place
+        except BaseException:
+            place.leave()
+            raise
 
     def _blame(self, worker: Worker, digest: Hashable) -> None:
         if worker.crashed:
@@ -258,18 +276,25 @@ class _Books:
         self.stream: Stream | None = None
         self.answer: Answer | None = None
         self._serving, self._principal, self._ask, self._model = serving, principal, ask, model
-        self._written = False
-        self.digest = ("", "", "", "")  # what equal requests have in common
+        self._asked = self._written = False
+        self._read = (0, "", "")  # the prompt's bytes and keyed hash, and the parameters' hash
         self._began = asyncio.get_running_loop().time()
+
+    @property
+    def digest(self) -> Hashable:
+        """What equal requests have in common, once they are read."""
+        return (self._model, self._ask.route, *self._read[1:])
+
+    async def read(self) -> None:
+        if self._ask.large:
+            self._read = await self._serving.aside.run(self._principal.name, self._digested)
+        else:
+            self._read = self._digested()
 
     async def admit(self) -> None:
         """The `admit` row is on disk when this returns. Raises AuditUnavailable."""
         audit, by, ask = self._serving.audit, self._principal, self._ask
-        if ask.large:
-            size, mac, parameters = await self._serving.aside.run(by.name, self._digested)
-        else:
-            size, mac, parameters = self._digested()
-        self.digest = (self._model, ask.route, parameters, mac)
+        size, mac, parameters = self._read
         try:
             await audit.admit(
                 self.request_id,
@@ -287,10 +312,17 @@ class _Books:
         except AuditUnavailable:
             if not self._serving.serve_unaudited:
                 raise
-        self._began = asyncio.get_running_loop().time()
+        self._asked, self._began = True, asyncio.get_running_loop().time()
+
+    def refused(self, error: LlmdError) -> None:
+        """The log says of it in one way or the other."""
+        by, error.logged = self._principal, True
+        if not self._asked:
+            self._serving.refusals.note(
+                error, by.name, by.address, serial=by.serial, route=self._ask.route, model=self._model
+            )
 
     def _digested(self) -> tuple[int, str, str]:
-        """The prompt's bytes and keyed hash, and the parameters' hash."""
         prompt = self._ask.prompt()
         return len(prompt), self._serving.audit.prompt_mac(prompt), self._ask.parameters()
 

@@ -1,6 +1,6 @@
 """Whether answers can be held to the schemas that requests bring, and whether they fit them in the end: asked of a
-child process, which either may keep busy or end, and which is then replaced. It opens no file and no socket. Schemas
-that have been found good are not looked at again.
+child process, which either may keep busy or end, and which is then replaced. It opens no file and no socket. A client's
+schema that has been found good is not looked at again for the same client.
 
 What a client asks is looked at one after the other, so that it leaves a process to the others.
 """
@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import socket
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,17 @@ from typing import Any, Self
 
 from llmd.daemon import children, limits
 from llmd.daemon.errors import AnswerInvalid, BadRequest, DeadlineExceeded, SchemaTooComplex, Unavailable, from_wire
-from llmd.daemon.gate import Gate
+from llmd.daemon.gate import Aside, Gate
+from llmd.daemon.kept import Kept
 from llmd.daemon.serving.holding import Whole
 
 PROGRAM = "llmd.daemon.engine.answers.check"
 PROCESSES = 2
 START_SECONDS = 30.0
-KEPT = 4096  # schemas that are known to be good, as hashes
+KEPT, KEPT_EACH = 4096, 1024  # schemas that are known to be good, as hashes: of all clients, and of one
 LIMITS = children.Limits(address_space=2 << 30, file_size=1 << 20)
 MAX_ANSWER_BYTES = 1 << 16
+LARGE_CHARS = 1 << 16  # what is asked is written in a thread
 
 # a schema's text, the request's field that it comes from, whether all of it is to hold
 Schema = tuple[str, str, bool]
@@ -60,9 +61,9 @@ class _Child:
             raise Unavailable("schemas cannot be looked at: their process does not start; try again") from e
         return child
 
-    async def ask(self, kind: str, what: Sequence[Schema | Whole]) -> dict[str, Any]:
+    async def ask(self, line: bytes) -> dict[str, Any]:
         """Raises OSError and ValueError where it has ended."""
-        self.writer.write(json.dumps([kind, what]).encode() + b"\n")
+        self.writer.write(line)
         await self.writer.drain()
         return await self._line()
 
@@ -87,8 +88,9 @@ class _Stuck(Exception):
 class Schemas:
     """One for the daemon."""
 
-    def __init__(self) -> None:
-        self._good: OrderedDict[bytes, None] = OrderedDict()
+    def __init__(self, aside: Aside | None = None) -> None:
+        self._aside = aside or Aside()
+        self._good = Kept[bool](KEPT, KEPT_EACH)
         self._idle: list[_Child] = []
         self._killed: list[_Child] = []
         self._gate = Gate(PROCESSES)
@@ -107,13 +109,12 @@ class Schemas:
         """Raises SchemaUnsupported, SchemaTooComplex, and Unavailable."""
         if not schemas:
             return
-        key = hashlib.sha256(json.dumps(schemas).encode()).digest()
-        if key in self._good:
-            self._good.move_to_end(key)
+        line, key = await self._line("schemas", schemas, principal)
+        if self._good.get(principal, key):
             return
         try:
             async with asyncio.timeout(limits.ACCEPT_SECONDS), self._gate.enter(principal):
-                await self._asked("schemas", schemas, limits.SCHEMA_SECONDS)
+                await self._asked(line, limits.SCHEMA_SECONDS)
         except TimeoutError as e:
             raise DeadlineExceeded("too many schemas wait to be looked at; try again") from e
         except _Stuck as e:
@@ -124,20 +125,19 @@ class Schemas:
             raise SchemaTooComplex(
                 f"the schema is too complex: reading it {why}; write it more simply", param=field
             ) from e
-        self._good[key] = None
-        while len(self._good) > KEPT:
-            self._good.popitem(last=False)
+        self._good.put(principal, key, True)
 
     async def fit(self, principal: str, answers: list[Whole]) -> None:
         """Whether answers fit their schemas; what cannot be found out in time does not. Raises AnswerInvalid, and
         Unavailable."""
         if not answers:
             return
+        line, _ = await self._line("answers", answers, principal)
         waited = asyncio.timeout(limits.FIT_WAIT_SECONDS)
         try:
             async with waited, self._gate.enter(principal):
                 waited.reschedule(None)
-                await self._asked("answers", answers, limits.FIT_SECONDS)
+                await self._asked(line, limits.FIT_SECONDS)
         except (TimeoutError, _Stuck) as e:
             _, param, _, what = answers[0]
             raise AnswerInvalid(
@@ -145,13 +145,23 @@ class Schemas:
                 param=param.partition(".")[0],
             ) from e
 
-    async def _asked(self, kind: str, what: Sequence[Schema | Whole], seconds: float) -> None:
+    async def _line(self, kind: str, what: Sequence[Schema | Whole], owner: str) -> tuple[bytes, bytes]:
+        """What a process is asked, and its hash."""
+
+        def made() -> tuple[bytes, bytes]:
+            line = json.dumps([kind, what, owner]).encode() + b"\n"
+            return line, hashlib.sha256(line).digest()
+
+        size = sum(len(text) for one in what for text in one if isinstance(text, str))
+        return await self._aside.run(owner, made) if size >= LARGE_CHARS else made()
+
+    async def _asked(self, line: bytes, seconds: float) -> None:
         """Raises the BadRequest that a process answers, Unavailable, and _Stuck where it does not answer."""
         child = await self._child()
         answered, before = False, _cpu_seconds(child.process.pid)
         try:
             async with asyncio.timeout(seconds):
-                said = await child.ask(kind, what)
+                said = await child.ask(line)
             answered = True
         except TimeoutError as e:
             raise _Stuck(late=True, computed=_cpu_seconds(child.process.pid) - before >= seconds / 2) from e

@@ -209,5 +209,7 @@ def test_json_comes_behind_what_is_thought(llmd: Llmd, thinker: str) -> None:
 
 def test_a_terminal_shows_thoughts_beside_the_answer(llmd: Llmd, thinker: str) -> None:
     command = [str(Path(sys.executable).parent / "llmctl"), "--socket", str(llmd.state / "admin.sock"), "chat", thinker]
-    done = subprocess.run([*command, "Hi", "--max-tokens", "8"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*command, "Hi", "--max-tokens", "8", "--temperature", "0"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and done.stdout == "\n" and done.stderr.strip()

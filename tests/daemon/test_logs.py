@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from real_daemon import Llmd
 
-from llmd.daemon.logs import LogHandler, Writer
+from llmd.daemon.logs import OF_CLIENTS, RECORDS_A_WINDOW, LogHandler, Rarely, Writer
 
 SIZE = 4096
 
@@ -89,3 +90,28 @@ def test_the_daemon_serves_while_nobody_reads_its_log(tmp_path: Path) -> None:
         daemon.terminate()
         assert daemon.wait(20) == 0
         os.close(reader)
+
+
+def test_what_clients_cause_is_written_a_few_times_a_minute_and_counted() -> None:
+    now = [0.0]
+    rarely = Rarely(lambda: now[0])
+
+    def told(text: str, *values: object) -> str:
+        record = logging.LogRecord("llmd.http", logging.WARNING, "", 0, text, values, None)
+        return record.getMessage() if rarely.filter(record) else ""
+
+    first = [told("no HTTP from %s", i) for i in range(1000)]
+    assert [text for text in first if text] == [f"no HTTP from {i}" for i in range(RECORDS_A_WINDOW)]
+    assert told("another kind") == "another kind"
+    now[0] += 60
+    assert told("no HTTP from %s", "him") == f"no HTTP from him (and {1000 - RECORDS_A_WINDOW} more before it)"
+    assert told("no HTTP from %s", "her") == "no HTTP from her"
+
+
+def test_the_loggers_that_are_bounded_are_there() -> None:
+    """What writes of clients under another name would write without bound."""
+    root = Path(__file__).parents[2]
+    written = "".join(file.read_text() for file in root.glob("api/http/*.py"))
+    written += "".join(file.read_text() for file in (root / "daemon" / "serving").glob("answer.py"))
+    named = set(re.findall(r'getLogger\("([a-z.]+)"\)', written))
+    assert named and named == set(OF_CLIENTS) - {"uvicorn.error"}

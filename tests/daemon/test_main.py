@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from forked import forker
 from real_daemon import Llmd, start_llmd
 
 from llmd.daemon import config as config_module
@@ -132,17 +132,16 @@ def test_sigterm_is_heard_during_the_first_import(tmp_path: Path) -> None:
     with file.open("wb") as out:
         out.write(b"GGUF")
         out.truncate(4 << 30)
-    command = [str(Path(sys.executable).parent / "llmd"), "serve", "--state-dir", str(tmp_path / "state"),
-               "--listen", "127.0.0.1:0", "--default-model", f"large={file}"]  # fmt: skip
+    arguments = ["--state-dir", tmp_path / "state", "--listen", "127.0.0.1:0", "--default-model", f"large={file}"]
     staging = tmp_path / "state" / "models" / "staging"
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as daemon:
-        for _ in range(400):
-            if staging.exists() and any(staging.glob("*/model.gguf")):
-                break
-            time.sleep(0.02)
-        daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(5) == 0
-        assert daemon.stderr is not None and "stopped while starting" in daemon.stderr.read()
+    daemon = forker().start("serve", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(400):
+        if staging.exists() and any(staging.glob("*/model.gguf")):
+            break
+        time.sleep(0.02)
+    daemon.send_signal(signal.SIGTERM)
+    _, said = daemon.communicate(5)
+    assert daemon.returncode == 0 and "stopped while starting" in said
     assert list(staging.iterdir()) == []
 
 
@@ -220,9 +219,8 @@ def test_a_long_prompt_does_not_stall_another_stream(own_llmd: Llmd) -> None:
 
 def test_init_makes_the_ca_once_and_ends(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    command = [str(Path(sys.executable).parent / "llmd"), "init", "--state-dir", str(state)]
     for _ in range(2):
-        subprocess.run(command, check=True, timeout=60)
+        assert forker().run("init", "--state-dir", state).returncode == 0
         first = (state / "pki/ca.crt").read_bytes(), (state / "audit.key").read_bytes()
     assert first == ((state / "pki/ca.crt").read_bytes(), (state / "audit.key").read_bytes())
     assert (state / "pki/server.crt").exists() and not (state / "admin.sock").exists()
@@ -230,15 +228,7 @@ def test_init_makes_the_ca_once_and_ends(tmp_path: Path) -> None:
 
 
 def test_a_second_daemon_on_the_same_state_is_refused(llmd: Llmd) -> None:
-    command = [
-        str(Path(sys.executable).parent / "llmd"),
-        "serve",
-        "--state-dir",
-        str(llmd.state),
-        "--listen",
-        "127.0.0.1:1",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    done = forker().run("serve", "--state-dir", llmd.state, "--listen", "127.0.0.1:1")
     assert done.returncode == 1 and "another llmd runs" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -255,9 +245,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(llmd: Llmd) -> None:
 def test_bad_settings_are_one_line_with_file_and_line(tmp_path: Path, text: str, wanted: str) -> None:
     file = tmp_path / "llmd.toml"
     file.write_text(text)
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "llmd"), "serve", "--config", str(file), "--state-dir", str(tmp_path / "s")],
-        capture_output=True, text=True, timeout=20)  # fmt: skip
+    done = forker().run("serve", "--config", file, "--state-dir", tmp_path / "s")
     assert done.returncode == 1 and wanted in done.stderr and len(done.stderr.strip().splitlines()) <= 2
     assert "Traceback" not in done.stderr
 
@@ -321,9 +309,7 @@ def test_a_missing_file_that_was_named_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_said(llmd: Llmd, tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).parent / "llmd"), "serve", "--state-dir", str(tmp_path)]
-    command += ["--listen", f"127.0.0.1:{llmd.port}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    done = forker().run("serve", "--state-dir", tmp_path, "--listen", f"127.0.0.1:{llmd.port}")
     assert done.returncode == 1 and "in use" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -71,11 +71,11 @@ class Answers:
         found = {text: token for text, token in tokens.items() if any(text in mark for mark in syntax.marks)}
         return {token: text.encode() for text, token in found.items()}
 
-    def answering(self, syntax: Syntax, wanted: Wanted, *, thinks: bool) -> Answering | None:
-        """None: whatever the model writes is text. Raises SchemaUnsupported."""
+    def answering(self, syntax: Syntax, wanted: Wanted, *, thinks: bool, owner: str = "") -> Answering | None:
+        """None: whatever the model writes is text. What is made is kept for `owner`. Raises SchemaUnsupported."""
         if wanted.schema is None and not wanted.tools:
             return Answering(syntax, wanted, thinks) if syntax.thinking else None
         grammars, tokens = self._vocabulary
         field = "tools" if wanted.schema is None else "response_format"
-        compiled = grammars.compiled(grammar.answer(syntax, wanted, tokens, thinks=thinks), field)
+        compiled = grammars.compiled(grammar.answer(syntax, wanted, tokens, thinks=thinks), field, owner)
         return Answering(syntax, wanted, thinks, compiled)

@@ -3,23 +3,23 @@ may take any time and any memory, in which nothing else of the process runs.
 
     python -P -m llmd.daemon.engine.answers.check FD    the socket on which it is asked
 
-It says `{}` once it can be asked. A line in, `["schemas", [[SCHEMA, PARAM, STRICT], …]]` or
-`["answers", [[SCHEMA, PARAM, ANSWER, WHAT], …]]`, is a line out: `{"ok": true}`, or the error: `{"ok": false, "code":
-CODE, "message": TEXT, "param": PARAM}`. `daemon/serving/schemas.py` runs it.
+It says `{}` once it can be asked. A line in, `["schemas", [[SCHEMA, PARAM, STRICT], …], OWNER]` or
+`["answers", [[SCHEMA, PARAM, ANSWER, WHAT], …], OWNER]`, is a line out: `{"ok": true}`, or the error: `{"ok": false,
+"code": CODE, "message": TEXT, "param": PARAM}`. `daemon/serving/schemas.py` runs it.
 """
 
 import json
 import socket
 import sys
-from functools import lru_cache
 from typing import Any
 
 from llmd.daemon.confined import seal
 from llmd.daemon.engine.answers.matching import refusal
 from llmd.daemon.engine.answers.schemas import Validator, parsed, prepared
 from llmd.daemon.errors import LlmdError, SchemaUnsupported
+from llmd.daemon.kept import Kept
 
-KEPT = 64  # schemas that answers were held against
+KEPT, KEPT_EACH = 64, 32  # schemas that answers were held against: of all clients, and of one
 
 
 def check(text: str, param: str, *, strict: bool) -> None:
@@ -30,20 +30,23 @@ def check(text: str, param: str, *, strict: bool) -> None:
         raise SchemaUnsupported(f"{param}: no answer can be held to this schema: {why}", param=param.partition(".")[0])
 
 
-@lru_cache(KEPT)
-def validator(text: str, param: str) -> Validator:
-    return Validator(parsed(text, param), param)
+def validator(text: str, param: str, owner: str, kept: Kept[Validator]) -> Validator:
+    found = kept.get(owner, (text, param))
+    if found is None:
+        found = Validator(parsed(text, param), param)
+        kept.put(owner, (text, param), found)
+    return found
 
 
-def answer(line: bytes) -> dict[str, Any]:
-    kind, asked = json.loads(line)
+def answer(line: bytes, kept: Kept[Validator]) -> dict[str, Any]:
+    kind, asked, owner = json.loads(line)
     try:
         if kind == "schemas":
             for text, param, strict in asked:
                 check(text, param, strict=strict)
         else:
             for schema, param, text, what in asked:
-                validator(schema, param).check(text, what)
+                validator(schema, param, owner, kept).check(text, what)
     except LlmdError as e:
         return {"ok": False, "code": e.code, "message": e.message, "param": e.param}
     return {"ok": True}
@@ -51,7 +54,7 @@ def answer(line: bytes) -> dict[str, Any]:
 
 def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as sock, sock.makefile("rwb") as file:
-        said: dict[str, Any] = {}
+        said, kept = dict[str, Any](), Kept[Validator](KEPT, KEPT_EACH)
         seal()
         while True:
             file.write(json.dumps(said).encode() + b"\n")
@@ -59,7 +62,7 @@ def main() -> None:
             line = file.readline()
             if not line:
                 return
-            said = answer(line)
+            said = answer(line, kept)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ before (`check.py`), and every step is bounded by LIMITS.
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,9 @@ import numpy as np
 from llmd.daemon.engine.answers.schemas import line
 from llmd.daemon.engine.types import Lexicon
 from llmd.daemon.errors import AnswerInvalid, BadRequest, SchemaUnsupported
+from llmd.daemon.kept import Kept
 
-KEPT = 64  # grammars
+KEPT, KEPT_EACH = 64, 32  # grammars: of all clients, and of one
 MAX_THREADS = 8
 # no text of a client in what it says
 LIMITS = llguidance.LLParserLimits(verbose_errors=False)
@@ -31,15 +31,13 @@ class Grammars:
             self._tokenizer = _tokenizer(lexicon)
         except ValueError as e:
             raise BadRequest(f"this model's answers cannot be held to anything: {line(str(e))}") from e
-        self._kept: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        self._kept = Kept[llguidance.LLMatcher](KEPT, KEPT_EACH)
         self._lock = threading.Lock()
 
-    def compiled(self, text: str, param: str | None = None) -> "Grammar":
-        """Raises SchemaUnsupported, for that field of a request."""
+    def compiled(self, text: str, param: str | None = None, owner: str = "") -> "Grammar":
+        """Raises SchemaUnsupported, for that field of a request of `owner`."""
         with self._lock:
-            matcher = self._kept.get(text)
-            if matcher is not None:
-                self._kept.move_to_end(text)
+            if matcher := self._kept.get(owner, text):
                 return Grammar(matcher)
         matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=LIMITS)
         begun = matcher.deep_copy()
@@ -48,9 +46,7 @@ class Grammars:
             why = line(begun.get_error()) or "no token may begin one"
             raise SchemaUnsupported(f"no answer can be held to this: {why}", param=param)
         with self._lock:
-            self._kept[text] = matcher
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+            self._kept.put(owner, text, matcher)
         return Grammar(matcher)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
-from real_daemon import Llmd
+from real_daemon import Llmd, llmctl
 
 from llmd.api.cli.connection import Client, DaemonError
 from llmd.api.cli.main import main
@@ -24,11 +24,9 @@ LLMCTL = str(Path(sys.executable).parent / "llmctl")
 
 
 def run(llmd: Llmd, *arguments: str, code: int = 0) -> str:
-    """Run it as a person would; standard output, or standard error where it fails."""
-    command = [LLMCTL, "--socket", str(llmd.state / "admin.sock"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
+    """Standard output, or standard error where it fails."""
+    done = llmctl(llmd.state / "admin.sock", *arguments)
+    assert done.exit_code == code, done.stderr
     return done.stdout if code == 0 else done.stderr
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from real_daemon import Llmd, start_llmd
+from real_daemon import Llmd, llmctl, start_llmd
 
 from llmd.api.cli.connection import Client
 from llmd.api.cli.model import _bytes
@@ -20,9 +20,8 @@ LLMCTL = str(Path(sys.executable).parent / "llmctl")
 
 
 def run(llmd: Llmd, *arguments: str, code: int = 0) -> str:
-    command = [LLMCTL, "--socket", str(llmd.state / "admin.sock"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    done = llmctl(llmd.state / "admin.sock", *arguments)
+    assert done.exit_code == code, done.stderr
     return done.stdout + done.stderr
 
 

@@ -3,18 +3,21 @@
 import asyncio
 import json
 import threading
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import pytest
 from fastapi import Request
 from pydantic import ValidationError, field_validator
 
-from llmd.api.http import body
+from llmd.api.admin.routes import ROUTES as ADMIN_ROUTES
+from llmd.api.http import body, routes
 from llmd.api.http.app import application
 from llmd.api.openai.schema import ChatBody
 from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.identity.principal import Principal
+from llmd.daemon.main import CLIENT_ROUTES
 
 ALICE = Principal("alice", "infer", "", "")
 APP = application((), lambda _: ALICE)
@@ -156,3 +159,98 @@ async def test_of_bodies_that_are_not_small_one_is_read_in_a_turn_of_the_loop(mo
     await asyncio.gather(*(body.read(request(data), Text) for _ in range(10)))
     counting.cancel()
     assert len({turn for turn, _ in read}) == 10 and {thread for _, thread in read} == {threading.main_thread().name}
+
+
+# --- bad bodies are cheap
+
+CHAT = {"messages": [{"role": "user", "content": "x"}]}
+UNKNOWN = {f"k{i}": 1 for i in range(7000)}
+BAD: dict[str, dict[str, Any]] = {
+    "unknown keys": {**CHAT, **UNKNOWN},
+    "unknown keys of an object": {**CHAT, "stream_options": UNKNOWN},
+    "unknown keys of a tool": {**CHAT, "tools": [{"type": "function", "function": {"name": "a", **UNKNOWN}}]},
+    "biases": {**CHAT, "logit_bias": {f"x{i}": [] for i in range(9000)}},
+    "labels": {**CHAT, "metadata": {f"x{i}": [] for i in range(9000)}},
+    "stops": {**CHAT, "stop": [[]] * 21_000},
+    "turns": {"messages": [[]] * 21_000},
+    "annotations": {"messages": [{"role": "assistant", "annotations": [[]] * 21_000}]},
+    "modalities": {**CHAT, "modalities": [[]] * 21_000},
+    "tools": {**CHAT, "tools": [[]] * 21_000},
+    "named tools": {**CHAT, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": [[]] * 21_000}}},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_is_wrong_a_thousand_times_is_few_errors(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    explain = body.explain
+
+    def counting(errors: Any) -> BadRequest:
+        counted.append(len(errors))
+        return explain(errors)
+
+    monkeypatch.setattr(body, "explain", counting)
+    with pytest.raises(BadRequest) as e:
+        body.made(json.dumps(BAD[what]).encode(), ChatBody)
+    assert counted[0] <= 12 and len(e.value.message) < 200 and e.value.param
+
+
+def containers(schema: Any) -> Iterator[dict[str, Any]]:
+    """Every list and dict in what the library makes of a model."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("list", "dict"):
+            yield schema
+        for part in schema.values():
+            yield from containers(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            yield from containers(part)
+
+
+BODIES = sorted({kind for route in (*CLIENT_ROUTES, *ADMIN_ROUTES) if (kind := routes._body(route.endpoint))}, key=str)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_every_list_ends_with_its_first_error_and_every_dict_is_counted(kind: type[body.Body]) -> None:
+    """Of every body that a route takes: a new field is not forgotten."""
+    for found in containers(kind.__pydantic_core_schema__):
+        if found["type"] == "list":
+            assert found.get("fail_fast"), found
+        elif found.get("values_schema", {"type": "any"})["type"] != "any":
+            assert found.get("max_length"), found
+
+
+def test_a_dict_with_a_bound_is_counted_before_its_entries_are_looked_at() -> None:
+    class Few(body.Body):
+        some: Annotated[dict[str, int], body.few(3)]
+
+    assert Few(some={"a": 1}).some == {"a": 1}
+    with pytest.raises(ValidationError) as e:
+        Few.model_validate({"some": {str(n): "no number" for n in range(4)}})
+    assert e.value.error_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "thread"),
+    [(['a, [b], {c}: \\"d\\"'] * (body.LARGE_VALUES // 2), False), ([1] * body.LARGE_VALUES, True)],
+)
+async def test_many_values_are_parsed_beside_the_event_loop(
+    value: Any, thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few bytes they are; what stands in texts is none."""
+    threads: list[str] = []
+    made = body.made
+
+    def noted(data: bytes, kind: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return made(data, kind)
+
+    class List(body.Body):
+        a: list[Any]
+
+    monkeypatch.setattr(body, "made", noted)
+    data = json.dumps({"a": value}).encode()
+    assert len(data) < body.LARGE_BYTES
+    given = request(data)
+    assert (await body.read(given, List)).a == value and given.scope["large"] is thread
+    assert (threads != [threading.main_thread().name]) is thread

@@ -9,7 +9,7 @@ from fastapi import Request
 
 from llmd.api.http.app import application
 from llmd.api.openai import chat
-from llmd.api.openai.schema import ChatBody, CompletionBody
+from llmd.api.openai.schema import ChatBody
 from llmd.daemon.engine.messages import Prompt
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.identity.principal import Principal
@@ -17,8 +17,8 @@ from llmd.daemon.identity.principal import Principal
 NOBODY: Any = None
 
 
-@pytest.mark.parametrize(("size", "here"), [(1, True), (chat.MANY_PIECES, False)])
-async def test_a_long_conversation_is_taken_apart_beside_the_event_loop(size: int, here: bool) -> None:
+@pytest.mark.parametrize("large", [False, True])
+async def test_a_large_conversation_is_taken_apart_beside_the_event_loop(large: bool) -> None:
     threads: list[str] = []
 
     class Noted(ChatBody):
@@ -26,17 +26,10 @@ async def test_a_long_conversation_is_taken_apart_beside_the_event_loop(size: in
             threads.append(threading.current_thread().name)
             raise BadRequest("that is enough")
 
-    body = Noted.model_validate({"messages": [{"role": "user", "content": "hi"}] * size})
+    body = Noted.model_validate({"messages": [{"role": "user", "content": "hi"}]})
     alice = Principal("alice", "infer", "", "")
     app = application((), lambda _: alice)
-    request = Request({"type": "http", "large": False, "principal": alice, "app": app})
+    request = Request({"type": "http", "large": large, "principal": alice, "app": app})
     with pytest.raises(BadRequest, match="enough"):
         await chat.chat(body, request, NOBODY, alice)
-    assert (threads == [threading.current_thread().name]) is here
-
-
-def test_what_counts_as_a_piece() -> None:
-    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}] * 3}, {"role": "user", "content": "b"}]
-    assert ChatBody.model_validate({"messages": parts}).pieces() == 4
-    for prompt, count in (("a", 1), ([1, 2, 3], 3), ([[1, 2], [3]], 3), (["a", "b"], 2)):
-        assert CompletionBody.model_validate({"prompt": prompt}).pieces() == count
+    assert (threads == [threading.current_thread().name]) is not large

@@ -252,7 +252,7 @@ def test_the_file_is_private_and_held(path: Path, log: AuditLog) -> None:
         "audit.db": 0o600,
         "audit.db-wal": 0o600,
     }
-    with pytest.raises(sqlite3.OperationalError, match="locked"), closing(sqlite3.connect(path)) as other:
+    with pytest.raises(sqlite3.OperationalError, match="locked"), closing(sqlite3.connect(path, timeout=0)) as other:
         other.execute("SELECT count(*) FROM audit")
     copy = path.parent / "copy.db"
     shutil.copy(path, copy)

@@ -9,7 +9,7 @@ import pytest
 from llmd.daemon.audit import refusals as module
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.audit.refusals import Refusals
-from llmd.daemon.errors import BadRequest, BodyTooLarge, CertificateRevoked, LlmdError
+from llmd.daemon.errors import BadRequest, BodyTooLarge, CertificateRevoked, LlmdError, QueueFull
 
 
 @pytest.fixture
@@ -64,6 +64,20 @@ async def test_ten_a_minute_for_each_client_and_reason_and_the_rest_counted(log:
     note(refusals, CertificateRevoked("x"), times=14)
     refusals.flush(all_=True)
     assert (await rows(log))[-1]["more"] == 5
+
+
+async def test_a_row_names_the_model_and_what_is_counted_some_of_them(log: AuditLog) -> None:
+    refusals = Refusals(log)
+    for _ in range(10):
+        refusals.note(QueueFull("x"), "alice", "10.0.0.1", model="m")
+    for i in range(1000):
+        refusals.note(QueueFull("x"), "alice", "10.0.0.1", model=f"m{i % 20}")
+    refusals.flush(all_=True)
+    found = await rows(log)
+    assert [row["model"] for row in found[:10]] == ["m"] * 10
+    assert found[10:] == [
+        {"principal": "alice", "reason": "queue_full", "more": 1000, "model": "m0, m1, m2, m3, m4, m5, m6, m7, …"}
+    ]
 
 
 async def test_memory_and_rows_are_bounded_whatever_names_come(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:

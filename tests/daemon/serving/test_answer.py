@@ -36,14 +36,17 @@ from llmd.daemon.engine.messages import (
 )
 from llmd.daemon.errors import (
     AnswerInvalid,
+    AuditUnavailable,
     BadRequest,
     ContextExceeded,
     DeadlineExceeded,
     DoesNotFit,
+    LlmdError,
     ModelNotFound,
     ModelNotReady,
     QueueFull,
     RequestCrashesWorker,
+    SchemaUnsupported,
     WorkerLost,
 )
 from llmd.daemon.identity.principal import Principal
@@ -76,7 +79,7 @@ class Place:
         self.audit = AuditLog(folder / "audit.db", bytes(32))
         self.audit.open()
         self.metrics, self.tasks = Metrics(), Tasks()
-        self.pool = Pool(self.metrics, self.tasks)
+        self.pool = Pool(self.metrics, self.tasks, pause=(0.1, 1.0))
         self.serving = Serving(self.pool, Admission(queue=1), self.audit, self.metrics, self.tasks)
 
     async def deploy(self) -> Deployment:
@@ -101,12 +104,16 @@ class Place:
         assert (await self.audit.verify()).ok
         return [{**r["body"], "kind": r["kind"]} for r in rows if r["kind"] in ("admit", "finish")]
 
+    async def refused(self) -> list[dict[str, Any]]:
+        return [row["body"] for row in await self.audit.tail(100) if row["kind"] == "refused"]
+
 
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
     place = Place(tmp_path)
     await place.deploy()
     yield place
+    await place.serving.schemas.close()
     await place.pool.close(0)
     place.audit.close()
 
@@ -147,7 +154,58 @@ async def test_all_have_the_queue(place: Place, work: Work) -> None:
     await asyncio.gather(*running, return_exceptions=True)
     assert await place.ask(work)
     outcomes = [r["outcome"] for r in await place.rows() if r["kind"] == "finish"]
-    assert sorted(outcomes[:3]) == ["cancelled", "cancelled", "error"] and len(outcomes) == 4
+    assert outcomes[:2] == ["cancelled", "cancelled"] and len(outcomes) == 3
+    (refused,) = await place.refused()
+    assert refused["reason"] == "queue_full" and refused["model"] == "m" and refused["route"] == "/there"
+
+
+async def test_refusals_before_a_model_is_asked_take_few_rows(place: Place) -> None:
+    """However many they are: who asks for what is not there does not fill the disk."""
+    schema = Wanted('{"type": "object", "not": {}}')
+    refused: list[tuple[type[LlmdError], Work, str]] = [
+        (ModelNotFound, generate(1), "other"),
+        (SchemaUnsupported, Generate((RawText("x"),), SamplingParams(1), 1, schema), "m"),
+    ]
+    for kind, work, model in refused:
+        for _ in range(100):
+            with pytest.raises(kind) as e:
+                await place.ask(work, model)
+            assert e.value.logged
+    assert await place.rows() == [] and len(await place.refused()) == 20
+    place.serving.refusals.flush(all_=True)
+    assert [(row["more"], row["model"]) for row in (await place.refused())[20:]] == [(90, "other"), (90, "m")]
+
+
+async def test_who_is_refused_by_the_log_itself_leaves_its_place(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object, **__: object) -> None:
+        raise AuditUnavailable("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place.audit, "admit", full)
+        for _ in range(5):
+            with pytest.raises(AuditUnavailable):
+                await place.ask(generate(1))
+    assert isinstance((await place.ask(generate(1)))[-1], Finished)
+    assert place.serving.admission.enter("m", 2, 1)
+
+
+async def test_a_worker_that_is_lost_while_the_row_is_written_is_an_error(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit = place.audit.admit
+
+    async def slowly(request: str, **fields: Any) -> None:
+        await admit(request, **fields)
+        os.kill(place.pool.serves("m")[0].pid, signal.SIGKILL)
+        async with asyncio.timeout(15):
+            while place.pool.find("m").ready:
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(place.audit, "admit", slowly)
+    with pytest.raises(ModelNotReady):
+        await place.ask(generate(1))
+    assert [row.get("error") for row in await place.rows()] == [None, "model_not_ready"]
+    assert not await place.refused()
 
 
 async def test_all_have_a_deadline(place: Place) -> None:
@@ -233,7 +291,8 @@ async def test_without_room_beside_new_requests_wait_for_the_successor(
     new, info = place.pool.serves("m")
     assert new is not old and info.slots == 2 and not psutil.pid_exists(old.pid) and deployment.restarts == 0
     outcomes = [r["outcome"] for r in await place.rows() if r["kind"] == "finish"]
-    assert sorted(outcomes) == ["error", "length", "length"]
+    assert sorted(outcomes) == ["length", "length"]
+    assert [row["reason"] for row in await place.refused()] == ["model_not_ready"]
 
 
 async def test_who_waits_for_a_successor_that_cannot_load_is_told(
@@ -299,12 +358,12 @@ async def test_the_model_may_be_left_out_where_there_is_one(place: Place) -> Non
     assert await place.ask(generate(1), model=None)
     with pytest.raises(ModelNotFound):
         await place.ask(generate(1), model="other")
-    admit, finish = (await place.rows())[-2:]
-    assert admit["model"] == "other" and finish["error"] == "model_not_found"
+    (refused,) = await place.refused()
+    assert refused["model"] == "other" and refused["reason"] == "model_not_found" and refused["principal"] == "alice"
     await place.pool.undeploy("m")
     with pytest.raises(BadRequest, match="model is missing; deployed: none"):
         await place.ask(generate(1), model=None)
-    assert len(await place.rows()) == 4
+    assert len(await place.rows()) == 2
 
 
 async def test_equal_parameters_have_equal_hashes() -> None:
@@ -381,7 +440,7 @@ async def test_what_crashes_the_model_twice_is_refused(place: Place) -> None:
         assert isinstance((await place.ask(other))[-1], Finished)
     with pytest.raises(RequestCrashesWorker):
         await place.ask(poison)
-    assert (await place.rows())[-1]["error"] == "request_crashes_worker"
+    assert [row["reason"] for row in await place.refused()] == ["request_crashes_worker"]
     assert await place.ask(generate(3, "poison")), "other parameters are another request"
 
 

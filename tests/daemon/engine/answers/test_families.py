@@ -20,6 +20,7 @@ from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Wanted
 from llmd.daemon.engine.types import Lexicon
 from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
+from llmd.daemon.kept import Kept
 
 MAX_TOKENS = 300
 
@@ -65,7 +66,7 @@ def writer(runner: LlamaRunner) -> Writer:
 
 
 def check(schema: Any) -> dict[str, Any]:
-    return answer(json.dumps(["schemas", [[json.dumps(schema), "response_format", True]]]).encode())
+    return answer(json.dumps(["schemas", [[json.dumps(schema), "response_format", True]], ""]).encode(), Kept(1, 1))
 
 
 def fits(schema: Any, text: str) -> bool:

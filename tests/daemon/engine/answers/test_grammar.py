@@ -187,6 +187,14 @@ def test_compiled_once(grammars: Grammars) -> None:
     assert not one.ended and other.matcher is not one.matcher
 
 
+def test_for_each_client(grammars: Grammars) -> None:
+    """How long it takes tells nobody what others asked."""
+    text = grammar.answer(Syntax(), Wanted('{"const": "each"}'), {})
+    alices, bobs = grammars.compiled(text, None, "alice"), grammars.compiled(text, None, "bob")
+    assert alices._matcher is not bobs._matcher
+    assert grammars.compiled(text, None, "alice")._matcher is alices._matcher
+
+
 EVERY = {
     "type": "object",
     "properties": {

@@ -8,10 +8,11 @@ import pytest
 from llmd.daemon.engine.answers.check import answer
 from llmd.daemon.engine.answers.schemas import UNSUPPORTED, Validator, parsed
 from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
+from llmd.daemon.kept import Kept
 
 
 def asked(schema: Any, *, strict: bool = True) -> dict[str, Any]:
-    return answer(json.dumps(["schemas", [[json.dumps(schema), "response_format", strict]]]).encode())
+    return answer(json.dumps(["schemas", [[json.dumps(schema), "response_format", strict]], ""]).encode(), Kept(1, 1))
 
 
 @pytest.mark.parametrize("keyword", sorted(UNSUPPORTED))
