@@ -52,7 +52,7 @@ def imported(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def own_llmd(model_file: Path, imported: Path, tmp_path: Path) -> Iterator[Llmd]:
     """A daemon for one test to hurt. Its model is there: the import takes most of a first start."""
-    shutil.copytree(imported, tmp_path / "state", copy_function=_linked)
+    shutil.copytree(imported, tmp_path / "state", copy_function=_linked, ignore=shutil.ignore_patterns("*.sock"))
     daemon = start_llmd(tmp_path / "state", model_file, "slots = 2\ncontext = 512\nqueue = 1\n")
     yield daemon
     daemon.process.kill()

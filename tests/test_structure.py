@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "llmd.daemon.errors", "llmd.daemon.kept",
     },
     "daemon/engine/": {
-        "llmd.daemon.engine", "llmd.daemon.cores", "llmd.daemon.errors", "llmd.quantize.header",
+        "llmd.daemon.engine", "llmd.daemon.confined", "llmd.daemon.cores", "llmd.daemon.errors", "llmd.quantize.header",
         "llmd.quantize.backends",
     },
     "daemon/": LEAVES,

@@ -12,7 +12,9 @@ loop.py        the engine thread
 deadline.py    a deadline for work that nothing else can stop
 fair.py        what several owners ask of one thread
 faults.py      what is told of an exception that nobody expected
-prompts.py     messages or text to tokens, and the one error of a prompt that is too long
+prompts.py     messages or text to tokens
+rendering.py   a chat as its template lays it out, and the one error of a prompt that is too long
+renderers.py   the processes in which that is done
 templates.py   chat templates in a sandbox, in transformers' dialect: what they show of a conversation
 turns.py       a conversation as a template gets it
 sampling.py    pure: chooses tokens for many sequences at once

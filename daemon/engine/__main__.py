@@ -1,9 +1,10 @@
 """The worker process: one model. `daemon/children.py` starts it with FD, its end of a Unix socket pair.
 
-Threads: the main thread is the engine; `read` takes frames in; `prepare_all` renders templates and tokenizes, so that a
-long text never holds up a step; `bind_all` compiles grammars, so that they hold up no other prompt; `beat` says once a
-second that the process lives and for how long the step has been running. What a request meets there ends the request
-(`faults.py`). What a thread itself does not expect ends the process: it never goes on without one of them.
+Threads: the main thread is the engine; `read` takes frames in; `prepare_all` has templates rendered (`renderers.py`)
+and tokenizes, so that a long text never holds up a step; `bind_all` compiles grammars, so that they hold up no other
+prompt; `beat` says once a second that the process lives and for how long the step has been running. What a request
+meets there ends the request (`faults.py`). What a thread itself does not expect ends the process: it never goes on
+without one of them.
 """
 
 import ctypes
@@ -49,11 +50,12 @@ from llmd.daemon.engine.messages import (
     Wanted,
 )
 from llmd.daemon.engine.prefixes import beginnings
-from llmd.daemon.engine.prompts import Prompts, named, overflow
+from llmd.daemon.engine.prompts import Prompts, named, terms
+from llmd.daemon.engine.renderers import Nursery, Rendered
+from llmd.daemon.engine.rendering import overflow
 from llmd.daemon.engine.types import Request, Runner
 from llmd.daemon.errors import BadRequest, LlmdError, SchemaTooComplex
 
-TEMPLATE_SECONDS = 2.0
 BIND_SECONDS = 2.0
 # a thread has failed; the daemon starts another worker
 EXIT_SOFTWARE = 70
@@ -62,12 +64,12 @@ EXIT_SOFTWARE = 70
 class Worker:
     """Joins the socket to the engine. One thread a method of `read`, `prepare` and `beat`."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket, nursery: Nursery) -> None:
+        self._sock, self._nursery = sock, nursery
         self._lock = threading.Lock()
         self._inbox: FairQueue[Open] = FairQueue()
         self._unbound: FairQueue[tuple[Request, Wanted, bool]] = FairQueue()
-        self._deadline, self._bound_by = Deadline(TEMPLATE_SECONDS), Deadline(BIND_SECONDS)
+        self._bound_by = Deadline(BIND_SECONDS)
         self._engine: Engine
         self._prompts: Prompts
 
@@ -86,7 +88,7 @@ class Worker:
             return
         settings, seat = load.settings, cores.mine()
         runner = make_runner(settings, seat)
-        self._prompts = Prompts(runner, self._deadline, settings.syntax)
+        self._prompts = Prompts(runner, Rendered(self._nursery, terms(runner, settings.syntax)))
         self._answers = Answers(runner.lexicon)
         self._engine = Engine(runner, self.send, batch=settings.batch, chunk=settings.chunk, seat=seat)
         info = runner.info
@@ -229,7 +231,6 @@ class Worker:
         while True:
             began, now = self._engine.step_began, time.monotonic()
             self.send(Beat(step=now - began if began else 0.0, token=now - self._engine.last_token))
-            self._deadline.check()
             self._bound_by.check()
             time.sleep(1.0)
 
@@ -275,11 +276,12 @@ def wake_gpus() -> None:
 
 def main() -> None:
     threading.excepthook = die
+    nursery = Nursery()
     if os.environ.get("CUDA_VISIBLE_DEVICES"):
         threading.Thread(target=wake_gpus, name="wake_gpus", daemon=True).start()
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-    worker = Worker(sock)
+    worker = Worker(sock, nursery)
     try:
         worker.serve()
     except LlmdError as e:

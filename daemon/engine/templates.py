@@ -18,14 +18,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmd.daemon.engine.answers.detecting import calls_in, thinking_in
 from llmd.daemon.engine.answers.formats import Calls, Syntax
-from llmd.daemon.engine.deadline import Timeout
 from llmd.daemon.engine.messages import ChatMessage, Tool, ToolCall
 from llmd.daemon.engine.turns import MANNERS, Escape, Form, Manner, Turns, definitions, explained, tojson
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid
 
-# copies of a text that a template may make by multiplication, in characters; and a number's exponent
-MAX_REPEATED = 10_000
-MAX_EXPONENT = 64
 # characters that a template may make of a conversation of a few words
 MAX_PROBE = 1_000_000
 FORMS: tuple[Form, ...] = ("text", "parts")
@@ -112,11 +108,11 @@ class ChatTemplate:
         through `escape`. Tools that it does not show are explained, in the way that `syntax` has them called (None: its
         own).
 
-        Raises ModelInvalid and BadRequest for what the template does, what `check` raises, and Timeout.
+        Raises ModelInvalid and BadRequest for what the template does, what `check` raises, and MemoryError.
         """
         try:
             return self._rendered(*self._with_tools(messages, escape, tools, syntax, values), escape, check)
-        except (LlmdError, Timeout):
+        except (LlmdError, MemoryError):
             raise
         except jinja2.exceptions.SecurityError as e:
             raise ModelInvalid(f"the model's chat template does not work: {type(e).__name__}") from e
@@ -166,12 +162,11 @@ class ChatTemplate:
     # --- what it shows
 
     def syntax(self, values: dict[str, Any]) -> Syntax:
-        """In which format a model writes that learned with it; of one that shows no conversation, none. Raises
-        Timeout."""
+        """In which format a model writes that learned with it; of one that shows no conversation, none."""
         if self._syntax is None:
             try:
                 calls = self._calls({**values, "tools": None})
-            except Timeout:
+            except MemoryError:
                 raise
             except Exception:  # whatever it was, every request will be told
                 calls = None
@@ -199,7 +194,7 @@ class ChatTemplate:
         """What it shows; "" where it refuses."""
         try:
             return self._probe(messages, Turns(manner, self._text_forms(values), str), values)
-        except Timeout:
+        except MemoryError:
             raise
         except Exception:
             return ""
@@ -221,7 +216,7 @@ class ChatTemplate:
     def _shows_text(self, role: str, forms: dict[str, Form], values: dict[str, Any]) -> bool:
         try:
             shown = self._probe(_speaking(role, _TEXT), Turns(MANNERS[0], forms, str), values)
-        except Timeout:
+        except MemoryError:
             raise
         except Exception:  # its way to say no
             return False
@@ -255,20 +250,6 @@ def _uses_tools(messages: Iterable[ChatMessage]) -> bool:
 # --- what transformers offers (its utils/chat_template_utils.py), and no more
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        numbers = isinstance(left, int | float) and isinstance(right, int | float)
-        if operator == "**" and not (numbers and abs(right) <= MAX_EXPONENT and abs(left) <= MAX_REPEATED):
-            raise jinja2.exceptions.SecurityError("the template raises to a high power")
-        if operator == "*" and not numbers:
-            text, count = (left, right) if isinstance(left, str | list) else (right, left)
-            if not isinstance(count, int) or not isinstance(text, str | list) or len(text) * count > MAX_REPEATED:
-                raise jinja2.exceptions.SecurityError("the template makes a text of very many copies")
-        return super().call_binop(context, operator, left, right)
-
-
 class _Generation(jinja2.ext.Extension):
     """{% generation %} … {% endgeneration %} marks, for training, what an assistant wrote: it is what it encloses."""
 
@@ -297,7 +278,9 @@ def _refuse(message: Any) -> None:
 
 
 def _compile(source: str) -> jinja2.Template:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

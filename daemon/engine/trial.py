@@ -14,68 +14,55 @@ true, "prompt": TEXT}`, or `{"ok": false, "code": CODE, "message": TEXT}`.
 import json
 import os
 import sys
-import threading
-import time
 from typing import Any
 
 from llmd.daemon import cores
 from llmd.daemon.engine import messages
 from llmd.daemon.engine.answers.detecting import name_of
-from llmd.daemon.engine.deadline import Deadline
 from llmd.daemon.engine.messages import Chat
-from llmd.daemon.engine.prompts import rendered, syntax_of
+from llmd.daemon.engine.renderers import Nursery, Rendered
+from llmd.daemon.engine.rendering import Terms
 from llmd.daemon.engine.templates import CONVERSATIONS
-from llmd.daemon.engine.vocabulary import Vocabulary, of_file
+from llmd.daemon.engine.vocabulary import of_file
 from llmd.daemon.errors import LlmdError, ModelInvalid
 
-TEMPLATE_SECONDS = 2.0
 CONTEXT = 256
 MAX_PROMPT_CHARS = 4_000_000
 
 
-def conversations(vocabulary: Vocabulary, deadline: Deadline) -> dict[str, str]:
+def conversations(rendered: Rendered) -> dict[str, str]:
     """Each kind of conversation, and why the model's template does not take it; "" where it does."""
-    if not vocabulary.chat_template:
+    if not rendered.terms.template:
         return {}
     reasons: dict[str, str] = {}
     for kind, turns in CONVERSATIONS.items():
         try:
-            prompt(vocabulary, Chat(turns), deadline)
+            rendered.text(Chat(turns))
             reasons[kind] = ""
         except LlmdError as e:
             reasons[kind] = e.message[:200]
     return reasons
 
 
-def syntax(vocabulary: Vocabulary, deadline: Deadline) -> str:
+def syntax(rendered: Rendered) -> str:
     """How the model writes calls and thoughts; "" where its template does not work, as `conversations` tells."""
     try:
-        return name_of(syntax_of(vocabulary.chat_template, vocabulary, deadline))
+        return name_of(rendered.syntax)
     except LlmdError:
         return ""
 
 
-def prompt(vocabulary: Vocabulary, chat: Chat, deadline: Deadline) -> str:
-    """Raises LlmdError for what the template does."""
-
-    def check(size: int) -> None:
-        if size > MAX_PROMPT_CHARS:
-            raise ModelInvalid(f"the model's chat template makes more than {MAX_PROMPT_CHARS} characters of this")
-
-    return rendered(vocabulary.chat_template or "", chat, vocabulary, deadline, str, check)
-
-
-def _verdict(path: str, wanted: str) -> dict[str, Any]:
-    deadline = Deadline(TEMPLATE_SECONDS)
-    threading.Thread(target=_watch, args=(deadline,), daemon=True).start()
+def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
     try:
         vocabulary = of_file(path)
+        terms = Terms(vocabulary.chat_template or "", vocabulary.bos_text, vocabulary.eos_text, most=MAX_PROMPT_CHARS)
+        rendered = Rendered(nursery, terms)
         if wanted.isdecimal():
             with open(int(wanted), "rb") as file:
-                return {"ok": True, "prompt": prompt(vocabulary, messages.decode_chat(file.read()), deadline)}
+                return {"ok": True, "prompt": rendered.text(messages.decode_chat(file.read()))[0]}
         if not vocabulary.ends:
             raise ModelInvalid("the tokenizer has no token that ends a text: no answer would end")
-        found, written = conversations(vocabulary, deadline), syntax(vocabulary, deadline)
+        found, written = conversations(rendered), syntax(rendered)
         if wanted == "token":
             from llmd.daemon.engine.llama import LlamaRunner  # here: the rest needs no numpy
 
@@ -88,17 +75,12 @@ def _verdict(path: str, wanted: str) -> dict[str, Any]:
     return {"ok": True, "conversations": found, "syntax": written}
 
 
-def _watch(deadline: Deadline) -> None:
-    while True:
-        time.sleep(0.1)
-        deadline.check()
-
-
 def main() -> None:
     """The child process: one JSON line on what was standard output; libraries that print there are not heard."""
+    nursery = Nursery()
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    answer.write(json.dumps(_verdict(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "")) + "\n")
+    answer.write(json.dumps(_verdict(nursery, sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "")) + "\n")
     answer.flush()
     os._exit(0)  # llama.cpp's exit handlers have nothing to add
 

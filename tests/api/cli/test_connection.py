@@ -124,3 +124,14 @@ def test_the_kernel_says_who_listens(tmp_path: Path) -> None:
         assert str(tmp_path / "a b") not in connection._listening()
         one.listen()
         assert str(tmp_path / "a b") in connection._listening()
+
+
+def test_a_terminal_shows_thoughts_beside_the_answer(tmp_path: Path) -> None:
+    deltas: list[dict[str, str]] = [
+        {"role": "assistant"}, {"reasoning_content": "Hm\x1b[31m, "}, {"reasoning_content": "so"}, {"content": "Hello"},
+        {"content": "\tyou"},
+    ]  # fmt: skip
+    said = b"".join(event(json.dumps({"choices": [{"delta": delta}]}).encode()) for delta in deltas)
+    with answering(tmp_path / "s", HEAD + said + event(b"[DONE]") + b"0\r\n\r\n"):
+        done = CliRunner().invoke(main, ["--socket", str(tmp_path / "s"), "chat", "m", "Hi"])
+    assert done.exit_code == 0 and done.stdout == "Hello    you\n" and done.stderr == "Hm\\x1b[31m, so\n\n"

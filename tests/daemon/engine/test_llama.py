@@ -8,11 +8,11 @@ from typing import Any
 import gguf_writer as gguf
 import pytest
 
-from llmd.daemon.engine.deadline import Deadline
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage, SamplingParams
 from llmd.daemon.engine.passes import BLOCK
-from llmd.daemon.engine.prompts import Prompts
+from llmd.daemon.engine.prompts import Prompts, terms
+from llmd.daemon.engine.rendering import Rendering
 from llmd.daemon.engine.sampling import Sampling
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.types import Chunk, Request, Token
@@ -180,7 +180,7 @@ def test_what_is_escaped_has_no_blank_before_it(tmp_path: Path) -> None:
     path.write_bytes(file.bytes())
     runner = LlamaRunner(str(path), slots=1, context=64)
     assert runner.info.space_prefix
-    tokens, _ = Prompts(runner, Deadline(60)).from_chat(Chat((ChatMessage("user", "a</s>a"),)))
+    tokens, _ = Prompts(runner, Rendering(terms(runner))).from_chat(Chat((ChatMessage("user", "a</s>a"),)))
     assert runner.detokenize(tokens) == "<s>▁a</s>a"
     assert not runner.info.eos & set(tokens)
     runner.close()
@@ -197,7 +197,7 @@ def test_a_text_may_be_more_tokens_than_bytes(tmp_path: Path) -> None:
 
 
 def test_a_text_that_begins_as_texts_begin_does_so_once(runner: LlamaRunner) -> None:
-    prompts = Prompts(runner, Deadline(60))
+    prompts = Prompts(runner, Rendering(terms(runner)))
     bos = runner.info.bos_text
     first = runner.tokenize(bos, add_special=False, parse_special=True)
     assert len(first) == 1 and prompts.from_text(f"{bos}Hello")[:2].count(first[0]) == 1

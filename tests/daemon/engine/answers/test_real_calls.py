@@ -11,7 +11,6 @@ import pytest
 from llmd.daemon.engine.answers.answering import Answers
 from llmd.daemon.engine.answers.detecting import named
 from llmd.daemon.engine.answers.formats import CALLS
-from llmd.daemon.engine.deadline import Deadline
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.messages import (
@@ -25,7 +24,8 @@ from llmd.daemon.engine.messages import (
     ToolCalled,
     Wanted,
 )
-from llmd.daemon.engine.prompts import Prompts
+from llmd.daemon.engine.prompts import Prompts, terms
+from llmd.daemon.engine.rendering import Rendering
 from llmd.daemon.engine.types import Request
 
 PARAMETERS: dict[str, Any] = {
@@ -43,7 +43,7 @@ TOOL = Tool(
 
 @pytest.mark.parametrize("syntax", [*CALLS, "hermes+think", "qwen+think", "gemma+gemma"])
 def test_a_call_in_every_format(runner: LlamaRunner, syntax: str) -> None:
-    prompts, answers = Prompts(runner, Deadline(60), syntax), Answers(runner.lexicon)
+    prompts, answers = Prompts(runner, Rendering(terms(runner, syntax))), Answers(runner.lexicon)
     tokens, thinks = prompts.from_chat(Chat((ChatMessage("user", "The weather in Bonn?"),), tools=(TOOL,)))
     wanted = Wanted(None, (TOOL,), must_call=True, parallel=False)
     sent: SimpleQueue[Step] = SimpleQueue()

@@ -1,0 +1,104 @@
+"""A chat as its model's own template lays it out, and how that model writes. What a template costs is bounded where
+this runs: `renderers.py`."""
+
+import re
+import secrets
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from llmd.daemon.engine.answers.detecting import named as named_syntax
+from llmd.daemon.engine.answers.formats import Syntax
+from llmd.daemon.engine.messages import Chat
+from llmd.daemon.engine.templates import chat_template
+from llmd.daemon.errors import BadRequest, ContextExceeded
+
+# the most characters of a prompt where the tokenizer sets no bound
+MAX_CHARS = 32 * 1024 * 1024
+
+
+def overflow(context: int, tokens: int, what: str, *, least: bool = False) -> ContextExceeded:
+    """The one error of a prompt that is too long, in the words by which OpenAI's clients know it. `least`: there are
+    more."""
+    return ContextExceeded(
+        f"This model's maximum context length is {context} tokens. However, your {what} resulted in "
+        f"{'more than ' if least else ''}{tokens} tokens, and an answer needs at least one more. Please reduce the "
+        f"length of the {what}.",
+        param=what,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is to be known of a model to render for it."""
+
+    template: str
+    bos_text: str  # of the tokens that begin and end a text; "" where there is none
+    eos_text: str
+    special: tuple[str, ...] = ()  # texts of special tokens: in a message, they are none
+    context: int = 0  # tokens
+    longest_token: int = 0  # characters; 0: unknown
+    most: int = MAX_CHARS  # characters of a prompt, whatever the tokens
+    syntax: str = ""  # how it writes, where an admin says so (`answers/detecting.py`); else its template does
+    # stands for the text of a special token; random, so that no client can write it
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def check(self, size: int, what: str) -> None:
+        """A text's length in characters, at most as many as its bytes. Raises ContextExceeded for a text that would be
+        more tokens than the context holds even if each were the longest one: it is not worth tokenizing."""
+        if self.longest_token and size > self.context * self.longest_token:
+            raise overflow(self.context, self.context, what, least=True)
+        if size > self.most:
+            raise BadRequest(f"the {what} are more than {self.most} characters", param=what)
+
+
+class Renders(Protocol):
+    """What renders for one model."""
+
+    @property
+    def terms(self) -> Terms: ...
+    @property
+    def syntax(self) -> Syntax:
+        """How the model writes. Raises ModelInvalid for what its template does."""
+        ...
+
+    def text(self, chat: Chat) -> tuple[str, list[str]]:
+        """The prompt's text, and the texts of special tokens that stood in messages: for the n-th stands `MARKn;` in
+        the prompt. Raises BadRequest and ModelInvalid for what the template does."""
+        ...
+
+
+class Rendering:
+    """Renders in this process: whatever the template takes, it takes here."""
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self._special = re.compile("|".join(map(re.escape, terms.special))) if terms.special else None
+        self._given = {"bos_token": terms.bos_text, "eos_token": terms.eos_text, "documents": None}
+
+    @cached_property
+    def syntax(self) -> Syntax:
+        if self.terms.syntax:
+            return named_syntax(self.terms.syntax)
+        return chat_template(self.terms.template).syntax(self._given) if self.terms.template else Syntax()
+
+    def text(self, chat: Chat) -> tuple[str, list[str]]:
+        found: list[str] = []
+
+        def escape(text: str) -> str:
+            return self._special.sub(mark, text) if self._special else text
+
+        def mark(match: re.Match[str]) -> str:
+            found.append(match.group())
+            return f"{self.terms.mark}{len(found) - 1};"
+
+        def check(size: int) -> None:
+            self.terms.check(size - 2 * len(self.terms.mark) * len(found), "messages")
+
+        given: dict[str, Any] = dict(self._given)
+        if chat.reasoning_effort is not None:
+            given["reasoning_effort"] = chat.reasoning_effort
+            given["enable_thinking"] = given["thinking"] = chat.reasoning_effort != "none"
+        syntax = self.syntax if chat.tools else None
+        template = chat_template(self.terms.template)
+        return template.render(chat.messages, escape, check, chat.tools, syntax, **given), found
