@@ -113,7 +113,7 @@ def test_an_admin_may_say_another_format() -> None:
     "source",
     [
         "{{ raise_exception('never') }}", "{{ nothing.at.all }}", "{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}",
-        "{% for m in messages %}{{ m.role }}{% endfor %}", "{{ messages[7].content }}", "{{ 10 ** 100000 }}", "",
+        "{% for m in messages %}{{ m.role }}{% endfor %}", "{{ messages[7].content }}", "",
     ],
 )  # fmt: skip
 def test_a_template_that_does_not_work_is_for_no_format(source: str) -> None:
