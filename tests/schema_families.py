@@ -1,8 +1,10 @@
 """Some two hundred small schemas of our own over the families of JSONSchemaBench: what real schemas are made of, each
-by itself and inside another."""
+by itself and inside another; and random ones."""
 
 from collections.abc import Iterator
 from typing import Any
+
+from hypothesis import strategies as st
 
 Schema = dict[str, Any]
 
@@ -99,3 +101,40 @@ UNSUPPORTED: list[Schema] = [
     {"oneOf": [{"type": "integer"}, {"minimum": 3}]}, {"type": "array", "items": [A]}, {"$dynamicRef": "#a"},
     {"type": "object", "dependentSchemas": {"a": {"required": ["b"]}}}, {"$ref": "https://example.com/schema"},
 ]  # fmt: skip
+
+
+# --- any at all
+
+_TYPES = st.sampled_from(["string", "integer", "number", "boolean", "null", "wizard"])
+_VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=3)
+_LIMITS: dict[str, st.SearchStrategy[Any]] = {
+    "minLength": st.integers(-1, 4), "maxLength": st.integers(0, 5), "minimum": st.integers(-9, 9),
+    "maximum": st.integers(-9, 9), "multipleOf": st.integers(0, 4), "format": st.sampled_from(["date", "ipv4", "odd"]),
+    "pattern": st.sampled_from(["^a+$", "b", "(?=c)", "[", "^.{1,3}$"]), "uniqueItems": st.booleans(),
+}  # fmt: skip
+_LEAVES = st.one_of(
+    st.fixed_dictionaries({"type": _TYPES}, optional=_LIMITS),
+    st.fixed_dictionaries({"enum": st.lists(_VALUES, max_size=3)}),
+    st.fixed_dictionaries({"const": st.none() | st.integers(-99, 99) | st.text(max_size=3)}),
+    st.sampled_from([{}, {"$ref": "#"}, {"$ref": "#/properties/a"}, {"$ref": "x"}, {"not": {}}]),
+)
+_NAMES = st.sampled_from(["a", "b", "c d", "ü"])
+
+
+def _larger(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(
+        st.fixed_dictionaries({
+            "type": st.just("object"), "properties": st.dictionaries(_NAMES, inner, max_size=3)}, optional={
+            "required": st.lists(_NAMES, max_size=2, unique=True), "additionalProperties": st.booleans() | inner,
+            "minProperties": st.integers(0, 2), "maxProperties": st.integers(0, 3)}),
+        st.fixed_dictionaries({"type": st.just("array"), "items": inner}, optional={
+            "minItems": st.integers(0, 2), "maxItems": st.integers(0, 3), "contains": inner}),
+        st.fixed_dictionaries({"anyOf": st.lists(inner, max_size=3)}),
+        st.fixed_dictionaries({"oneOf": st.lists(inner, max_size=2)}),
+        st.fixed_dictionaries({"allOf": st.lists(inner, max_size=2)}),
+    )  # fmt: skip
+
+
+def random_schemas() -> st.SearchStrategy[Any]:
+    """Of all kinds, the wrong ones too."""
+    return st.recursive(_LEAVES, _larger, max_leaves=6)

@@ -5,7 +5,6 @@ import codecs
 from collections import deque
 from dataclasses import dataclass
 
-from llmd.daemon.engine.answers.arguments import overlap
 from llmd.daemon.engine.messages import ChosenLogprob, TokenLogprob
 
 
@@ -19,7 +18,7 @@ class TextOutput:
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = stop
+        self._stop = [_Stop(text) for text in dict.fromkeys(stop)]
         self._held = ""
         self.decoded = self.shown = 0
         self.finished = False
@@ -41,18 +40,46 @@ class TextOutput:
         self.shown += len(text)
         return text
 
-    def _release(self, text: str) -> str:
-        text = self._held + text
-        self._held = ""
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
+    def _release(self, new: str) -> str:
+        text, begin = self._held + new, len(self._held)
+        found = [begin + end - len(stop.text) for stop in self._stop if (end := stop.read(new)) >= 0]
         if found:
-            self.finished = True
+            self._held, self.finished = "", True
             return text[: min(found)]
-        keep = max(overlap(text, s) for s in self._stop)
-        if keep:
-            self._held = text[-keep:]
-            return text[:-keep]
-        return text
+        keep = max(stop.at for stop in self._stop)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+class _Stop:
+    """A stop string that looks out for itself: a step a character, whatever came before (Knuth, Morris, Pratt, 1977).
+    `at`: how many of its first characters the text ends with."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.at = text, 0
+        # of the first 1, 2, … characters, how many of the last ones are the first ones too; as far as it came
+        self._back = [0]
+
+    def read(self, new: str) -> int:
+        """Where in `new` it ends first; -1: nowhere."""
+        text, at = self.text, self.at
+        for i, char in enumerate(new, 1):
+            while at and text[at] != char:
+                at = self._back[at - 1]
+            if text[at] == char:
+                at += 1
+            if at == len(text):
+                return i
+            if at > len(self._back):
+                self._back.append(self._next(at - 1))
+        self.at = at
+        return -1
+
+    def _next(self, last: int) -> int:
+        size = self._back[last - 1]
+        while size and self.text[size] != self.text[last]:
+            size = self._back[size - 1]
+        return size + (self.text[size] == self.text[last])
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,14 +112,15 @@ def test_a_tool_is_called(llmd: Llmd, choice: Any) -> None:
 def test_a_conversation_with_tools(client: openai.OpenAI) -> None:
     """A call, its answer in the history, and then a text; the message objects go back as they are."""
     messages: list[Any] = list(ASKED)
-    asked: dict[str, Any] = {"model": MODEL, "tools": [WEATHER], "max_tokens": 200}
+    asked: dict[str, Any] = {"model": MODEL, "tools": [WEATHER], "max_tokens": 200, "seed": 1}
     called = client.chat.completions.create(
         messages=messages, tool_choice="required", parallel_tool_calls=False, **asked
     )
     message = called.choices[0].message
     assert message.tool_calls
     messages += [message, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "It rains."}]
-    said = client.chat.completions.create(messages=messages, tool_choice="none", **asked | {"max_tokens": 8})
+    asked |= {"max_tokens": 8, "extra_body": {"ignore_eos": True}}
+    said = client.chat.completions.create(messages=messages, tool_choice="none", **asked)
     assert said.choices[0].message.content and not said.choices[0].message.tool_calls
     assert said.usage and said.usage.completion_tokens_details
     assert said.usage.completion_tokens_details.reasoning_tokens == 0

@@ -13,7 +13,8 @@ from typing import Protocol
 # of JSON between the characters that matter to its end
 _PLAIN = re.compile(r'[^{}\[\]"]+')
 _STRING = re.compile(r'[^"\\]+')
-_WORD = re.compile(r"[^,{}\[\]]*")
+_STOP = re.compile(r"[,{}\[\]]")
+_INSIDE = re.compile(r'(?:[^"\\]|\\.)*', re.DOTALL)
 
 
 class Arguments(Protocol):
@@ -56,6 +57,33 @@ def _taken(step: Callable[[str], tuple[int, str]], text: str) -> tuple[int, str]
             return at, out
 
 
+class _Search:
+    """In a text that waits for what ends it, and grows meanwhile: what was looked at is not looked at again."""
+
+    def __init__(self) -> None:
+        self._seen = 0  # characters
+
+    def find(self, text: str, mark: str) -> int:
+        begin = max(0, self._seen - len(mark) + 1)
+        at = text[begin:].find(mark)
+        self._seen = 0 if at >= 0 else len(text)
+        return begin + at if at >= 0 else -1
+
+    def stop(self, text: str) -> int:
+        """Where a word ends."""
+        found = _STOP.search(text, self._seen)
+        self._seen = 0 if found else len(text)
+        return found.start() if found else -1
+
+    def quote(self, text: str) -> int:
+        """Behind the text in double quotes that it begins with."""
+        inside = _INSIDE.match(text, max(1, self._seen))
+        end = inside.end() if inside else 1
+        closed = end < len(text) and text[end] == '"'
+        self._seen = 0 if closed else end
+        return end + 1 if closed else -1
+
+
 class Json:
     """Up to the end of an object."""
 
@@ -94,6 +122,7 @@ class Gemma:
         self._mark, self._open = mark, ""  # the brackets that are open
         self._inside = False  # of a text
         self._key = False  # a name comes
+        self._search = _Search()
 
     def read(self, text: str) -> tuple[int, str]:
         return _taken(self._step, text)
@@ -117,10 +146,12 @@ class Gemma:
         if text[0].isspace():
             return 1, ""
         if self._key and text[0] not in "}":
-            end = text.find(":")
+            end = self._search.find(text, ":")
             self._key = end < 0
+            if end < 0:
+                return 0, ""
             name = text[:end].strip().replace(self._mark, "").strip('"')
-            return (end + 1, json.dumps(name, ensure_ascii=False) + ":") if end >= 0 else (0, "")
+            return end + 1, json.dumps(name, ensure_ascii=False) + ":"
         if text.startswith(self._mark):
             self._inside = True
             return len(self._mark), '"'
@@ -140,10 +171,8 @@ class Gemma:
 
     def _word(self, text: str) -> tuple[int, str]:
         """A number, a word, or a text in double quotes."""
-        match = re.match(r'"(?:[^"\\]|\\.)*"', text, re.DOTALL) if text[0] == '"' else _WORD.match(text)
-        if match is None or match.end() == len(text):
-            return 0, ""
-        return match.end(), _value(match.group())
+        end = self._search.quote(text) if text[0] == '"' else self._search.stop(text)
+        return (0, "") if end < 0 else (end, _value(text[:end]))
 
 
 class Xml:
@@ -155,6 +184,7 @@ class Xml:
         self.ended = False
         self._texts, self._count = texts, -1  # parameters so far; -1: nothing is written yet
         self._inside = ""  # `text`, `value` or between them
+        self._search = _Search()
 
     def read(self, text: str) -> tuple[int, str]:
         begin = "{" if self._count < 0 else ""
@@ -168,7 +198,8 @@ class Xml:
         return self._inner(text) if self._inside else self._outer(text)
 
     def _inner(self, text: str) -> tuple[int, str]:
-        end, inside = text.find(self.VALUE), self._inside
+        inside = self._inside
+        end = self._search.find(text, self.VALUE) if inside == "value" else text.find(self.VALUE)
         if end < 0:
             size = len(text) - overlap(text, self.VALUE) if inside == "text" else 0
             return size, _quoted(text[:size])
@@ -177,17 +208,17 @@ class Xml:
         return end + len(self.VALUE), value
 
     def _outer(self, text: str) -> tuple[int, str]:
-        blanks = len(text) - len(text.lstrip())
-        rest = text[blanks:]
-        if rest.startswith(self.END):
+        if text[:1].isspace():
+            return len(text) - len(text.lstrip()), ""
+        if text.startswith(self.END):
             self.ended = True
-            return blanks + len(self.END), "}"
-        end = rest.find(">\n")
-        if not rest.startswith(self.BEGIN) or end < 0:
-            known = any(mark.startswith(rest[: len(mark)]) for mark in (self.BEGIN, self.END))
-            return (0 if known or not rest else blanks + 1), ""  # what is neither is passed over
-        name = rest[len(self.BEGIN) : end]
+            return len(self.END), "}"
+        end = self._search.find(text, ">\n") if text.startswith(self.BEGIN) else -1
+        if end < 0:
+            known = any(mark.startswith(text[: len(mark)]) for mark in (self.BEGIN, self.END))
+            return (0 if known or not text else 1), ""  # what is neither is passed over
+        name = text[len(self.BEGIN) : end]
         self._inside = "text" if name in self._texts else "value"
         self._count += 1
         key = f"{', ' if self._count > 1 else ''}{json.dumps(name, ensure_ascii=False)}: "
-        return blanks + end + 2, key + ('"' if self._inside == "text" else "")
+        return end + 2, key + ('"' if self._inside == "text" else "")

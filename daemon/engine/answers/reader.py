@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from llmd.daemon.engine.answers.arguments import Arguments, Gemma, Json, Xml, overlap
 from llmd.daemon.engine.answers.formats import BARE, QUOTED, Syntax, Word
 
-MAX_HEAD = 1024  # characters from a trigger to the arguments
+MAX_HEAD = 1024  # characters from a trigger to the arguments; and of blanks that wait for what follows
 NO_TEXTS: Mapping[str, Collection[str]] = {}
 _BARE = re.compile(r"[\w.\-]+")
 _QUOTED = re.compile(r'"([^"\\\n]{1,256})"')
@@ -183,7 +183,8 @@ class Reader:
             self._mode, self._fresh = "text", True
             return
         body = self._text[: len(self._text) - overlap(self._text, end)]
-        yield from self._thought(self._take(len(body.rstrip())))  # blanks at its end are no part of it
+        size = len(body.rstrip())  # blanks at its end are no part of it
+        yield from self._thought(self._take(size if len(body) - size <= MAX_HEAD else len(body)))
 
     def _read_head(self) -> Iterator[Piece]:
         heads = (self._calls.more,) if self._calls.more and self._text.lstrip()[:1] == "," else self._calls.heads
@@ -248,7 +249,7 @@ class Reader:
         closed = fits((("}",),), text)
         found = identified if not isinstance(identified, bool) else closed
         if isinstance(found, bool):
-            if (identified is True or found is True) and len(text) <= MAX_HEAD:
+            if (identified is True or found is True) and len(self._text) <= MAX_HEAD:
                 return
             self._mode, self._fresh = "text", True
             return
@@ -270,7 +271,7 @@ class Reader:
 
     def _certain(self, marks: list[str]) -> str:
         """What of the text is before anything that may become a mark; blanks between parts wait for what follows."""
-        if self._fresh and not self._text.strip():
+        if self._fresh and len(self._text) <= MAX_HEAD and not self._text.strip():
             return ""
         held = max((overlap(self._text, mark) for mark in marks), default=0)
         return self._take(len(self._text) - held)

@@ -7,7 +7,7 @@ JSON Schema says they are, remarks.
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import jsonschema_rs
@@ -29,6 +29,9 @@ _CHOICES = ("allOf", "anyOf", "oneOf")
 _SEVERAL = (*_CHOICES, "prefixItems")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 
+# where a schema stands in another: the way there, and the last step
+_Path: TypeAlias = "tuple[_Path, str] | None"
+
 # blanks between values: a small model may write them for ever
 _GUIDANCE = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
 
@@ -43,31 +46,40 @@ def parsed(text: str, param: str) -> dict[str, Any]:
         schema = {}
     if not isinstance(schema, dict):
         raise SchemaUnsupported(f"{param}: a schema is a JSON object", param=_field(param))
-    for path, part in _parts(schema, ""):
+    for path, part in _parts(schema, None):
         _check(path, part, param)
     _check_refs(schema, param)
     return schema
 
 
-def _parts(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parts(schema: Any, path: _Path) -> Iterator[tuple[_Path, dict[str, Any]]]:
     """Every schema in a schema, with where it stands. Their depth is a request body's."""
     if not isinstance(schema, dict):
         return
     yield path, schema
     for key in _ONE:
-        yield from _parts(schema.get(key), f"{path}/{key}")
+        yield from _parts(schema.get(key), (path, key))
     for key in _SEVERAL:
         several = schema.get(key)
         for i, part in enumerate(several if isinstance(several, list) else ()):
-            yield from _parts(part, f"{path}/{key}/{i}")
+            yield from _parts(part, ((path, key), str(i)))
     for key in _NAMED:
         named = schema.get(key)
         for name, part in named.items() if isinstance(named, dict) else ():
-            yield from _parts(part, f"{path}/{key}/{name}")
+            yield from _parts(part, ((path, key), name))
 
 
-def _check(path: str, schema: dict[str, Any], param: str) -> None:
-    where = f"{param}: {ascii((path or '/')[:MAX_NAMED])}"
+def _shown(path: _Path) -> str:
+    """As a pointer, at most MAX_NAMED characters of it."""
+    steps: list[str] = []
+    while path:
+        path, step = path
+        steps.append(step[:MAX_NAMED])
+    return ascii(("/" + "/".join(reversed(steps)))[:MAX_NAMED])
+
+
+def _check(path: _Path, schema: dict[str, Any], param: str) -> None:
+    where = f"{param}: {_shown(path)}"
     for keyword in schema:
         if keyword in UNSUPPORTED:
             raise SchemaUnsupported(f"{where}: answers cannot be held to {keyword}; remove it", param=_field(param))
@@ -85,12 +97,11 @@ def _check_refs(root: dict[str, Any], param: str) -> None:
     Each is looked at once."""
     under_way, done = set[int](), set[int]()
 
-    def follow(path: str, schema: Any) -> None:
+    def follow(path: _Path, schema: Any) -> None:
         if not isinstance(schema, dict) or id(schema) in done:
             return
         if id(schema) in under_way or len(under_way) > MAX_REFS:
-            where = ascii((path or "/")[:MAX_NAMED])
-            raise SchemaUnsupported(f"{param}: {where}: $ref leads back to itself", param=_field(param))
+            raise SchemaUnsupported(f"{param}: {_shown(path)}: $ref leads back to itself", param=_field(param))
         under_way.add(id(schema))
         several = [part for key in _CHOICES if isinstance(schema.get(key), list) for part in schema[key]]
         for part in (*several, _at(root, str(schema["$ref"])) if "$ref" in schema else None):
@@ -98,7 +109,7 @@ def _check_refs(root: dict[str, Any], param: str) -> None:
         under_way.discard(id(schema))
         done.add(id(schema))
 
-    for path, part in _parts(root, ""):
+    for path, part in _parts(root, None):
         follow(path, part)
 
 
@@ -163,7 +174,7 @@ def prepared(text: str, param: str, *, strict: bool) -> str:
     """The schema as a grammar takes it, with what it is to make of it. Not `strict`: what it cannot hold answers to is
     passed over. Raises SchemaUnsupported."""
     schema = parsed(text, param) if strict else _lenient(text)
-    for _, part in list(_parts(schema, "")):
+    for _, part in list(_parts(schema, None)):
         _without_leap_seconds(part)
     return json.dumps({**schema, "x-guidance": {**_GUIDANCE, "lenient": not strict}})
 

@@ -97,7 +97,7 @@ class GemmaRules(Rules):
             return None
         if not all(re.fullmatch(NAME[1:-1], key) for key in properties):
             return None
-        required = schema.get("required", ())
+        required = _required(schema)
         parts = [
             (f"{self._literal(key + ':')} {self._value(kind, f'{name}_{i}', depth + 1)}", key in required)
             for i, (key, kind) in enumerate(properties.items())
@@ -139,10 +139,10 @@ class XmlRules(Rules):
         if not isinstance(properties, dict) or len(properties) > MAX_PAIRS:
             return self.add(name, f'("<parameter=" {NAME} ">\\n" any_text)* {end}')
         outer: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions", "x-guidance") if key in schema}
-        parts = []
+        parts, required = [], _required(schema)
         for i, (key, kind) in enumerate(properties.items()):
             part = f"{self._literal(f'<parameter={key}>' + chr(10))} {self._value(kind, outer, f'{name}_{i}')}"
-            parts.append(part if key in schema.get("required", ()) else f"({part})?")
+            parts.append(part if key in required else f"({part})?")
         return self.add(name, " ".join([*parts, end]))
 
     def _value(self, schema: Any, outer: dict[str, Any], name: str) -> str:
@@ -151,6 +151,11 @@ class XmlRules(Rules):
             return f"({' | '.join(self._literal(c + self.END) for c in choices)})" if choices else "any_text"
         inner = {**outer, **schema} if isinstance(schema, dict) else {}
         return f"{self.add(name, '%json ' + json.dumps(inner))} {self._literal(self.END)}"
+
+
+def _required(schema: dict[str, Any]) -> frozenset[str]:
+    named = schema.get("required", ())
+    return frozenset(name for name in named if isinstance(name, str)) if isinstance(named, list) else frozenset()
 
 
 def _plain(value: Any) -> bool:

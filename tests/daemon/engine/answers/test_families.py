@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schema_families import SCHEMAS, UNSUPPORTED, Schema
+from schema_families import SCHEMAS, UNSUPPORTED, Schema, random_schemas
 
 from llmd.daemon.engine.answers import grammar
 from llmd.daemon.engine.answers.check import answer
@@ -108,37 +108,7 @@ def test_what_cannot_be_held_is_refused_wherever_it_stands(number: int) -> None:
         assert not said["ok"] and said["code"] == "schema_unsupported", one
 
 
-_TYPES = st.sampled_from(["string", "integer", "number", "boolean", "null", "wizard"])
-_VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=3)
-_LIMITS: dict[str, st.SearchStrategy[Any]] = {
-    "minLength": st.integers(-1, 4), "maxLength": st.integers(0, 5), "minimum": st.integers(-9, 9),
-    "maximum": st.integers(-9, 9), "multipleOf": st.integers(0, 4), "format": st.sampled_from(["date", "ipv4", "odd"]),
-    "pattern": st.sampled_from(["^a+$", "b", "(?=c)", "[", "^.{1,3}$"]), "uniqueItems": st.booleans(),
-}  # fmt: skip
-_LEAVES = st.one_of(
-    st.fixed_dictionaries({"type": _TYPES}, optional=_LIMITS),
-    st.fixed_dictionaries({"enum": st.lists(_VALUES, max_size=3)}),
-    st.fixed_dictionaries({"const": st.none() | st.integers(-99, 99) | st.text(max_size=3)}),
-    st.sampled_from([{}, {"$ref": "#"}, {"$ref": "#/properties/a"}, {"$ref": "x"}, {"not": {}}]),
-)
-_NAMES = st.sampled_from(["a", "b", "c d", "ü"])
-
-
-def _larger(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.one_of(
-        st.fixed_dictionaries({
-            "type": st.just("object"), "properties": st.dictionaries(_NAMES, inner, max_size=3)}, optional={
-            "required": st.lists(_NAMES, max_size=2, unique=True), "additionalProperties": st.booleans() | inner,
-            "minProperties": st.integers(0, 2), "maxProperties": st.integers(0, 3)}),
-        st.fixed_dictionaries({"type": st.just("array"), "items": inner}, optional={
-            "minItems": st.integers(0, 2), "maxItems": st.integers(0, 3), "contains": inner}),
-        st.fixed_dictionaries({"anyOf": st.lists(inner, max_size=3)}),
-        st.fixed_dictionaries({"oneOf": st.lists(inner, max_size=2)}),
-        st.fixed_dictionaries({"allOf": st.lists(inner, max_size=2)}),
-    )  # fmt: skip
-
-
-@given(st.recursive(_LEAVES, _larger, max_leaves=6), st.integers(0, 2**16))
+@given(random_schemas(), st.integers(0, 2**16))
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_random_schema_is_held_or_refused(writer: Writer, schema: Any, seed: int) -> None:
     """Never anything between: an answer that comes to its end fits, or is none (422), or the request was a 400."""
