@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,10 @@ import uvloop
 from run import machine
 
 from llmd.api.admin.routes import ROUTES as ADMIN_ROUTES
+from llmd.api.http.body import LARGE_BYTES, LARGE_VALUES, is_large, made
+from llmd.api.openai.schema import ChatBody
 from llmd.daemon.config import Config
+from llmd.daemon.errors import BadRequest
 from llmd.daemon.main import CLIENT_ROUTES, Daemon
 from llmd.daemon.planning.plan import Wish
 
@@ -248,6 +252,32 @@ async def steps(daemon: Daemon, state: Path) -> list[tuple[str, Callable[[], Awa
     ]
 
 
+def on_the_loop() -> Iterator[tuple[str, int, float]]:
+    """What the largest bodies take that are read on the loop itself: what, bytes, milliseconds (the least of five)."""
+    turn = {"role": "user", "content": "x"}
+    bodies: dict[str, Callable[[int], dict[str, Any]]] = {
+        "a text": lambda n: {"messages": [{"role": "user", "content": "a" * n}]},
+        "a text in escapes": lambda n: {"messages": [{"role": "user", "content": "é" * n}]},
+        "turns": lambda n: {"messages": [turn] * n},
+        "turns, all wrong": lambda n: {"messages": [[]] * n},
+        "unknown keys": lambda n: {"messages": [turn], **{f"k{i}": 1 for i in range(n)}},
+        "biases, all wrong": lambda n: {"messages": [turn], "logit_bias": {f"x{i}": [] for i in range(n)}},
+        "a schema": lambda n: {"messages": [turn], "tools": [_tool(parameters={
+            "type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(n)}})]},
+    }  # fmt: skip
+    for what, make in bodies.items():
+        size = LARGE_BYTES
+        while is_large(data := json.dumps(make(size)).encode()):
+            size = size * 99 // 100
+        took = []
+        for _ in range(5):
+            began = time.perf_counter()
+            with suppress(BadRequest):
+                made(data, ChatBody)
+            took.append(time.perf_counter() - began)
+        yield what, len(data), 1000 * min(took)
+
+
 async def gap(work: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
     """The loop's longest gap beside it."""
     probe = Probe()
@@ -305,6 +335,10 @@ def main() -> None:
         "which wakes a hundred times a second, was late beside each. Target: 50 ms.\n\n"
         "Command: `.venv/bin/python benchmarks/loop_gaps.py`\n\n| | longest gap | answer |\n|---|---|---|\n"
     ) + "\n".join(f"| {name} | {gap:.1f} ms | {answer} |" for name, gap, answer in found)
+    text += (
+        f"\n\n## On the loop itself\n\nBodies of fewer than {LARGE_BYTES // 1024} KiB and {LARGE_VALUES:,} values are "
+        "read there, one in a turn; larger ones in a thread.\n\n| what | bytes | time |\n|---|---|---|\n"
+    ) + "\n".join(f"| {what} | {size:,} | {ms:.2f} ms |" for what, size, ms in on_the_loop())
     text += (
         f"\n\n## {COUNT} equal requests at once\n\nLimit: {LIMIT_MS:.0f} ms a request. Every route, "
         "the client in a process of its own on the same "

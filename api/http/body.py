@@ -75,7 +75,7 @@ T = TypeVar("T")
 async def read(request: Request, kind: type[B]) -> B:
     """The request's body; `large` in its scope tells whether it is. Raises BadRequest, BodyTooLarge, MediaType."""
     data = await _bytes(request)
-    request.scope["large"] = large = len(data) >= LARGE_BYTES or _holds(data, LARGE_VALUES)
+    request.scope["large"] = large = is_large(data)
     if large:
         return await aside(request, partial(made, data, kind))
     if len(data) < SMALL_BYTES:
@@ -84,6 +84,11 @@ async def read(request: Request, kind: type[B]) -> B:
     async with gate.enter(request.scope["principal"].name):
         await asyncio.sleep(0)
         return made(data, kind)
+
+
+def is_large(data: bytes | bytearray) -> bool:
+    """Whether it takes long to read."""
+    return len(data) >= LARGE_BYTES or _holds(data, LARGE_VALUES)
 
 
 async def aside(request: Request, work: Callable[[], T]) -> T:
