@@ -44,12 +44,12 @@ class Gate:
 
 
 class Aside:
-    """What takes long, in a thread, which lets go of the interpreter often: everybody else has their turn meanwhile.
-    One at a time: each more would have a turn before the event loop has. Whoever is cancelled waits for the end of
-    his: a thread cannot be ended."""
+    """What takes long, in threads, which let go of the interpreter often: everybody else has their turn meanwhile. Two
+    of them, and one at most for each owner: each more would have a turn before the event loop has. Whoever is cancelled
+    waits for the end of his: a thread cannot be ended."""
 
     def __init__(self) -> None:
-        self.gate = Gate(1)
+        self.gate = Gate(2)
 
     async def run(self, owner: str, work: Callable[[], T]) -> T:
         async with self.gate.enter(owner):

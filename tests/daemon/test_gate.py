@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from collections import Counter
+from functools import partial
 
 from llmd.daemon.gate import Aside, Gate
 
@@ -36,18 +38,25 @@ async def test_without_places_only_an_owners_own_are_counted() -> None:
     await asyncio.gather(*tasks[3:])
 
 
-async def test_what_takes_long_is_done_in_a_thread_one_after_the_other() -> None:
-    aside, names, at_once = Aside(), list[str](), [0, 0]
+async def test_what_takes_long_is_done_in_two_threads_and_in_one_for_each() -> None:
+    aside, names, lock, inside = Aside(), list[str](), threading.Lock(), Counter[str]()
+    most, met = Counter[str](), threading.Barrier(2)
 
-    def work() -> int:
-        at_once[0] += 1
-        at_once[1] = max(at_once)
+    def work(owner: str, wait: bool) -> int:
+        with lock:
+            inside.update([owner, "all"])
+            most.update({name: inside[name] - most[name] for name in inside if inside[name] > most[name]})
         names.append(threading.current_thread().name)
-        at_once[0] -= 1
+        if wait:
+            met.wait(10)
+        with lock:
+            inside.subtract([owner, "all"])
         return 5
 
-    assert await asyncio.gather(*(aside.run(owner, work) for owner in "aabbc")) == [5] * 5
-    assert threading.current_thread().name not in names and at_once == [0, 1]
+    asked = [("a", True), ("a", False), ("b", True), ("b", False), ("c", False), ("d", False)]
+    assert await asyncio.gather(*(aside.run(owner, partial(work, owner, wait)) for owner, wait in asked)) == [5] * 6
+    assert threading.current_thread().name not in names
+    assert most == {"a": 1, "b": 1, "c": 1, "d": 1, "all": 2}
 
 
 async def test_a_thread_goes_on_and_so_the_next_one_waits() -> None:
@@ -61,7 +70,7 @@ async def test_a_thread_goes_on_and_so_the_next_one_waits() -> None:
     first = asyncio.create_task(aside.run("a", lambda: work("first")))
     while not running:
         await asyncio.sleep(0.001)
-    second = asyncio.create_task(aside.run("b", lambda: work("second")))
+    second = asyncio.create_task(aside.run("a", lambda: work("second")))
     first.cancel()
     await asyncio.sleep(0.05)
     assert running == ["first"] and not first.done()
