@@ -32,7 +32,7 @@ from llmd.daemon.engine.answers.spelling import GemmaRules, XmlRules
 from llmd.daemon.engine.fake import FakeRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage, Generate, SamplingParams, Tool, ToolCall, Wanted
 from llmd.daemon.engine.prompts import Prompts
-from llmd.daemon.engine.rendering import Rendering, Terms
+from llmd.daemon.engine.rendering import Rendering, Terms, any_of
 from llmd.daemon.engine.templates import ChatTemplate
 from llmd.daemon.errors import LlmdError
 from llmd.daemon.kept import Kept
@@ -441,6 +441,9 @@ GROWS: dict[str, tuple[Grow, ...]] = {
         lambda chat: ChatTemplate(TEMPLATE).render(chat.messages, str, lambda _: None, chat.tools)
     ),
     "daemon/engine/rendering.py:Rendering.text": of_chats(lambda chat: rendering().text(chat)),
+    "daemon/engine/rendering.py:any_of": (
+        on(any_of, lambda n: [f"<unused{i}>" for i in range(10 * n)]),
+    ),
     "daemon/engine/prompts.py:Prompts.from_chat": of_chats(lambda chat: prompts().from_chat(chat)),
     "daemon/engine/prompts.py:Prompts.from_text": (lambda n: lambda: prompts().from_text("a" * n),),
     "daemon/engine/prefixes.py:common_prefix": (

@@ -57,8 +57,6 @@ from llmd.daemon.engine.types import Request, Runner
 from llmd.daemon.errors import BadRequest, LlmdError, SchemaTooComplex
 
 BIND_SECONDS = 2.0
-# a thread has failed; the daemon starts another worker
-EXIT_SOFTWARE = 70
 
 
 class Worker:
@@ -261,7 +259,7 @@ def make_runner(s: Settings, seat: cores.Seat) -> Runner:
 def die(args: threading.ExceptHookArgs) -> None:
     if args.exc_value:
         faults.told(f"the thread {args.thread and args.thread.name}", args.exc_value, faults.LAST_WORDS_SECONDS)
-    os._exit(EXIT_SOFTWARE)
+    os._exit(faults.EXIT_SOFTWARE)
 
 
 def wake_gpus() -> None:

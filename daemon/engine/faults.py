@@ -11,6 +11,8 @@ import traceback
 from llmd.daemon.errors import LlmdError
 
 LAST_WORDS_SECONDS = 1.0
+# the process ended by a fault of its own; the daemon starts another worker
+EXIT_SOFTWARE = 70
 
 
 def told(what: str, error: BaseException, patience: float = 0.0) -> None:

@@ -57,10 +57,14 @@ class Nursery:
         theirs.close()
 
     def renderer(self) -> socket.socket:
-        """The way to a new one. Raises OSError where there is no nursery any more."""
+        """The way to a new one. Without a nursery nothing can be rendered any more: then this process ends."""
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(self._sock, [b"one"], [theirs.fileno()])
+            try:
+                socket.send_fds(self._sock, [b"one"], [theirs.fileno()])
+            except OSError as e:
+                faults.told("what starts renderers", e, faults.LAST_WORDS_SECONDS)
+                os._exit(faults.EXIT_SOFTWARE)
         return ours
 
     def close(self) -> None:
@@ -161,14 +165,20 @@ def _nurse(sock: socket.socket, parent: int) -> NoReturn:
         if not data:
             os._exit(0)
         (given,) = fds
-        if os.fork() == 0:
-            _ends_with(nursery)
-            sock.close()
-            _, most = resource.getrlimit(resource.RLIMIT_AS)
-            most = space + MEMORY if most == resource.RLIM_INFINITY else min(most, space + MEMORY)
-            resource.setrlimit(resource.RLIMIT_AS, (most, most))
-            _render_all(socket.socket(fileno=given))
+        with suppress(OSError):  # memory is short: whoever asked sees that nobody is there
+            _start(sock, given, nursery, space)
         os.close(given)
+
+
+def _start(sock: socket.socket, given: int, nursery: int, space: int) -> None:
+    """A renderer that is asked on `given`, with MEMORY beyond a `space` of addresses. Raises OSError."""
+    if os.fork() == 0:
+        _ends_with(nursery)
+        sock.close()
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        most = space + MEMORY if most == resource.RLIM_INFINITY else min(most, space + MEMORY)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        _render_all(socket.socket(fileno=given))
 
 
 def _ends_with(parent: int) -> None:

@@ -1,8 +1,10 @@
 """A chat as its model's own template lays it out, and how that model writes. What a template costs is bounded where
 this runs: `renderers.py`."""
 
+import os
 import re
 import secrets
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -52,6 +54,30 @@ class Terms:
             raise BadRequest(f"the {what} are more than {self.most} characters", param=what)
 
 
+def any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    """One of the texts, the longest that fits. What begins alike is looked at once: some vocabularies have thousands of
+    special tokens, and every `<` of a message would be held against each."""
+    try:
+        return re.compile(_any_of(texts))
+    except RecursionError:  # each begins as the one before it goes on
+        return re.compile("|".join(map(re.escape, sorted(texts, reverse=True))))
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    alike: dict[str, list[str]] = {}
+    for text in texts:
+        alike.setdefault(text[0], []).append(text)
+    return "|".join(map(_of_alike, alike.values()))
+
+
+def _of_alike(texts: list[str]) -> str:
+    """A pattern of texts that have their first character in common."""
+    begin = os.path.commonprefix(texts)
+    rest = {text[len(begin) :] for text in texts}
+    longer = sorted(rest - {""})
+    return re.escape(begin) + (f"(?:{_any_of(longer)}){'?' if '' in rest else ''}" if longer else "")
+
+
 class Renders(Protocol):
     """What renders for one model."""
 
@@ -73,7 +99,7 @@ class Rendering:
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
-        self._special = re.compile("|".join(map(re.escape, terms.special))) if terms.special else None
+        self._special = any_of(terms.special) if terms.special else None
         self._given = {"bos_token": terms.bos_text, "eos_token": terms.eos_text, "documents": None}
 
     @cached_property

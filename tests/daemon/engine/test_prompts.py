@@ -4,12 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmd.daemon.engine.fake import FakeRunner
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage
 from llmd.daemon.engine.prompts import Prompts, terms
-from llmd.daemon.engine.rendering import Rendering
+from llmd.daemon.engine.rendering import Rendering, any_of
 from llmd.daemon.engine.types import Runner
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid
 
@@ -77,3 +79,28 @@ def test_a_model_without_a_template_says_what_to_do() -> None:
 def test_a_text_far_longer_than_the_context_is_refused_before_it_is_tokenized() -> None:
     with pytest.raises(BadRequest, match="maximum context length is 64 tokens"):
         prompts(FakeRunner(slots=1, context=64)).from_text("a" * 10_000)
+
+
+def test_a_special_token_among_thousands_is_found_at_once() -> None:
+    """Gemma has 6,200 that begin alike: each `<` of a message was held against all of them."""
+    texts = [f"<unused{n}>" for n in range(6200)] + ["<bos>", "<b", "[INST]", "a.c", "<unused1>"]
+    found = any_of(texts)
+    assert len(found.pattern) < sum(map(len, texts)) / 2
+    assert all((match := found.match(text + "<")) and match.group() == text for text in texts)
+    assert not any(found.search(text) for text in ("<unused>", "<unused6200>", "abc", "INST]", "<"))
+    assert found.findall("x<b<bos><unused12>[INST]") == ["<b", "<bos>", "<unused12>", "[INST]"]
+
+
+def test_special_tokens_that_begin_as_one_another_are_found_too() -> None:
+    texts = ["a" * n for n in range(1, 600)]
+    assert any_of(texts).findall("a" * 500 + "b" + "a" * 10) == ["a" * 500, "a" * 10]
+
+
+@given(st.lists(st.text("ab<|", min_size=1, max_size=5), min_size=1), st.text("ab<|", max_size=30))
+def test_any_special_tokens_are_found(texts: list[str], text: str) -> None:
+    at, want = 0, []
+    while at < len(text):
+        fits = [t for t in texts if text.startswith(t, at)]
+        want += [max(fits, key=len)] if fits else []
+        at += len(want[-1]) if fits else 1
+    assert any_of(texts).findall(text) == want

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from llmd.daemon.engine import renderers
+from llmd.daemon.engine import faults, renderers
 from llmd.daemon.engine.messages import Chat, ChatMessage, Tool
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import Rendering, Terms
@@ -112,7 +112,7 @@ def test_a_text_that_grows_costs_its_request_alone(nursery: Nursery, rendered: M
     assert "hello" not in e.value.message
     for child in psutil.Process(nursery.pid).children():
         peak = max(peak, _peak(child.pid))
-    assert peak < 2 * renderers.MEMORY
+    assert peak < _peak(nursery.pid) + 2 * renderers.MEMORY, "beyond what it shares with the nursery"
     assert rendered(PLAIN).text(ASKED) == ("hello <s>", [])
 
 
@@ -172,3 +172,17 @@ def test_they_open_no_file_and_no_socket_and_end_with_who_asks() -> None:
         time.sleep(0.02)
     assert not any(psutil.pid_exists(child) for child in pids)
     ours.close()
+
+
+def test_without_a_nursery_the_process_ends_and_is_replaced() -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            nursery = Nursery()
+            os.kill(nursery.pid, signal.SIGKILL)
+            os.waitpid(nursery.pid, 0)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            Rendered(nursery, Terms(PLAIN, "", "")).text(ASKED)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == faults.EXIT_SOFTWARE
