@@ -141,8 +141,9 @@ class Turns:
 
 
 def mended(text: str) -> str:
-    """With U+FFFD for halves of a character, which JSON inside JSON may hold: an answer that was cut, say."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """With U+FFFD for halves of a character and for NUL, which JSON inside JSON may hold: an answer that was cut,
+    say."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
 
 
 def escaped(value: Any, escape: Escape) -> Any:

@@ -68,6 +68,19 @@ def test_commas_and_brackets_in_a_text_are_no_values() -> None:
     assert body.parse(json.dumps({"a": text}).encode())["a"] == text
 
 
+@pytest.mark.parametrize(
+    ("raw", "refused"),
+    [(r"\u0000", True), (r"a\\\u0000", True), (r"\\u0000", False), (r"\\\\u0000 \\u0000", False), (r"\u00000", True)],
+)
+def test_a_text_that_speaks_of_nul_holds_none(raw: str, refused: bool) -> None:
+    for data in (b'{"a": "%s"}' % raw.encode(), b'{"%s": 1}' % raw.encode()):
+        if refused:
+            with pytest.raises(BadRequest, match="NUL"):
+                body.parse(data)
+        else:
+            assert body.parse(data) == json.loads(data) and "\0" not in str(body.parse(data))
+
+
 async def test_large_bodies_of_one_client_have_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """One is read at a time, a few come in, and another client's is read beside it."""
     inside, most, order = 0, 0, list[str]()

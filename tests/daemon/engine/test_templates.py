@@ -113,7 +113,8 @@ def test_several_calls_are_text_where_the_template_takes_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("half", "mended"), [("\\ud83d", "\ufffd"), ("\\ude00 x", "\ufffd x"), ("\\ud83d\\ude00", "\N{GRINNING FACE}")]
+    ("half", "mended"),
+    [("\\ud83d", "\ufffd"), ("\\ude00 x", "\ufffd x"), ("\\u0000", "\ufffd"), ("\\ud83d\\ude00", "\N{GRINNING FACE}")],
 )
 def test_half_a_character_in_arguments_is_mended(half: str, mended: str) -> None:
     """An answer that was cut comes back in a history."""
