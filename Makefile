@@ -25,7 +25,7 @@ run: setup ## serve the default model; LISTEN=HOST:PORT STATE=DIR
 	@exec .venv/bin/llmd serve --state-dir "$(STATE)" --listen "$(LISTEN)" --default-model "smollm2-135m-instruct=$(MODEL)"
 
 test: setup ## the fast tests; ARGS='-k audit'
-	@$(PYTHON) -m pytest -m "not slow" $(ARGS)
+	@$(if $(ARGS),$(PYTHON) -m pytest -m "not slow" $(ARGS),tests/fast.sh)
 
 test-slow: setup ## the tests that take longer than ten seconds each
 	@$(PYTHON) -m pytest -m slow $(ARGS)

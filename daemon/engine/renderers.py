@@ -37,7 +37,7 @@ SECONDS = 2.0
 MEMORY = 512 * 1024 * 1024
 # a renderer that computes nothing and does not answer: it was stopped, say
 PATIENCE_SECONDS = 60.0
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
 class Nursery:
@@ -143,7 +143,7 @@ def _take(sock: socket.socket, size: int) -> bytes:
 
 
 def _nurse(sock: socket.socket, parent: int) -> NoReturn:
-    _ends_with(parent)
+    _ends_with(parent, b"llmd-nursery")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     own = sock.fileno()
     os.closerange(3, own)
@@ -173,7 +173,7 @@ def _nurse(sock: socket.socket, parent: int) -> NoReturn:
 def _start(sock: socket.socket, given: int, nursery: int, space: int) -> None:
     """A renderer that is asked on `given`, with MEMORY beyond a `space` of addresses. Raises OSError."""
     if os.fork() == 0:
-        _ends_with(nursery)
+        _ends_with(nursery, b"llmd-render")
         sock.close()
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         most = space + MEMORY if most == resource.RLIM_INFINITY else min(most, space + MEMORY)
@@ -181,8 +181,11 @@ def _start(sock: socket.socket, given: int, nursery: int, space: int) -> None:
         _render_all(socket.socket(fileno=given))
 
 
-def _ends_with(parent: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def _ends_with(parent: int, name: bytes) -> None:
+    """`name` is what ps(1) shows."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_NAME, name, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)
 

@@ -162,6 +162,7 @@ def test_they_open_no_file_and_no_socket_and_end_with_who_asks() -> None:
     pids = [int(word) for word in ours.recv(100).split()]
     assert len(pids) == 2
     for child in pids:
+        assert Path(f"/proc/{child}/comm").read_text().strip() in ("llmd-nursery", "llmd-render")
         assert "Seccomp:\t2" in Path(f"/proc/{child}/status").read_text()
         open_ = [os.readlink(fd) for fd in Path(f"/proc/{child}/fd").iterdir()]
         assert all(name.startswith(("socket:", "/dev/null", "pipe:", "/tmp", "/dev/pts")) for name in open_), open_
