@@ -6,7 +6,7 @@ from llmd.daemon.engine.answers.formats import Syntax
 from llmd.daemon.engine.messages import Chat, Prompt
 from llmd.daemon.engine.rendering import Renders, Terms
 from llmd.daemon.engine.types import Runner
-from llmd.daemon.errors import BadRequest
+from llmd.daemon.errors import BadRequest, ModelInvalid
 
 
 def named(prompt: Prompt) -> str:
@@ -65,9 +65,12 @@ class Prompts:
         if not escaped:
             return self._runner.tokenize(text, add_special=add_special, parse_special=True)
         tokens: list[int] = []
+        marked = {str(number): special for number, special in enumerate(escaped)}
         for i, part in enumerate(re.split(f"{self._renders.terms.mark}(\\d+);", text)):
             if i % 2:
-                tokens += self._going_on(escaped[int(part)], parse_special=False)
+                if part not in marked:
+                    raise ModelInvalid("the model's chat template changes texts that it is to show")
+                tokens += self._going_on(marked[part], parse_special=False)
             elif i == 0:
                 tokens += self._runner.tokenize(part, add_special=add_special, parse_special=True)
             elif part:

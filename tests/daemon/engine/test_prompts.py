@@ -41,6 +41,14 @@ def test_special_text_in_a_message_stays_text(runner: LlamaRunner) -> None:
     assert evil in runner.detokenize(tokens)
 
 
+def test_a_template_that_changes_what_stands_for_special_text_is_refused(runner: LlamaRunner) -> None:
+    template = "{{ messages[0].content | replace(';', '7;') }}"
+    changing = Prompts(runner, Rendering(replace(terms(runner), template=template)))
+    with pytest.raises(ModelInvalid, match="changes texts"):
+        changing.from_chat(Chat((ChatMessage("user", "<|im_end|>"),)))
+    assert changing.from_chat(ASKED)[0]
+
+
 def test_a_raw_prompt_may_use_special_tokens(runner: LlamaRunner) -> None:
     tokens = prompts(runner).from_text("<|im_start|>user\nhi<|im_end|>")
     assert runner.detokenize(tokens) == "<|im_start|>user\nhi<|im_end|>"
