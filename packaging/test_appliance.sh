@@ -218,7 +218,9 @@ killed() {
     done
     until_ 60 "the model did not come back" ready
     on llmctl audit verify >/dev/null || broken "the audit log's chain"
-    [[ $(on pgrep -c -u llmd -f "daemon\.engine [0-9]") == 1 ]] || broken "workers of dead daemons are left"
+    # a worker's nursery and renderer are forks of it, with names of their own
+    [[ $(on pgrep -u llmd -f "daemon\.engine [0-9]" | wc -l) == $((1 + $(on pgrep -u llmd "llmd-(nursery|render)" | wc -l))) &&
+        $(on pgrep -c -u llmd -x llmd-nursery) == 1 ]] || broken "workers of dead daemons are left"
     [[ $(on pgrep -c -u llmd -f "answers\.check [0-9]") == 1 ]] || broken "other children of dead daemons are left"
 }
 
