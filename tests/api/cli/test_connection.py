@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -28,13 +29,21 @@ def answering(path: Path, answer: bytes) -> Iterator[Client]:
         def serve() -> None:
             peer, _ = listening.accept()
             with peer:
-                peer.recv(65536)
+                asked = b""
+                while not _whole(asked):  # what is left unread when it closes would reset the connection
+                    asked += peer.recv(65536)
                 peer.sendall(answer)
 
         thread = threading.Thread(target=serve)
         thread.start()
         yield Client(str(path))
         thread.join(10)
+
+
+def _whole(asked: bytes) -> bool:
+    head, end, body = asked.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    return bool(end) and len(body) >= int(length[1] if length else 0)
 
 
 def event(data: bytes) -> bytes:
