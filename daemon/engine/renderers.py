@@ -101,24 +101,32 @@ class Rendered:
             self._sock = None
 
     def _asked(self, data: bytes) -> tuple[dict[str, Any], bytes]:
-        """One answer. Raises what rendering raises, and ModelInvalid where that ends its process."""
+        """One answer. Raises what rendering raises, and ModelInvalid where that ends its process, twice: it may have
+        been ended by somebody else."""
         with self._lock:
-            if self._sock is None:
-                self._sock = self._nursery.renderer()
-                _write(self._sock, json.dumps(asdict(self.terms)).encode())
-            self._sock.settimeout(PATIENCE_SECONDS)
-            began = time.monotonic()
-            try:
-                _write(self._sock, data)
-                said, text = json.loads(_read(self._sock)), _read(self._sock)
-            except (OSError, EOFError) as e:
-                self.close()
-                late = time.monotonic() - began >= SECONDS
-                why = "takes too long" if late else "ended the process that renders it"
-                raise ModelInvalid(f"the model's chat template {why}") from e
+            for again in (True, False):
+                began = time.monotonic()
+                try:
+                    said, text = self._answer(data)
+                    break
+                except (OSError, EOFError) as e:
+                    self.close()
+                    late = time.monotonic() - began >= SECONDS
+                    if late or not again:
+                        why = "takes too long" if late else "ended the process that renders it"
+                        raise ModelInvalid(f"the model's chat template {why}") from e
         if "code" in said:
             raise from_wire(said["code"], said["message"], said["param"])
         return said, text
+
+    def _answer(self, data: bytes) -> tuple[dict[str, Any], bytes]:
+        """Raises OSError and EOFError where its process has ended."""
+        if self._sock is None:
+            self._sock = self._nursery.renderer()
+            _write(self._sock, json.dumps(asdict(self.terms)).encode())
+        self._sock.settimeout(PATIENCE_SECONDS)
+        _write(self._sock, data)
+        return json.loads(_read(self._sock)), _read(self._sock)
 
 
 def _write(sock: socket.socket, data: bytes) -> None:

@@ -135,15 +135,28 @@ def test_one_that_does_not_end_is_ended_and_the_next_is_rendered(rendered: Make)
     assert there.text(ASKED)[0] == "hello <s>"
 
 
-def test_one_whose_process_is_killed_says_so(nursery: Nursery, rendered: Make) -> None:
+def test_one_whose_process_is_killed_has_another(nursery: Nursery, rendered: Make) -> None:
     there = rendered(PLAIN)
     before = set(psutil.Process(nursery.pid).children())
-    assert there.text(ASKED)
-    (renderer,) = set(psutil.Process(nursery.pid).children()) - before
-    renderer.send_signal(signal.SIGKILL)
-    with pytest.raises(ModelInvalid, match="ended the process that renders it"):
-        there.text(ASKED)
-    assert there.text(ASKED)[0] == "hello <s>"
+    for _ in range(3):
+        assert there.text(ASKED)[0] == "hello <s>"
+        (renderer,) = set(psutil.Process(nursery.pid).children()) - before
+        renderer.send_signal(signal.SIGKILL)
+        renderer.wait(10)
+
+
+def test_one_that_ends_its_process_twice_says_so(rendered: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, asked = rendered(PLAIN), []
+
+    def ends(_: bytes) -> None:
+        asked.append(1)
+        raise EOFError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(there, "_answer", ends)
+        with pytest.raises(ModelInvalid, match="ended the process that renders it"):
+            there.text(ASKED)
+    assert len(asked) == 2 and there.text(ASKED)[0] == "hello <s>"
 
 
 def test_they_open_no_file_and_no_socket_and_end_with_who_asks() -> None:
