@@ -40,7 +40,8 @@ class Placement:
 
 
 ON_CPU = Placement()
-# bytes of a worker's memory beside its model: the interpreter and its libraries; what a GPU's driver keeps
+# bytes of a worker's memory beside its model: the interpreter and its libraries, and what its chat template may take in
+# the same group (`engine/renderers.py`); what a GPU's driver keeps
 BESIDE, BESIDE_GPU = 2 << 30, 4 << 30
 
 

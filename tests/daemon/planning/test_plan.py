@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from llmd.daemon.engine import renderers
 from llmd.daemon.errors import BadRequest, Unavailable
-from llmd.daemon.planning.plan import ON_CPU, Placement, Wish, check_memory, plan
+from llmd.daemon.planning.plan import BESIDE, ON_CPU, Placement, Wish, check_memory, plan
 from llmd.quantize.shape import Layer, Shape
 
 
@@ -70,3 +71,8 @@ def test_on_a_gpu_the_machines_memory_holds_little() -> None:
     check_memory(wish(8, 4096, Placement(("GPU-a",))), 2 * GIB)
     with pytest.raises(Unavailable, match=r"weights 0\.2"):
         check_memory(wish(8, 4096, Placement(("GPU-a",))), GIB // 4)
+
+
+def test_a_chat_template_takes_what_it_may_within_its_workers_limit() -> None:
+    """They are in one group: over its limit, the kernel ends both."""
+    assert BESIDE >= 2 * renderers.MEMORY
