@@ -55,7 +55,7 @@ HELD: dict[str, Any] = {
 TEMPLATES: dict[str, tuple[str, str]] = {
     "G13 endless": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes too long"),
     "G13 into Python": ("{{ ''.__class__.__mro__ }}", "does not work"),
-    "G13 1 GB": ("{{ 'a' * 1000000000 }}", "does not work"),
+    "G13 1 GB": ("{{ 'a' * 1000000000 }}", "takes too much memory"),
     "G13 much of little": ("{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "very much of very little"),
     "G13 syntax": ("{% for m in messages %}{{ m.content }}", "cannot be compiled"),
     "G13 a variable that is missing": ("{{ nothing.at.all }}", "refuses"),
