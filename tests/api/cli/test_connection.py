@@ -31,7 +31,7 @@ def answering(path: Path, answer: bytes) -> Iterator[Client]:
             with peer:
                 asked = b""
                 while not _whole(asked):  # what is left unread when it closes would reset the connection
-                    asked += peer.recv(65536)
+                    asked += peer.recv(65536) or pytest.fail("the client left")
                 peer.sendall(answer)
 
         thread = threading.Thread(target=serve)
