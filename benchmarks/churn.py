@@ -32,6 +32,7 @@ from llmd.api.cli.connection import Client, DaemonError, NoDaemon
 PORT = 18460
 STALL = 0.25  # seconds between two pieces of one stream
 SLOW = 0.1  # and of those that are kept, to see what stalls at once
+PROMPT = "Once upon a time " * 8
 SERVE = "from llmd.daemon.main import main; main()"
 # what is done to a model's own requests ends with it; its clients hear of it a moment later
 MOMENT = 1.0
@@ -75,12 +76,14 @@ class Books:
 
 
 class Box:
-    """A daemon of our own, with these models imported."""
+    """A daemon of our own, with these models imported, and these variables over its environment."""
 
-    def __init__(self, files: list[Path], state: Path) -> None:
-        self.state, self.log = state, (state.parent / "llmd.log").open("w")
+    def __init__(self, files: list[Path], state: Path, port: int = PORT, **variables: str) -> None:
+        self.state, self.port, self.log = state, port, (state.parent / "llmd.log").open("w")
         command = [sys.executable, "-P", "-c", SERVE, "serve", "--state-dir", str(state)]
-        self.process = subprocess.Popen([*command, "--listen", f"127.0.0.1:{PORT}"], stderr=self.log, stdout=self.log)
+        self.process = subprocess.Popen(
+            [*command, "--listen", f"127.0.0.1:{port}"], stderr=self.log, stdout=self.log, env=os.environ | variables
+        )
         self._wait()
         self.models = []
         for file in files:
@@ -102,11 +105,11 @@ class Box:
             time.sleep(0.1)
         raise SystemExit("the daemon did not start")
 
-    def ask(self, model: str, tokens: int, slow: float = SLOW) -> Asked:
+    def ask(self, model: str, tokens: int, slow: float = SLOW, prompt: str = PROMPT) -> Asked:
         """One stream, read to its end; waits of more than `slow` seconds are kept."""
         asked = Asked(model, time.monotonic())
-        connection = http.client.HTTPSConnection("127.0.0.1", PORT, context=self.tls, timeout=120)
-        body = {"model": model, "prompt": "Once upon a time " * 8, "max_tokens": tokens, "stream": True}
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=self.tls, timeout=120)
+        body = {"model": model, "prompt": prompt, "max_tokens": tokens, "stream": True}
         last = 0.0
         try:
             connection.request("POST", "/v1/completions", json.dumps({**body, "ignore_eos": True}))

@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
-ROOMS = ("daemon", "quantize", "api")
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 # on x86_64; ioprio_set(2)
@@ -35,6 +34,9 @@ PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "GGML_", "OMP_", "GOMP_", "OPENBLAS_", "N
 # sleep. Its own 300,000 take milliseconds, from a thread that could run. Few cores lose nothing by so short a
 # wait, 16 do (benchmarks/results/sharing.md)
 SPIN, FEW_CORES, FEW_SPIN = 100_000, 4, 3_000
+# numpy would start a thread a core as it is imported, which nothing here computes with; and what confines a process
+# (`confined.py`) acts on one thread
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Limits:
     file_size: int = 0  # bytes of a file that it writes
     cpu_seconds: int = 0
     background: bool = False  # it gets the processors and the disk that nobody else wants
-    # where it works on a stranger's files: what it may read and write beside the system's own files, and no network
+    # where it works on a stranger's files: what it may read and write beside the system's own files, and nobody else
     reads: tuple[str, ...] | None = None
     writes: tuple[str, ...] = ()
 
@@ -58,7 +60,7 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
     """What of this process's environment a child gets, and over it `given`."""
     kept = {k: v for k, v in os.environ.items() if k in NAMES or k.startswith(PREFIXES)}
     spin = FEW_SPIN if len(os.sched_getaffinity(0)) <= FEW_CORES else SPIN
-    return {"GOMP_SPINCOUNT": str(spin), **kept, **given}
+    return {"GOMP_SPINCOUNT": str(spin), **kept, **ONE_THREAD, **given}
 
 
 async def start(
@@ -122,8 +124,7 @@ def _take_on(terms: str) -> None:
     if given["reads"] is not None:
         from llmd.daemon.confined import confine
 
-        own = (*(str(PACKAGE / room) for room in ROOMS), sys.prefix, sys.base_prefix)
-        confine((*own, *given["reads"]), given["writes"])
+        confine(given["reads"], given["writes"])
     for kind, limit in (
         (resource.RLIMIT_AS, given["address_space"]),
         (resource.RLIMIT_FSIZE, given["file_size"]),

@@ -36,6 +36,7 @@ class Config:
     threads: int = 0  # for arithmetic and sampling; default: all cores
     drain_seconds: int = 30  # how long running requests may finish at stop
     audit_on_failure: str = "refuse"  # or "serve": answer requests although they cannot be logged
+    require_confinement: bool = False  # do not start where the kernel cannot confine what reads strangers' bytes
 
     @property
     def state(self) -> Path:
@@ -93,7 +94,7 @@ def load(file: Path | None, **given: Any) -> Config:
 
 
 # fixed by what was made or opened with them
-FIXED = frozenset({"listen", "state_dir", "admin_socket", "node", "server_names"})
+FIXED = frozenset({"listen", "state_dir", "admin_socket", "node", "server_names", "require_confinement"})
 
 
 def changes(used: Config, new: Config) -> tuple[Config, list[str], list[str]]:
@@ -104,7 +105,7 @@ def changes(used: Config, new: Config) -> tuple[Config, list[str], list[str]]:
     return usable, [name for name in names if name not in FIXED], waiting
 
 
-_KINDS: dict[type, str] = {str: "a text", int: "a whole number", tuple: "a list of texts"}
+_KINDS: dict[type, str] = {str: "a text", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
 _RANGES = {
     "slots": (1, 256), "context": (0, 1 << 24), "queue": (0, 100_000), "batch": (64, 16384), "chunk": (64, 16384),
     "threads": (0, 1024), "drain_seconds": (0, 3600),

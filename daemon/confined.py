@@ -1,66 +1,142 @@
-"""What a child that works on a stranger's files may reach: the folders that it is given, and no network.
+"""What a process that works on strangers' bytes may reach: the files that it is given, and nobody.
 
-Landlock(7) holds it to paths (Linux 5.13, as Debian has it switched on), seccomp(2) takes sockets away. Both act on
-this process and its children for good. Standard library only: it runs in any interpreter.
+Landlock(7) holds it to paths, from the first version of its interface on (Linux 5.13, as Debian and Ubuntu have it
+switched on). What later versions would hold it to, and what Landlock leaves alone, seccomp(2) takes away: sockets,
+signals, other processes, what changes a file without opening it to write. Both act on this process and its children for
+good. Standard library only: it runs in any interpreter.
 """
 
 import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_SET_NO_NEW_PRIVS = 38
-# on x86_64, landlock_create_ruleset(2) and its kin; socket(2), io_uring_setup(2)
-CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
-SOCKET, IO_URING_SETUP = 41, 425
-AUDIT_ARCH_X86_64 = 0xC000003E
-X32_BIT = 0x40000000
 
-# linux/landlock.h: rights to paths, of version 1 to 5 of its interface
+# --- Landlock: linux/landlock.h. Rights to paths, of version 1 to 5 of its interface
+
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 _VERSION_1 = (1 << 13) - 1
 REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 READ = EXECUTE | READ_FILE | READ_DIR
 _OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 
-# what programs and libraries are made of, and what they ask the kernel for
+# what programs and libraries are made of, and what they ask the kernel for: nothing of other processes
+PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm")
 SYSTEM = (
     "/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/passwd", "/etc/nsswitch.conf",
-    "/proc", "/sys/devices/system", "/sys/fs/cgroup", "/dev/urandom",
+    *PROC, "/sys/devices/system", "/dev/urandom",
 )  # fmt: skip
 SINKS = ("/dev/null",)
+ROOMS = tuple(str(Path(__file__).resolve().parent.parent / room) for room in ("daemon", "quantize", "api"))
+
+# --- seccomp: what is refused on x86_64, by the numbers of arch/x86/entry/syscalls/syscall_64.tbl
+
+SECCOMP, SET_MODE_FILTER, ALL_THREADS, SPEC_ALLOW = 317, 1, 1, 4
+AUDIT_ARCH_X86_64 = 0xC000003E
+X32_BIT = 0x40000000
+KILL, TGKILL, SOCKET, SOCKETPAIR, OPEN, OPENAT = 62, 234, 41, 53, 2, 257
+FCNTL, IOCTL, PRLIMIT, OPENAT2 = 72, 16, 302, 437
+SIGNALS = {"tkill": 200, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "pidfd_send_signal": 424}
+OTHERS = {
+    "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "pidfd_getfd": 438, "process_madvise": 440,
+    "process_mrelease": 448, "kcmp": 312, "setpriority": 141, "ioprio_set": 251, "migrate_pages": 256,
+}  # fmt: skip
+# of files that it cannot write: their attributes, and (which Landlock knows since its version 3) their length
+ATTRIBUTES = {
+    "truncate": 76, "chmod": 90, "fchmod": 91, "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93,
+    "lchown": 94, "fchownat": 260, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280, "setxattr": 188,
+    "lsetxattr": 189, "fsetxattr": 190, "setxattrat": 463, "removexattr": 197, "lremovexattr": 198,
+    "fremovexattr": 199, "removexattrat": 466, "file_setattr": 469, "inotify_add_watch": 254, "fanotify_init": 300,
+    "open_by_handle_at": 304,
+}  # fmt: skip
+# of the kernel's, which nothing here needs and much that was wrong with it was found in; a ring makes any call
+KERNEL = {
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "bpf": 321, "perf_event_open": 298,
+    "userfaultfd": 323, "keyctl": 250, "add_key": 248, "request_key": 249, "unshare": 272, "setns": 308,
+}  # fmt: skip
+# with pid 0 or its own: the limits and the scheduling of others
+OF_PROCESSES = {"prlimit64": PRLIMIT, "sched_setscheduler": 144, "sched_setparam": 142, "sched_setattr": 314}
+# whom a descriptor sends signals to, and which: fcntl's F_SETOWN, F_SETSIG, F_SETOWN_EX; ioctl's FIOSETOWN, SIOCSPGRP,
+# and TIOCSTI, which types on a terminal
+OWNERS, OWNER_IOCTLS = (8, 10, 15), (0x8901, 0x8902, 0x5412)
+O_ACCMODE = 3
+
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_TYPES = 1, 2, 5, 0xF
+# families of sockets, and the types of each: none, and what NCCL makes. A datagram socket connects to no stream's
+NO_SOCKETS: Mapping[int, Sequence[int]] = {}
+NCCL: Mapping[int, Sequence[int]] = {AF_INET: (), AF_INET6: (), AF_NETLINK: (), AF_UNIX: (SOCK_DGRAM,)}
+
+# what an admin does where the kernel lacks any of this
+REPAIR = "boot one that is 5.13 or newer, with Landlock switched on (lsm=landlock,…), outside of what forbids it"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def confine(reads: Iterable[str], writes: Iterable[str]) -> None:
-    """Hold this process to reading `reads` and the system's own files, writing into `writes`, and no sockets. Raises
-    OSError. Where the kernel has no Landlock, paths stay what their owners allow."""
+def confine(reads: Iterable[str], writes: Iterable[str] = ()) -> None:
+    """Hold this process to reading `reads`, the system's own files and what this interpreter runs, to writing `writes`,
+    to signals to itself and to no sockets. Raises OSError. Where the kernel lacks something (`lacks`), the rest
+    holds."""
+    hold_to_paths(reads, writes)
+    refuse_calls()
+
+
+def hold_to_paths(reads: Iterable[str], writes: Iterable[str] = ()) -> None:
+    """The first half of `confine`, of this thread and those that it starts: there must be no other. Raises OSError."""
+    _alone()
     _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    _hold_paths([*SYSTEM, *reads], [*SINKS, *writes])
-    _take_sockets()
+    _hold_paths([*SYSTEM, *_own(), *reads], [*SINKS, *writes])
+
+
+def refuse_calls(sockets: Mapping[int, Sequence[int]] = NO_SOCKETS) -> None:
+    """The second half, of all threads that there are: what they have opened by now stays so. `sockets` are those that
+    may still be made. Raises OSError."""
+    _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    pairs = [[_is(0, AF_UNIX), _is(1, SOCK_STREAM, SOCK_SEQPACKET, mask=SOCK_TYPES)]]
+    _filter([os.getpid()], sockets, pairs)
 
 
 def seal() -> None:
-    """From now on this process opens no file and no socket; what is open stays so. Raises OSError."""
+    """From now on this process opens no file and no socket and signals nobody; what is open stays so. It has one
+    thread. Raises OSError."""
+    _alone()
     _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _hold_paths((), ())
-    _take_sockets()
+    _filter([], NO_SOCKETS, [])
 
 
-def landlocked() -> bool:
-    """Whether the kernel holds processes to paths."""
-    return _version() > 0
+def lacks() -> list[str]:
+    """What the kernel, or what this process runs in, does not have of all this; none: it holds processes to it."""
+    return [name for name, there in (("Landlock", landlock() > 0), ("seccomp", _filters())) if not there]
 
 
-def _version() -> int:
-    return int(_libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1))
+def landlock() -> int:
+    """The version of the kernel's interface; 0 where it has none."""
+    return max(0, int(_libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)))
+
+
+def _alone() -> None:
+    if len(threads := os.listdir("/proc/self/task")) > 1:
+        raise RuntimeError(f"{len(threads)} threads run: what confines one of them leaves the others free")
+
+
+def _own() -> list[str]:
+    """What this interpreter runs, and the libraries that its environment names."""
+    named = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    own = [sys.prefix, sys.base_prefix, *sys.path, *named, *ROOMS]
+    return [path for path in own if os.path.isabs(path)]
+
+
+# --- paths
 
 
 def _hold_paths(reads: Iterable[str], writes: Iterable[str]) -> None:
-    version = _version()
+    version = landlock()
     if version <= 0:
         return
     handled = _VERSION_1 | (REFER if version >= 2 else 0) | (TRUNCATE if version >= 3 else 0)
@@ -77,27 +153,94 @@ def _hold_paths(reads: Iterable[str], writes: Iterable[str]) -> None:
 def _allow(ruleset: int, path: str, rights: int) -> None:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
+    except OSError:
+        return  # what it cannot find it cannot read
     if not os.path.isdir(f"/proc/self/fd/{fd}"):
         rights &= _OF_FILES
     beneath = struct.pack("=Qi", rights, fd)
     _checked(_libc.syscall(ADD_RULE, ruleset, 1, beneath, 0))
-    os.close(fd)
+    if not path.startswith("/proc/"):  # there a file is another one when memory was short and nobody held it
+        os.close(fd)
 
 
-def _take_sockets() -> None:
-    """A filter of classic BPF, linux/filter.h: what it does not name is allowed."""
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
-    refused, allowed, killed = 0x00050000 | errno.EACCES, 0x7FFF0000, 0x80000000
-    steps = [
-        (load, 0, 0, 4), (equal, 1, 0, AUDIT_ARCH_X86_64), (give, 0, 0, killed),
-        (load, 0, 0, 0), (at_least, 2, 0, X32_BIT), (equal, 1, 0, SOCKET), (equal, 0, 1, IO_URING_SETUP),
-        (give, 0, 0, refused), (give, 0, 0, allowed),
+# --- system calls: a program of classic BPF, linux/filter.h. What it does not name is allowed
+
+_LOAD, _AND, _EQUAL, _AT_LEAST, _SKIP, _GIVE = 0x20, 0x54, 0x15, 0x35, 0x05, 0x06
+_ALLOWED, _KILLED, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+_REFUSED = (_GIVE, 0, 0, _ERROR | errno.EACCES)
+
+Step = tuple[int, int, int, int]  # code, steps to skip where it holds and where not, value
+Test = tuple[int, int, Sequence[int]]  # which argument (its lower half), a mask, the values that it may have
+
+
+def _is(argument: int, *values: int, mask: int = 0xFFFFFFFF) -> Test:
+    return argument, mask, values
+
+
+def _filter(signalled: Sequence[int], sockets: Mapping[int, Sequence[int]], pairs: Sequence[Sequence[Test]]) -> None:
+    """`signalled`: the processes that it may send signals to; `pairs`: of socketpair(2)."""
+    if not _filters():
+        return
+    own = [[_is(0, *signalled)]] if signalled else []
+    made = [
+        [_is(0, family), *([_is(1, *types, mask=SOCK_TYPES)] if types else [])] for family, types in sockets.items()
+    ]
+    rules = {KILL: own, TGKILL: own, SOCKET: made, SOCKETPAIR: pairs}
+    rules |= dict.fromkeys(OF_PROCESSES.values(), [[_is(0, 0, os.getpid())]])
+    # opened to read, a file is not cut off by the way, and nothing is opened for neither reading nor writing
+    opened = [os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_TRUNC]
+    rules |= {call: [[_is(at, *opened, mask=O_ACCMODE | os.O_TRUNC)]] for call, at in ((OPEN, 1), (OPENAT, 2))}
+    never = [number for numbers in (SIGNALS, OTHERS, ATTRIBUTES, KERNEL) for number in numbers.values()]
+    steps: list[Step] = [
+        (_LOAD, 0, 0, 4), (_EQUAL, 1, 0, AUDIT_ARCH_X86_64), (_GIVE, 0, 0, _KILLED),
+        (_LOAD, 0, 0, 0), (_AT_LEAST, len(never) + 1, 0, X32_BIT),
+        *((_EQUAL, len(never) - at, 0, number) for at, number in enumerate(never)), (_SKIP, 0, 0, 1), _REFUSED,
+        # its flags lie where no filter can read them; whoever tries it takes the older one then
+        (_EQUAL, 0, 1, OPENAT2), (_GIVE, 0, 0, _ERROR | errno.ENOSYS),
     ]  # fmt: skip
+    for number, ways in rules.items():
+        steps += _only(number, ways)
+    steps += [*_none_of(FCNTL, OWNERS), *_none_of(IOCTL, OWNER_IOCTLS), (_GIVE, 0, 0, _ALLOWED)]
+    _install(steps)
+
+
+def _only(number: int, ways: Sequence[Sequence[Test]]) -> list[Step]:
+    """A call whose arguments pass all tests of one of these ways is allowed, any other refused."""
+    body: list[Step] = []
+    for tests in ways:
+        way: list[Step] = [(_GIVE, 0, 0, _ALLOWED)]
+        for argument, mask, values in reversed(tests):
+            last = len(values) - 1
+            equal = [(_EQUAL, last - at + 1, 0, value) for at, value in enumerate(values)]
+            way = [(_LOAD, 0, 0, 16 + 8 * argument), (_AND, 0, 0, mask), *equal, (_SKIP, 0, 0, len(way)), *way]
+        body += way
+    return [(_EQUAL, 0, len(body) + 1, number), *body, _REFUSED]
+
+
+def _none_of(number: int, values: Sequence[int]) -> list[Step]:
+    """A call whose second argument is one of these values is refused, any other allowed."""
+    equal = [(_EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)]
+    body = [(_LOAD, 0, 0, 24), *equal, (_GIVE, 0, 0, _ALLOWED), _REFUSED]
+    return [(_EQUAL, 0, len(body), number), *body]
+
+
+def _install(steps: Sequence[Step]) -> None:
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
     program = struct.pack("@HxxxxxxP", len(steps), ctypes.addressof(code))
-    _checked(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0))
+    # without SPEC_ALLOW some kernels have such a process guess less, which costs it speed; others do not know it
+    result = _libc.syscall(SECCOMP, SET_MODE_FILTER, ALL_THREADS | SPEC_ALLOW, program)
+    if result < 0 and ctypes.get_errno() == errno.EINVAL:
+        result = _libc.syscall(SECCOMP, SET_MODE_FILTER, ALL_THREADS, program)
+    if _checked(result) > 0:
+        raise OSError(errno.EBUSY, "a thread has other filters")
+
+
+def _filters() -> bool:
+    """Whether there are filters, and system calls have these numbers."""
+    if os.uname().machine != "x86_64":
+        return False
+    # of no filter at all, a kernel that knows them says that it cannot be read
+    return _libc.syscall(SECCOMP, SET_MODE_FILTER, 0, None) < 0 and ctypes.get_errno() == errno.EFAULT
 
 
 def _checked(result: int) -> int:

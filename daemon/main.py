@@ -86,8 +86,7 @@ class Daemon:
         self.audit.open()
         self.store, self.state = Store(state / "state.db"), StateThread()
         self.authority = self._open_authority()
-        self.metrics = Metrics()
-        self.tasks = Tasks()
+        self.metrics, self.tasks = Metrics(), Tasks()
         self.watcher = Watcher(Nvml(), self._gpus_seen, self._gpu_faults)
         self.planner = planner(self.watcher, self.store, self.state, self.tasks)
         self.seats = Seats(settings.threads)
@@ -168,6 +167,7 @@ class Daemon:
 
     async def run(self, default_model: tuple[str, Path] | None = None) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
+        self.metrics.confined(process.confinement(required=self.config.require_confinement))
         self._handle_signals()
         self.service.doctor.cpu = await cpu.choose(self.config.state)
         if self.config.audit_on_failure == "serve":

@@ -74,6 +74,8 @@ class Metrics:
             ("kind", "client", "serial"),
             registry=registry,
         )
+        text = "1: the kernel holds what reads models, schemas and templates to what is its own"
+        self._confined = Gauge("llmd_confined", text, registry=registry)
         self._gpus = {
             name: Gauge(f"llmd_gpu_{name}", text, ("gpu", "name"), registry=registry) for name, text in _GPU.items()
         }
@@ -86,6 +88,9 @@ class Metrics:
 
     def outcome(self, model: str, outcome: str) -> None:
         self._requests.labels(model, outcome).inc()
+
+    def confined(self, holds: bool) -> None:
+        self._confined.set(holds)
 
     def certificates(self, ends: Iterable[tuple[str, str, str, float]]) -> None:
         """All there are now: kind, client, serial, and the end in Unix seconds."""

@@ -8,7 +8,7 @@ import resource
 import secrets
 from pathlib import Path
 
-from llmd.daemon import files, limits
+from llmd.daemon import confined, files, limits
 
 log = logging.getLogger("llmd")
 
@@ -41,6 +41,17 @@ def admins() -> int:
     except KeyError:
         return -1
     return group if group in os.getgroups() else -1
+
+
+def confinement(*, required: bool) -> bool:
+    """Whether the kernel can hold what reads strangers' bytes to what is its own. Raises Fatal where it is required and
+    it cannot."""
+    missing = " and no ".join(confined.lacks())
+    if missing and required:
+        raise Fatal(f"this kernel has no {missing}, and require_confinement is set: {confined.REPAIR}")
+    if missing:
+        log.warning("this kernel has no %s: what reads models, schemas and templates is not confined", missing)
+    return not missing
 
 
 def lock(state: Path) -> int:

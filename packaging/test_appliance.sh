@@ -186,10 +186,10 @@ first_run() {
     ! on runuser -u mallory -- llmctl status >/dev/null 2>&1 || broken "llmctl of anybody"
     # a container's kernel does not limit memory: that is said
     doctor 'info  memory limits: workers have none' || broken "doctor does not say that workers' memory is not limited"
-    # what converts models is held to its folder in here too
-    on mkdir -p /usr/lib/llmd-torch/bin && on touch /usr/lib/llmd-torch/bin/python3
-    doctor 'ok    conversion: a process that converts a model reads' || { on llmctl doctor || true; broken "no Landlock in the sandbox"; }
-    on rm -r /usr/lib/llmd-torch
+    # what reads models is confined in here too
+    doctor 'ok    confinement: what reads models, schemas and templates reaches nothing else' || { on llmctl doctor || true; broken "no Landlock in the sandbox"; }
+    on sh -c 'echo "require_confinement = true" >>/etc/llmd/llmd.toml' && on systemctl restart llmd || broken "require_confinement"
+    until_ 40 "the model does not come back confined" ready
     # lines in the journal say what they are about
     until_ 10 "no line of the model in the journal" journal "small is ready" MODEL=small
     [[ $(on journalctl -u llmd SYSLOG_IDENTIFIER=llmd PRIORITY=6 -o cat | grep -c 'clients on') == 1 ]] || broken "priority in the journal"

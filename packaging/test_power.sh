@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The installed package in a machine of its own (qemu, without KVM), whose power fails under load: what was acknowledged
-# by then is there at the next start, and the audit log's chain holds. Its kernel can also limit memory, which a container's
-# cannot: so workers' limits are tried here. Root.
+# by then is there at the next start, and the audit log's chain holds. Its kernel is Debian's own, and can limit memory, which
+# a container's cannot: so what confines processes, and workers' limits, are tried here too. Root.
 #
 #   packaging/test_power.sh [TIMES]      default: 2; PACKAGE=FILE.deb: that one instead of one that is built
 set -euo pipefail
@@ -32,15 +32,18 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, "tests")
+from gguf_writer import STR
 from small_models import ATTENTION, DENSE, model, write
 
-write(Path(sys.argv[1]), model("llama", {}, {**ATTENTION, **DENSE}, blocks=2))
+small = model("llama", {}, {**ATTENTION, **DENSE}, blocks=2)
+small.keys["tokenizer.chat_template"] = (STR, "{{ messages[0].content }}")
+write(Path(sys.argv[1]), small)
 PY
-    cp packaging/test_power_inside.py "$root/srv/"
+    cp packaging/test_power_inside.py tests/probe.py "$root/srv/"
     cat >"$root/etc/systemd/system/load.service" <<'UNIT'
 [Unit]
 After=llmd.service
-Requires=llmd.service
+Wants=llmd.service
 [Service]
 ExecStart=/usr/bin/python3 /srv/test_power_inside.py
 [Install]
@@ -109,3 +112,5 @@ for ((time = 1; time <= TIMES; time++)); do
 done
 grep '^limited' "$WORK/told" >/dev/null || fail "the limit on workers' memory was not tried"
 say "a worker that took more memory than it may was ended, and nothing else"
+grep '^confined' "$WORK/told" >/dev/null || fail "what confines processes was not tried"
+say "what reads strangers' bytes reached nothing else, on $(sed -n 's/^confined //p' "$WORK/told")"

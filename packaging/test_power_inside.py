@@ -6,6 +6,9 @@ The second serial port takes a line an event; the second disk has the lines of t
 
 import http.client
 import json
+import os
+import platform
+import shutil
 import socket
 import ssl
 import subprocess
@@ -18,6 +21,11 @@ from urllib.parse import urlencode
 
 PKI = Path("/var/lib/llmd/pki")
 MODEL = "tiny"
+# where tests/probe.py is planted in whatever the service starts, and tells what it reached
+PROBE = Path("/var/lib/llmd/probe")
+DROP_IN = Path("/run/systemd/system/llmd.service.d/probe.conf")
+OPENING, SEALED = {"quantize/check", "engine/trial", "engine/__main__"}, {"answers/check", "llmd-render"}
+LANDLOCK = 2  # of Debian 12's kernel
 REVOKE_EVERY = 3
 READY_SECONDS = 240.0
 
@@ -101,6 +109,55 @@ def until_ready() -> None:
     raise SystemExit("the model is not ready")
 
 
+def planted() -> None:
+    """From now on the service's processes are probed."""
+    PROBE.mkdir()
+    shutil.copy("/srv/probe.py", PROBE)
+    (PROBE / "sitecustomize.py").write_text("import probe\nprobe.main()\n")
+    state = PROBE.parent
+    terms = {
+        "files": [str(state / name) for name in ("pki/root.key", "audit.key", "audit.db", "state.db")],
+        "folders": [str(state), str(state / "models"), "/tmp", "/dev/shm"], "stream": "/run/llmd/admin.sock",
+        "datagram": "/run/systemd/journal/dev-log", "port": 8443, "pid": 0, "version": 0,
+    }  # fmt: skip
+    (PROBE / "terms.json").write_text(json.dumps(terms))
+    (PROBE / "found").touch()
+    shutil.chown(PROBE / "found", "llmd", "llmd")
+    DROP_IN.parent.mkdir(exist_ok=True)
+    DROP_IN.write_text(f"[Service]\nEnvironment=PYTHONPATH={PROBE}\n")
+    systemctl("daemon-reload")
+    systemctl("restart", "llmd")
+
+
+def confined(tls: ssl.SSLContext) -> str:
+    """What of the processes that read strangers' bytes reached something else; "": none did. This kernel's Landlock is
+    of the version that all of it is promised for."""
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": [1, 2]}}}
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2, "response_format": form}
+    connection = http.client.HTTPSConnection("127.0.0.1", 8443, context=tls, timeout=120)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    connection.getresponse().read()
+    connection.close()
+    found = {line.pop("place"): line for line in map(json.loads, (PROBE / "found").read_text().splitlines())}
+    if found.keys() != OPENING | SEALED:
+        return f"probed were {sorted(found)}"
+    for place, told in found.items():
+        able = told["able"] if place in SEALED else told["unable"]
+        if told["done"] or able or len(told["refused"]) < 60:
+            return f"{place} can: {', '.join(told['done'])}; of its own: {', '.join(able)}"
+    version = admin("GET", "/status")["confinement"]["landlock"]
+    os.remove(DROP_IN)
+    shutil.rmtree(PROBE)
+    systemctl("daemon-reload")
+    systemctl("restart", "llmd")
+    until_ready()
+    return "" if version == LANDLOCK else f"this kernel's Landlock is of version {version}"
+
+
+def systemctl(*words: str) -> None:
+    subprocess.run(["systemctl", *words], check=True)
+
+
 def limited() -> str:
     """What is wrong with the limit on a worker's memory; "": it has one, which the kernel holds it to, alone."""
     service = Path("/sys/fs/cgroup/system.slice/llmd.service")
@@ -128,9 +185,7 @@ def limited() -> str:
     return "" if not group.exists() and len(list(service.glob("worker-*"))) == 1 else "its group is left"
 
 
-def requests() -> None:
-    tls = ssl.create_default_context(cafile=str(PKI / "ca.crt"))
-    tls.load_cert_chain(PKI / "clients" / "demo.crt", PKI / "clients" / "demo.key")
+def requests(tls: ssl.SSLContext) -> None:
     while True:
         if name := ask(tls):
             say("answered", name)
@@ -138,9 +193,15 @@ def requests() -> None:
 
 def main() -> None:
     before = acknowledged()
+    tls = ssl.create_default_context(cafile=str(PKI / "ca.crt"))
+    tls.load_cert_chain(PKI / "clients" / "demo.crt", PKI / "clients" / "demo.key")
     if not any(line[0] == "deployed" for line in before):
+        planted()
         subprocess.run(["llmctl", "model", "import", "/srv/model.gguf", "--name", MODEL], check=True)
         subprocess.run(["llmctl", "deploy", MODEL], check=True)
+        if problem := confined(tls):
+            raise SystemExit(problem)
+        say("confined", "Linux", platform.release(), "Landlock", str(LANDLOCK))
         say("deployed", MODEL)
     if problem := held(before):
         raise SystemExit(problem)
@@ -151,7 +212,7 @@ def main() -> None:
             raise SystemExit(problem)
         say("limited")
     for _ in range(2):
-        threading.Thread(target=requests, daemon=True).start()
+        threading.Thread(target=requests, args=(tls,), daemon=True).start()
     number = len(before)
     while True:
         name = f"c{number}"

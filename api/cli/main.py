@@ -93,6 +93,13 @@ def status(client: Client, json_: bool) -> None:
         f"audit log: {audit}, {s['audit']['seq']} rows; server certificate until "
         f"{moment(s['server_certificate_until'])}"
     )
+    missing = " and no ".join(map(safe, s["confinement"]["lacks"]))
+    if missing:
+        click.echo(
+            f"NOT CONFINED: this kernel has no {missing}, so what reads models may read all of llmd: llmctl doctor"
+        )
+    else:
+        click.echo("confined: what reads models, schemas and templates reaches nothing else")
     for c in s["certificates_ending_soon"]:
         what = f"certificate of {safe(c['client'])}" if c["kind"] == "client" else f"the CA's {c['kind']}"
         do = f"llmctl client issue {safe(c['client'])} --again" if c["kind"] == "client" else "llmctl doctor"

@@ -8,15 +8,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llmd.daemon import files, systemd
+from llmd.daemon import confined, files, systemd
 from llmd.daemon.config import Config, ConfigError, changes
-from llmd.daemon.confined import landlocked
 from llmd.daemon.cpu import Choice
 from llmd.daemon.errors import AuditUnavailable
 from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import Health, Watcher
 from llmd.daemon.identity.pki import Authority
-from llmd.daemon.models.importing import INTERPRETERS
 from llmd.daemon.planning.planner import cuda_engine
 from llmd.daemon.records import Certificate
 from llmd.daemon.serving.answer import Serving
@@ -65,7 +63,7 @@ class Doctor:
         checks += await self.state.run(
             lambda: [*self._configuration(), *self._clock(latest), *self._files(), *self._ends(), *self._names()]
         )
-        return [*checks, *self._cpu(), *self._groups(), *self._conversion(), *self._gpus()]
+        return [*checks, *self._cpu(), *self._groups(), self._confinement(), *self._gpus()]
 
     async def endings(self) -> list[Ending]:
         """Of the CA's own, and of every client's certificate that is not revoked and has not ended."""
@@ -155,14 +153,16 @@ class Doctor:
         fix = "boot with version 2 of control groups (systemd.unified_cgroup_hierarchy=1)"
         return [check("memory limits", None, f"workers have none: {why}", fix)] if why else []
 
-    def _conversion(self) -> list[Check]:
-        """Where Hugging Face folders are converted: whether their process is held to its folder."""
-        if not any(python.exists() for python in INTERPRETERS):
-            return []
-        if landlocked():
-            return [check("conversion", True, "a process that converts a model reads that model's folder only")]
-        fix = "boot a kernel with Landlock (lsm=landlock,…), or import no folders from strangers"
-        return [check("conversion", None, "this kernel does not hold a process that converts to its folder", fix)]
+    def _confinement(self) -> Check:
+        """Of what reads strangers' bytes."""
+        missing = confined.lacks()
+        if not missing:
+            said = "what reads models, schemas and templates reaches nothing else of this machine"
+            return check("confinement", True, f"{said} (Landlock {confined.landlock()}, seccomp)")
+        said = (
+            f"this kernel has no {' and no '.join(missing)}: what reads models may read llmd's keys and databases too"
+        )
+        return check("confinement", None, said, f"{confined.REPAIR}; import no models from strangers until then")
 
     def _gpus(self) -> list[Check]:
         view = self.watcher.view

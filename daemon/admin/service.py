@@ -15,6 +15,7 @@ from llmd.daemon.admin.fitting import Deploying, Fitting
 from llmd.daemon.admin.forms import Forms
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import Config, ConfigError, changes
+from llmd.daemon.confined import lacks, landlock
 from llmd.daemon.engine.answers.detecting import named
 from llmd.daemon.engine.messages import Busy, Chat, ChatMessage, encode_chat
 from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, NotFound, Unavailable
@@ -256,6 +257,7 @@ class Service:
             "evicted": [{"model": name, "reason": why} for name, why in sorted(self.serving.pool.evicted.items())],
             "audit": {"writable": self.serving.audit.writable, "seq": last[-1]["seq"] if last else 0},
             "connections": self.clients.connections.count,
+            "confinement": {"landlock": landlock(), "lacks": lacks(), "required": self.config.require_confinement},
             **certificates,
         }  # fmt: skip
 
@@ -351,5 +353,5 @@ def _replica(model: str, one: Replica, note: Callable[[tuple[str, int]], str]) -
         "share": busy.share, "pid": worker.pid, "form": chosen.form, "context": info.context, "slots": info.slots,
         "running": busy.running, "waiting": busy.waiting, "gpus": list(chosen.gpus), "split": chosen.split,
         "kv": chosen.kv_type, "kv_used": round(busy.kv_used / info.positions, 4),
-        "token_age": round(worker.token_age + worker.beat_age, 1),
+        "token_age": round(worker.token_age + worker.beat_age, 1), "confined": info.confined,
     }  # fmt: skip

@@ -5,22 +5,24 @@ and tokenizes, so that a long text never holds up a step; `bind_all` compiles gr
 prompt; `beat` says once a second that the process lives and for how long the step has been running. What a request
 meets there ends the request (`faults.py`). What a thread itself does not expect ends the process: it never goes on
 without one of them.
+
+Before it opens the model, and before there is a second thread, it gives away what it does not need (`reach.py`).
 """
 
-import ctypes
 import gc
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from llmd.daemon import cores
-from llmd.daemon.engine import faults, messages
+from llmd.daemon.confined import lacks
+from llmd.daemon.engine import faults, messages, reach
 from llmd.daemon.engine.answers.answering import Answering, Answers
 from llmd.daemon.engine.deadline import Deadline, Timeout
 from llmd.daemon.engine.fair import FairQueue
@@ -85,7 +87,9 @@ class Worker:
         if not isinstance(load, Load):
             return
         settings, seat = load.settings, cores.mine()
-        runner = make_runner(settings, seat)
+        with reach.confining(settings):
+            make = runner_for(settings)
+        runner = make(seat)
         self._prompts = Prompts(runner, Rendered(self._nursery, terms(runner, settings.syntax)))
         self._answers = Answers(runner.lexicon)
         self._engine = Engine(runner, self.send, batch=settings.batch, chunk=settings.chunk, seat=seat)
@@ -99,6 +103,7 @@ class Worker:
                 size=info.size,
                 description=info.description,
                 chat=bool(info.chat_template),
+                confined=not lacks(),
             )
         )
         works = ((self._prepare_all, ()), (self._bind_all, ()), (self._read, (received,)), (self._beat, ()))
@@ -233,16 +238,16 @@ class Worker:
             time.sleep(1.0)
 
 
-def make_runner(s: Settings, seat: cores.Seat) -> Runner:
-    """The runner that `s` asks for; it loads with as many threads as `seat` has. The import is here: a fake one needs
-    no llama.cpp."""
+def runner_for(s: Settings) -> Callable[[cores.Seat], Runner]:
+    """What makes the runner that `s` asks for, which loads with as many threads as a seat has. The import is here: a
+    fake one needs no llama.cpp."""
     if s.runner == "fake":
         from llmd.daemon.engine.fake import FakeRunner
 
-        return FakeRunner(slots=s.slots, context=s.context, **(s.fake or {}))
+        return lambda _: FakeRunner(slots=s.slots, context=s.context, **(s.fake or {}))
     from llmd.daemon.engine.llama import LlamaRunner
 
-    return LlamaRunner(
+    return lambda seat: LlamaRunner(
         s.path,
         slots=s.slots,
         context=s.context,
@@ -262,21 +267,9 @@ def die(args: threading.ExceptHookArgs) -> None:
     os._exit(faults.EXIT_SOFTWARE)
 
 
-def wake_gpus() -> None:
-    """A process' first use of a GPU takes a moment, in which Python can load what it needs. Each GPU's primary
-    context, that ggml uses as well, is made; whatever is wrong here, ggml meets again and says."""
-    with suppress(OSError, AttributeError):
-        cuda, number, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
-        if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(number)) == 0:
-            for device in range(number.value):
-                cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
-
-
 def main() -> None:
     threading.excepthook = die
     nursery = Nursery()
-    if os.environ.get("CUDA_VISIBLE_DEVICES"):
-        threading.Thread(target=wake_gpus, name="wake_gpus", daemon=True).start()
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
     worker = Worker(sock, nursery)

@@ -20,6 +20,7 @@ from llmd.daemon import cores
 from llmd.daemon.engine import messages
 from llmd.daemon.engine.answers.detecting import name_of
 from llmd.daemon.engine.messages import Chat
+from llmd.daemon.engine.reach import hold_trial
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import Terms
 from llmd.daemon.engine.templates import CONVERSATIONS
@@ -54,6 +55,7 @@ def syntax(rendered: Rendered) -> str:
 
 def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
     try:
+        hold_trial(path)
         vocabulary = of_file(path)
         terms = Terms(vocabulary.chat_template or "", vocabulary.bos_text, vocabulary.eos_text, most=MAX_PROMPT_CHARS)
         rendered = Rendered(nursery, terms)

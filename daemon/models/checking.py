@@ -39,7 +39,7 @@ async def check(
     Raises ModelInvalid with the child's reason, or when the child crashed, hung or did not answer properly. A cancelled
     call leaves no child behind.
     """
-    limits = replace(LIMITS, background=background)
+    limits = replace(LIMITS, background=background, reads=(os.fspath(path),))
     said = await _ask("the check of this file", CHECK, os.fspath(path), limits=limits, timeout=timeout, seats=seats)
     with contextlib.suppress(KeyError, TypeError, ValueError):
         info = said["info"]

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llmd.daemon.children import Limits
 from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, Unavailable
 from llmd.daemon.files import sync_folder
 from llmd.daemon.models import copying
@@ -260,7 +261,8 @@ class ModelStore:
         sizes = [os.stat(part).st_size for part in found if os.path.exists(part)]
         async with self.stage(sum(sizes)) as (stage, count):
             await in_thread(lambda: copying.begin(stage))
-            async for line in lines("joining the parts", QUANTIZING, "join", found[0], os.fspath(stage / FILE)):
+            limits, out = Limits(reads=tuple(found), writes=(os.fspath(stage),)), os.fspath(stage / FILE)
+            async for line in lines("joining the parts", QUANTIZING, "join", found[0], out, limits=limits):
                 if "total" in line:
                     count(int(line["done"]), int(line["total"]))
                     report(int(line["done"]), int(line["total"]))

@@ -54,7 +54,8 @@ class Maker:
         """As `sizes`, of a file that may have no data yet."""
         try:
             async with asyncio.timeout(SIZES_SECONDS):
-                told = [line async for line in lines(WHAT, QUANTIZING, "sizes", os.fspath(path))]
+                limits = Limits(reads=(os.fspath(path),))
+                told = [line async for line in lines(WHAT, QUANTIZING, "sizes", os.fspath(path), limits=limits)]
             said = [Size(*line["size"]) for line in told if "size" in line]
             for size in said:  # a file may have taken the child over
                 Shape.from_dict(size.shape)
@@ -82,7 +83,8 @@ class Maker:
     async def seconds_of(self, path: Path, kind: str) -> float:
         """As `seconds`, of a file that may have no data yet."""
         given = (os.fspath(path), kind, str(self._threads))
-        said = [line async for line in lines(WHAT, QUANTIZING, "speed", *given)]
+        limits = Limits(reads=(os.fspath(path),))
+        said = [line async for line in lines(WHAT, QUANTIZING, "speed", *given, limits=limits)]
         if not isinstance(said[-1].get("seconds"), int | float):
             raise failed(WHAT)
         return float(said[-1]["seconds"])
@@ -126,9 +128,11 @@ class Maker:
         async with self._models.stage(int(job.asked["bytes"])) as (stage, count):
             await in_thread(lambda: begin(stage))
             out = stage / FILE
-            given = ["make", os.fspath(self._models.file(model.digest)), os.fspath(out), kind, str(self._threads)]
+            source = os.fspath(self._models.file(model.digest))
+            limits = Limits(background=True, reads=(source,), writes=(os.fspath(stage),))
+            given = ["make", source, os.fspath(out), kind, str(self._threads)]
             again = ["again"] if job.asked.get("again") else []
-            async for line in lines(WHAT, QUANTIZING, *given, *again, limits=Limits(background=True)):
+            async for line in lines(WHAT, QUANTIZING, *given, *again, limits=limits):
                 tell(int(line.get("done", 0)), int(line.get("total", 0)), str(line.get("log", "")))
                 with contextlib.suppress(OSError):
                     count(out.stat().st_size, int(job.asked["bytes"]))

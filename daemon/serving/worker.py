@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import signal
 import socket
 from collections import deque
@@ -53,6 +54,7 @@ from llmd.daemon.serving.stream import Stream
 log = logging.getLogger("llmd.worker")
 
 PROGRAM = "llmd.daemon.engine"
+CACHE_FOLDER = "cuda"
 # a worker says once a second that it lives
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 8.0
@@ -156,6 +158,7 @@ class Worker:
             "CUDA_VISIBLE_DEVICES": ",".join(self.settings.gpus),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "NCCL_SOCKET_IFNAME": "lo",
+            "CUDA_CACHE_PATH": self._cache(),
         }
         self._group = self._groups.make(self.settings.memory)
         start = self._seats.start if self._seats else children.start
@@ -166,6 +169,7 @@ class Worker:
                 descriptors=[theirs.fileno()],
                 variables=seen,
                 group=self._group,
+                stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
             )
         self.pid = self._process.pid
@@ -183,6 +187,14 @@ class Worker:
                 self.kill(self.reason)
                 await self._process.wait()
                 await self.answered.wait()
+
+    def _cache(self) -> str:
+        """What a GPU's driver compiles for this model's worker, it keeps beside the model's file, and goes with it."""
+        folder = Path(self.settings.path).parent / CACHE_FOLDER
+        if self.settings.gpus:
+            with contextlib.suppress(OSError):  # it compiles anew then
+                folder.mkdir(mode=0o700, exist_ok=True)
+        return os.fspath(folder)
 
     async def watch(self) -> None:
         """Until the process is gone; kills it when it hangs. Then `reason` says what happened."""

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import openai
 import psutil
 import pytest
 from forked import forker
-from real_daemon import Llmd, start_llmd
+from real_daemon import Llmd, llmctl, start_llmd
 
 from llmd.daemon import config as config_module
 from llmd.daemon import files
@@ -240,6 +241,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(llmd: Llmd) -> None:
         ("slots = 0", "slots is 0"), ('listen = "nowhere"', "listen"), ('listen = "127.0.0.1:-1"', "listen"),
         ('listen = "127.0.0.1:８４４３"', "listen"),
         ('audit_on_failure = "ignore"', "refuse"), ("slots = true", "whole number"), ('node = "A B"', "node"),
+        ("require_confinement = 1", "require_confinement takes true or false"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_one_line_with_file_and_line(tmp_path: Path, text: str, wanted: str) -> None:
@@ -248,6 +250,37 @@ def test_bad_settings_are_one_line_with_file_and_line(tmp_path: Path, text: str,
     done = forker().run("serve", "--config", file, "--state-dir", tmp_path / "s")
     assert done.returncode == 1 and wanted in done.stderr and len(done.stderr.strip().splitlines()) <= 2
     assert "Traceback" not in done.stderr
+
+
+# llmd where landlock_create_ruleset(2) is no system call
+WITHOUT_LANDLOCK = """
+import sys
+from llmd.daemon import confined, main
+confined._libc.prctl(confined.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+confined._install([(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x00050026), (0x06, 0, 0, 0x7FFF0000)])
+main.main(sys.argv[1:])
+"""
+
+
+def test_where_the_kernel_cannot_confine_it_says_so_and_does_not_start_if_that_is_required(tmp_path: Path) -> None:
+    (tmp_path / "llmd.toml").write_text("require_confinement = true")
+    command = [sys.executable, "-P", "-c", WITHOUT_LANDLOCK, "serve", "--listen", "127.0.0.1:0"]
+    given = ["--state-dir", str(tmp_path / "s"), "--config", str(tmp_path / "llmd.toml")]
+    done = subprocess.run([*command, *given], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and not (tmp_path / "s" / "admin.sock").exists()
+    (line,) = done.stderr.splitlines()
+    assert "this kernel has no Landlock, and require_confinement is set: boot one" in line
+    (tmp_path / "llmd.toml").write_text("require_confinement = false")
+    with subprocess.Popen([*command, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stderr is not None
+        said = daemon.stderr.readline()
+        assert "this kernel has no Landlock: what reads models" in said
+        while "clients on" not in daemon.stderr.readline():
+            pass
+        told = llmctl(tmp_path / "s" / "admin.sock", "status").stdout
+        daemon.terminate()
+        assert daemon.wait(20) == 0
+    assert "NOT CONFINED: this kernel has no Landlock" in told
 
 
 def test_every_setting_stands_in_the_docs() -> None:

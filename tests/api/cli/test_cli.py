@@ -54,6 +54,8 @@ def test_it_starts_without_the_daemons_libraries() -> None:
 
 def test_status_and_doctor(llmd: Llmd) -> None:
     assert "smol" in run(llmd, "status") and "ready" in run(llmd, "status")
+    assert "confined: what reads models, schemas and templates reaches nothing else" in run(llmd, "status")
+    assert llmd.model()["replicas"][0]["confined"] is True
     assert "the chain holds" in run(llmd, "doctor")
     assert llmd.llmctl("status")["models"][0]["state"] == "ready"
     assert all(c["ok"] is not False for c in llmd.llmctl("doctor")["checks"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmd.daemon import confined
 from llmd.daemon.admin import doctor
 from llmd.daemon.audit.offline import verify_file
 from llmd.daemon.config import Config, ConfigError
@@ -23,16 +24,15 @@ async def named(daemon: Daemon) -> dict[str, tuple[bool | None, str]]:
     }
 
 
-async def test_whether_what_converts_models_is_held_to_its_folder(
-    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "INTERPRETERS", (tmp_path,))
-    assert (await named(daemon))["conversion"][0] is True
-    monkeypatch.setattr(doctor, "landlocked", lambda: False)
-    ok, said = (await named(daemon))["conversion"]
-    assert ok is None and "boot a kernel with Landlock" in said
-    monkeypatch.setattr(doctor, "INTERPRETERS", (tmp_path / "none",))
-    assert "conversion" not in await named(daemon)
+async def test_whether_what_reads_models_is_confined(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    ok, said = (await named(daemon))["confinement"]
+    assert ok is True and f"(Landlock {confined.landlock()}, seccomp)" in said
+    assert (await daemon.service.status())["confinement"] == {
+        "landlock": confined.landlock(), "lacks": [], "required": False,
+    }  # fmt: skip
+    monkeypatch.setattr(confined, "landlock", lambda: 0)
+    ok, said = (await named(daemon))["confinement"]
+    assert ok is None and "no Landlock" in said and "lsm=landlock" in said
 
 
 async def test_what_ends_within_thirty_days_is_told_and_nothing_else(

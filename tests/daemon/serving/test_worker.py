@@ -385,7 +385,7 @@ class Faulty(FakeRunner):
             raise ZeroDivisionError
         super().launch(plan)
 
-worker.make_runner = lambda s, seat: Faulty(slots=s.slots, context=s.context, **s.fake)
+worker.runner_for = lambda s: lambda _: Faulty(slots=s.slots, context=s.context, **s.fake)
 worker.main()
 """
 
