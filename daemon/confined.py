@@ -20,9 +20,12 @@ PR_SET_NO_NEW_PRIVS = 38
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
+MAKE_CHAR, MAKE_SOCK, MAKE_BLOCK = 1 << 6, 1 << 9, 1 << 11
 _VERSION_1 = (1 << 13) - 1
 REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 READ = EXECUTE | READ_FILE | READ_DIR
+# a program that it writes, a device or a socket would be a way out of where it writes
+NEVER = EXECUTE | MAKE_CHAR | MAKE_SOCK | MAKE_BLOCK
 _OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 
 # what programs and libraries are made of, and what they ask the kernel for: nothing of other processes
@@ -58,6 +61,14 @@ ATTRIBUTES = {
 KERNEL = {
     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "bpf": 321, "perf_event_open": 298,
     "userfaultfd": 323, "keyctl": 250, "add_key": 248, "request_key": 249, "unshare": 272, "setns": 308,
+}  # fmt: skip
+# what only root can do, and llmd may run as root
+ROOTS = {
+    "mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161, "open_tree": 428, "move_mount": 429, "fsopen": 430,
+    "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442, "kexec_load": 246, "kexec_file_load": 320,
+    "init_module": 175, "finit_module": 313, "delete_module": 176, "reboot": 169, "swapon": 167, "swapoff": 168,
+    "iopl": 172, "ioperm": 173, "acct": 163, "syslog": 103, "settimeofday": 164, "clock_settime": 227, "adjtimex": 159,
+    "clock_adjtime": 305, "sethostname": 170, "setdomainname": 171, "quotactl": 179, "quotactl_fd": 443,
 }  # fmt: skip
 # with pid 0 or its own: the limits and the scheduling of others
 OF_PROCESSES = {"prlimit64": PRLIMIT, "sched_setscheduler": 144, "sched_setparam": 142, "sched_setattr": 314}
@@ -115,6 +126,12 @@ def lacks() -> list[str]:
     return [name for name, there in (("Landlock", landlock() > 0), ("seccomp", _filters())) if not there]
 
 
+def readable(path: Path) -> str:
+    """Below what whoever is confined may read it, as a part of the system or of its own; "": it may not."""
+    held = path.resolve()
+    return next((root for root in (*SYSTEM, *_own()) if held.is_relative_to(Path(root).resolve())), "")
+
+
 def landlock() -> int:
     """The version of the kernel's interface; 0 where it has none."""
     return max(0, int(_libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)))
@@ -143,7 +160,7 @@ def _hold_paths(reads: Iterable[str], writes: Iterable[str]) -> None:
     handled |= IOCTL_DEV if version >= 5 else 0
     attributes = struct.pack("=Q", handled)
     ruleset = _checked(_libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
-    for paths, rights in ((reads, READ), (writes, handled)):
+    for paths, rights in ((reads, READ), (writes, handled & ~NEVER)):
         for path in paths:
             _allow(ruleset, path, rights & handled)
     _checked(_libc.syscall(RESTRICT_SELF, ruleset, 0))
@@ -190,7 +207,7 @@ def _filter(signalled: Sequence[int], sockets: Mapping[int, Sequence[int]], pair
     # opened to read, a file is not cut off by the way, and nothing is opened for neither reading nor writing
     opened = [os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_TRUNC]
     rules |= {call: [[_is(at, *opened, mask=O_ACCMODE | os.O_TRUNC)]] for call, at in ((OPEN, 1), (OPENAT, 2))}
-    never = [number for numbers in (SIGNALS, OTHERS, ATTRIBUTES, KERNEL) for number in numbers.values()]
+    never = [number for numbers in (SIGNALS, OTHERS, ATTRIBUTES, KERNEL, ROOTS) for number in numbers.values()]
     steps: list[Step] = [
         (_LOAD, 0, 0, 4), (_EQUAL, 1, 0, AUDIT_ARCH_X86_64), (_GIVE, 0, 0, _KILLED),
         (_LOAD, 0, 0, 0), (_AT_LEAST, len(never) + 1, 0, X32_BIT),

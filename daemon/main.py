@@ -167,7 +167,7 @@ class Daemon:
 
     async def run(self, default_model: tuple[str, Path] | None = None) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
-        self.metrics.confined(process.confinement(required=self.config.require_confinement))
+        self.metrics.confined(process.confinement(self.config.state, required=self.config.require_confinement))
         self._handle_signals()
         self.service.doctor.cpu = await cpu.choose(self.config.state)
         if self.config.audit_on_failure == "serve":

@@ -43,9 +43,11 @@ def admins() -> int:
     return group if group in os.getgroups() else -1
 
 
-def confinement(*, required: bool) -> bool:
+def confinement(state: Path, *, required: bool) -> bool:
     """Whether the kernel can hold what reads strangers' bytes to what is its own. Raises Fatal where it is required and
-    it cannot."""
+    it cannot, and for a state folder among the system's files, which all may read."""
+    if root := confined.readable(state):
+        raise Fatal(f"{state} lies below {root}, which what reads models may read too: choose another state_dir")
     missing = " and no ".join(confined.lacks())
     if missing and required:
         raise Fatal(f"this kernel has no {missing}, and require_confinement is set: {confined.REPAIR}")

@@ -262,6 +262,13 @@ main.main(sys.argv[1:])
 """
 
 
+def test_a_state_folder_among_the_systems_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads models may read these."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    done = forker().run("serve", "--state-dir", tmp_path / "s", "--listen", "127.0.0.1:0")
+    assert done.returncode == 1 and f"{tmp_path / 's'} lies below {tmp_path}" in done.stderr
+
+
 def test_where_the_kernel_cannot_confine_it_says_so_and_does_not_start_if_that_is_required(tmp_path: Path) -> None:
     (tmp_path / "llmd.toml").write_text("require_confinement = true")
     command = [sys.executable, "-P", "-c", WITHOUT_LANDLOCK, "serve", "--listen", "127.0.0.1:0"]
