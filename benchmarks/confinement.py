@@ -6,7 +6,7 @@ python benchmarks/confinement.py MODEL.gguf [--rounds 20] [--asks 20]     result
 
 A round deploys (planned without a flag), asks for one token over mutual TLS as soon as the model is ready, then for one
 token of `asks` prompts that are new and of `asks` that are known, and undeploys. The daemons take turns, each first as
-often as the other.
+often as the other. With `--before FOLDER` the other one is another version, which lies there as the package `llmd`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from run import machine
 FREE = """
 from llmd.daemon import confined
 
-confined.confine = lambda *given, **named: None
+confined.confine = confined.hold_to_paths = confined.refuse_calls = lambda *given, **named: None
 confined.seal = lambda: None
 """
 
@@ -58,16 +58,19 @@ def main() -> None:
     ap.add_argument("model", type=Path)
     ap.add_argument("--rounds", type=int, default=20)
     ap.add_argument("--asks", type=int, default=20)
+    ap.add_argument("--before", type=Path, help="a folder with another version of the package llmd")
     ap.add_argument("--gpus", default="", help="as nvidia-smi takes them, for the machine's name only")
     a = ap.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        off, path = Path(folder) / "off", os.environ.get("PYTHONPATH", "")
-        for name in ("off", "confined", "free"):
+        off, path, other = Path(folder) / "off", os.environ.get("PYTHONPATH", ""), "before" if a.before else "free"
+        for name in ("off", "confined", other):
             (Path(folder) / name).mkdir()
-        (off / "sitecustomize.py").write_text(FREE)
+        if not a.before:
+            (off / "sitecustomize.py").write_text(FREE)
+        found = f"{(a.before or off).absolute()}:{path}".strip(":")
         boxes = {
             "confined": Box([a.model], Path(folder) / "confined" / "state"),
-            "free": Box([a.model], Path(folder) / "free" / "state", PORT + 1, PYTHONPATH=f"{off}:{path}".strip(":")),
+            other: Box([a.model], Path(folder) / other / "state", PORT + 1, PYTHONPATH=found),
         }
         times: dict[str, dict[str, list[float]]] = {name: {} for name in boxes}
         for number in range(-1, a.rounds):
@@ -77,9 +80,9 @@ def main() -> None:
         for box in boxes.values():
             box.stop()
     print(json.dumps({"machine": machine(a.gpus), "model": a.model.name, "rounds": a.rounds}))
-    print("| median, ms | confined | free | |\n|---|---|---|---|")
-    for what in times["free"]:
-        confined, free = (statistics.median(times[name][what]) for name in ("confined", "free"))
+    print(f"| median, ms | confined | {other} | |\n|---|---|---|---|")
+    for what in times[other]:
+        confined, free = (statistics.median(times[name][what]) for name in ("confined", other))
         print(f"| {what} | {confined:.2f} | {free:.2f} | {100 * (confined / free - 1):+.1f} % |")
 
 

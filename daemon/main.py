@@ -9,7 +9,6 @@ import asyncio
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -375,7 +374,7 @@ def _fail(message: str) -> NoReturn:
 def main(argv: list[str] | None = None) -> None:
     """The `llmd` command. Exits 0 after a drain, 1 when it cannot run."""
     given = arguments().parse_args(argv)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys and prompts
+    process.without_dumps()
     os.umask(0o077)
     lines = logs.start()
     name, _, file = (given.default_model or "").partition("=")

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from llmd.daemon import confined, files, limits
@@ -32,6 +33,14 @@ def descriptors() -> int:
     if most < enough:
         log.warning("this process may have %d files open: it takes %d connections", most, most - OWN_DESCRIPTORS)
     return max(most, 2 * OWN_DESCRIPTORS)
+
+
+def without_dumps() -> None:
+    """A dump of this process, or of one that it starts, would hold keys and prompts: none is written, and what a
+    program of the machine's is handed all the same (core(5): it need not mind the limit) has no memory in it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):
+        Path("/proc/self/coredump_filter").write_text("0")
 
 
 def admins() -> int:

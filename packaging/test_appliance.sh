@@ -173,6 +173,7 @@ PY
 first_run() {
     until_ 30 "it is not active after the boot" active
     [[ $(show Type) == notify ]] || broken "Type"
+    [[ $(show MemorySwapMax) == 0 ]] || broken "its memory may be swapped to a disk"
     [[ $(show StatusText) == *"ready: no model"* ]] || broken "status: $(show StatusText)"
     on llmctl model import /srv/model.gguf --name small >/dev/null || broken "import"
     on llmctl deploy small >/dev/null || broken "deploy"

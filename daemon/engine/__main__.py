@@ -239,14 +239,16 @@ class Worker:
 
 
 def runner_for(s: Settings) -> Callable[[cores.Seat], Runner]:
-    """What makes the runner that `s` asks for, which loads with as many threads as a seat has. The import is here: a
-    fake one needs no llama.cpp."""
+    """What makes the runner that `s` asks for, which loads with as many threads as a seat has; all of it but the model
+    is there then. The imports are here: a fake one needs no llama.cpp."""
     if s.runner == "fake":
         from llmd.daemon.engine.fake import FakeRunner
 
         return lambda _: FakeRunner(slots=s.slots, context=s.context, **(s.fake or {}))
     from llmd.daemon.engine.llama import LlamaRunner
+    from llmd.daemon.engine.vocabulary import prepare
 
+    prepare(gpus=bool(s.gpus))
     return lambda seat: LlamaRunner(
         s.path,
         slots=s.slots,

@@ -367,6 +367,16 @@ def test_a_reload_by_signal_keeps_serving(llmd: Llmd) -> None:
     assert llmd.get("/livez")[0] == 200
 
 
+def test_no_process_of_it_leaves_its_memory_where_it_crashes(llmd: Llmd) -> None:
+    """Neither on a disk nor to a crash handler, which gets a dump whatever the limit is."""
+    daemon = psutil.Process(llmd.process.pid)
+    processes = [daemon, *daemon.children(recursive=True)]
+    assert {"llmd-nursery", "llmd-render"} <= {one.name() for one in processes} and len(processes) > 4
+    for one in processes:
+        assert Path(f"/proc/{one.pid}/coredump_filter").read_text().strip() == "00000000", one
+        assert one.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+
+
 async def test_two_hundred_streams_opened_and_left_leave_nothing(llmd: Llmd) -> None:
     body = json.dumps({"prompt": "x", "max_tokens": 50, "stream": True}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
