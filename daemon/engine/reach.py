@@ -41,7 +41,7 @@ def confining(s: Settings) -> Iterator[None]:
     if nccl:
         reads, writes = [*reads, TOPOLOGY, *HOSTS], [*writes, SHARED]
     confined.hold_to_paths(reads, filter(None, writes))
-    starting = threading.Thread(target=_start_gpus, name="start_gpus")
+    starting = threading.Thread(target=_start_gpus, name="start_gpus", daemon=True)
     if s.gpus:
         starting.start()
     yield
