@@ -100,6 +100,7 @@ UNSUPPORTED: list[Schema] = [
     {"type": "string", "pattern": r"\bx"},
     {"oneOf": [{"type": "integer"}, {"minimum": 3}]}, {"type": "array", "items": [A]}, {"$dynamicRef": "#a"},
     {"type": "object", "dependentSchemas": {"a": {"required": ["b"]}}}, {"$ref": "https://example.com/schema"},
+    {"enum": [1, 2**53 + 1]}, {"const": {"a": [-(2**60)]}},
 ]  # fmt: skip
 
 

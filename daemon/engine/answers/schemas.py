@@ -29,6 +29,10 @@ _CHOICES = ("allOf", "anyOf", "oneOf")
 _SEVERAL = (*_CHOICES, "prefixItems")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 
+# values that answers are held to, and the largest whole number that a grammar and everybody's JSON keep to the digit
+_VALUES = ("enum", "const")
+MAX_WHOLE = 1 << 53
+
 # where a schema stands in another: the way there, and the last step
 _Path: TypeAlias = "tuple[_Path, str] | None"
 
@@ -83,6 +87,13 @@ def _check(path: _Path, schema: dict[str, Any], param: str) -> None:
     for keyword in schema:
         if keyword in UNSUPPORTED:
             raise SchemaUnsupported(f"{where}: answers cannot be held to {keyword}; remove it", param=_field(param))
+    for keyword in _VALUES:
+        if _too_long(schema.get(keyword)):
+            raise SchemaUnsupported(
+                f"{where}: answers cannot be held to whole numbers beyond {MAX_WHOLE} in {keyword}, which are rounded "
+                "on their way; write them as texts",
+                param=_field(param),
+            )
     if isinstance(schema.get("items"), list):
         raise SchemaUnsupported(f"{where}: items is a list; write prefixItems", param=_field(param))
     ref = schema.get("$ref")
@@ -90,6 +101,13 @@ def _check(path: _Path, schema: dict[str, Any], param: str) -> None:
         raise SchemaUnsupported(
             f"{where}: $ref leads out of the schema; write what it refers to into $defs", param=_field(param)
         )
+
+
+def _too_long(value: Any) -> bool:
+    """Whether a number of it is rounded on its way. Its depth is a request body's."""
+    if isinstance(value, list | dict):
+        return any(map(_too_long, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and abs(value) > MAX_WHOLE
 
 
 def _check_refs(root: dict[str, Any], param: str) -> None:
