@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from llmd.daemon import files
+
 DEFAULT_FILE = Path("/etc/llmd/llmd.toml")
 # bytes that the kernel takes
 MAX_SOCKET_PATH = 107
@@ -67,9 +69,9 @@ def load(file: Path | None, **given: Any) -> Config:
     text = ""
     if file is not None or where.exists():
         try:
+            if why := files.foreign(where):
+                raise ConfigError(why)
             text = where.read_text()
-            if where.stat().st_mode & 0o022:
-                raise ConfigError(f"{where} may be written by others: chmod go-w {where}")
             values = tomllib.loads(text)
         except OSError as e:
             raise ConfigError(f"{where}: {e.strerror}") from e

@@ -31,6 +31,15 @@ def exposed(file: Path) -> bool:
     return bool(file.stat().st_mode & 0o077)
 
 
+def foreign(file: Path) -> str:
+    """Why what stands in it is not obeyed, with what to type; "": only root and this process' user can have written it.
+    Raises OSError."""
+    found = file.stat()
+    if found.st_uid not in (0, os.geteuid()):
+        return f"{file} belongs to another user than root and the one that llmd runs as: chown root: {file}"
+    return f"{file} may be written by others: chmod go-w {file}" if found.st_mode & 0o022 else ""
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was created, renamed or removed in it last. Raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -105,7 +105,7 @@ bill = json.load(open("/usr/share/doc/llmd/sbom.cdx.json"))
 shipped = list(pathlib.Path("/usr/lib/llmd/lib/python3.11/site-packages").glob("*.dist-info"))
 assert bill["bomFormat"] == "CycloneDX" and len(bill["components"]) == len(shipped) > 30, "the bill of materials has not every wheel"
 without = [one["name"] for one in bill["components"] if not one.get("licenses")]
-assert without == ["llmd-appliance"], f"no licence is named of {without}"
+assert not without, f"no licence is named of {without}"
 assert any("pedigree" in one for one in bill["components"]), "it does not say that the engine is patched"
 PY
 

@@ -12,11 +12,17 @@ RUN = "import pathlib, runpy, sys; g = runpy.run_path(sys.argv[1]); g['generate'
 
 def generated(tmp_path: Path, config: str | bytes | None) -> tuple[str, bool]:
     """The drop-in, and whether there is no socket at all."""
-    file, normal, early = (tmp_path / name for name in ("llmd.toml", "normal", "early"))
-    normal.mkdir()
-    early.mkdir()
+    file = tmp_path / "llmd.toml"
     if config is not None:
         file.write_bytes(config if isinstance(config, bytes) else config.encode())
+        file.chmod(0o644)
+    return generated_from(file)
+
+
+def generated_from(file: Path) -> tuple[str, bool]:
+    normal, early = (file.parent / name for name in ("normal", "early"))
+    normal.mkdir()
+    early.mkdir()
     done = subprocess.run(
         [sys.executable, "-I", "-c", RUN, str(GENERATOR), str(file), str(normal), str(early)],
         capture_output=True, text=True, timeout=30,
@@ -26,6 +32,14 @@ def generated(tmp_path: Path, config: str | bytes | None) -> tuple[str, bool]:
     return drop_in.read_text() if drop_in.exists() else "", mask.is_symlink() and str(mask.readlink()) == "/dev/null"
 
 
+@pytest.mark.parametrize(
+    ("listen", "said"),
+    [("[0:0:0:0:0:0:0:1]:08443", "[::1]:8443"), ("::1:8443", "[::1]:8443"), ("[127.0.0.1]:8443", "127.0.0.1:8443")],
+)
+def test_what_is_written_is_what_was_read_and_not_how_it_was_spelled(tmp_path: Path, listen: str, said: str) -> None:
+    assert generated(tmp_path, f'listen = "{listen}"')[0].splitlines()[-1] == f"ListenStream={said}"
+
+
 @pytest.mark.parametrize("listen", ["0.0.0.0:8443", "10.1.2.3:443", "[::]:8443", "[fd00::1]:8443"])
 def test_an_address(tmp_path: Path, listen: str) -> None:
     said = f"[Socket]\nListenStream=\nListenStream={listen}\n"
@@ -33,7 +47,23 @@ def test_an_address(tmp_path: Path, listen: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "listen", ["llm.example.internal:8443", "127.0.0.1:0", "127.0.0.1:99999", "127.0.0.1", "::1]\\n:1"]
+    "listen",
+    [
+        "llm.example.internal:8443",
+        "127.0.0.1:0",
+        "127.0.0.1:99999",
+        "127.0.0.1",
+        "::1]\\n:1",
+        # a zone is any text: a line of a unit of root's
+        "[fe80::1%x\\nExecStartPre=/bin/false]:8443",
+        "[fe80::1%x\\nExecStartPre=/bin/false:8443",
+        "[fe80::1%eth0]:8443",
+        "127.0.0.1:84_43",
+        "127.0.0.1: 8443",
+        "127.0.0.1:8443\\nExecStartPre=x",
+        "127.0.0.1:٨٤٤٣",
+        "[::1:8443",
+    ],
 )
 def test_what_systemd_cannot_listen_on_is_left_to_llmd(tmp_path: Path, listen: str) -> None:
     assert generated(tmp_path, f'listen = "{listen}"') == ("", True)

@@ -313,6 +313,15 @@ def test_pyproject_and_the_pinned_requirements_agree() -> None:
         assert version in ("", pinned[name.lower()]), f"{line}: packaging/requirements*.txt say {pinned[name.lower()]}"
 
 
+def test_the_licence_is_one_and_the_same() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert text.lstrip().startswith("Apache License") and "Version 2.0, January 2004" in text and len(text) > 10_000
+    assert PYPROJECT["project"]["license"] == "Apache-2.0"
+    said = (ROOT / "debian/copyright").read_text()
+    assert "Files: *\nCopyright: 2026 the llmd developers\nLicense: Apache-2.0\n" in said
+    assert "[Apache License 2.0](LICENSE)" in (ROOT / "README.md").read_text()
+
+
 # written in pieces, so that this file does not name them either
 PLACES = [re.compile(r"(?<![\w}])/" + name) for name in (r"work/", r"root\b")]
 PLACES += [re.compile(name + r"\.(org|io|co)\b") for name in ("pypi", "python" + "hosted", "anaconda", "huggingface")]

@@ -30,12 +30,16 @@ def told(unit: str, *names: str) -> dict[str, str]:
 
 def held(unit: str, name: str, setting: str) -> list[str]:
     """The values of a setting in the drop-in `name`; none where there is no such file."""
+    file = _file(unit, name)
     try:
-        lines = _file(unit, name).read_text().splitlines()
+        found = file.stat()
+        lines = file.read_text().splitlines()
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as e:
-        raise DaemonError(f"{_file(unit, name)} cannot be read: {getattr(e, 'strerror', None) or e}") from e
+        raise DaemonError(f"{file} cannot be read: {getattr(e, 'strerror', None) or e}") from e
+    if found.st_uid not in (0, os.getuid()) or found.st_mode & 0o022:
+        raise DaemonError(f"{file} is not root's alone, and systemd obeys it: chown root: {file} && chmod go-w {file}")
     return [line.partition("=")[2] for line in lines if line.startswith(f"{setting}=")]
 
 

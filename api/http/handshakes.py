@@ -7,15 +7,22 @@ Whoever has a certificate gets in whatever others do:
 2. where MAX_HANDSHAKES are under way, the oldest of the address that has the most gives way: a handshake takes
    milliseconds, and what is older is silent;
 3. a handshake that has not ended after HANDSHAKE_SECONDS is ended.
+
+One that fails is told why, by TLS's alert. Where that is for its certificate, what the client has sent meanwhile is
+read away for a moment: closing with that unread would take the alert from it.
 """
 
 import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from llmd.daemon import limits
+from llmd.daemon.identity.tls import FAREWELL
 
+# of a client that has been told why it is not let in
+DRAIN_SECONDS, DRAIN_BYTES = 1.0, 16 * 1024
 # addresses whose rate is remembered
 MAX_ADDRESSES = 4096
 _RESET = struct.pack("ii", 1, 0)
@@ -41,6 +48,33 @@ class Rates:
         now = self._clock()
         tokens, at = self._known.get(address, (float(limits.HANDSHAKE_BURST), now))
         return min(float(limits.HANDSHAKE_BURST), tokens + (now - at) * limits.HANDSHAKES_PER_SECOND)
+
+
+class _Farewell:
+    """The last words to a connection, which whoever shook hands with it closes then."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._left: socket.socket | None = None
+
+    def __call__(self, words: bytes, certificate: bool) -> None:
+        with suppress(OSError):
+            self._connection.send(words)
+            if certificate:
+                self._left = self._connection.dup()
+                self._left.setblocking(False)
+                self._left.shutdown(socket.SHUT_WR)
+
+    async def drain(self) -> None:
+        read, loop = 0, asyncio.get_running_loop()
+        with suppress(OSError):  # among them a timeout
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._left and read < DRAIN_BYTES and (data := await loop.sock_recv(self._left, DRAIN_BYTES)):
+                    read += len(data)
+
+    def close(self) -> None:
+        if self._left:
+            self._left.close()
 
 
 class Handshakes:
@@ -71,12 +105,16 @@ class Handshakes:
                 task.cancel()
 
     async def _run(self, connection: socket.socket, address: str) -> None:
+        farewell = _Farewell(connection)
+        FAREWELL.set(farewell)
         try:
             await self._shake(connection)
         except TimeoutError:
             return
-        except OSError:  # among them TLS's own: nobody is told anything before it has said who it is
-            pass
+        except OSError:  # among them TLS's own
+            await farewell.drain()
+        finally:
+            farewell.close()
         self._rates.spend(address)
 
     def _ended(self, task: asyncio.Task[None], address: str) -> None:

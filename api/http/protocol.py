@@ -26,7 +26,7 @@ from uvicorn.server import ServerState
 
 from llmd.daemon import limits
 from llmd.daemon.audit.refusals import Refusals
-from llmd.daemon.errors import BadRequest, BodyTimeout, CertificateRevoked, Forbidden, LlmdError
+from llmd.daemon.errors import BadRequest, BodyTimeout, CertificateRevoked, Forbidden, LlmdError, NotFound
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import PeerIdentity, peer_identity
 from llmd.daemon.timers import Judgement
@@ -157,6 +157,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._stop(BadRequest("use HTTP/1.1"))
         if not self.url.startswith(b"/"):
             self._stop(BadRequest("ask for a path, as in GET /v1/models"))
+        if b"%2f" in self.url.partition(b"?")[0].lower():  # it would be decoded, and then be another path
+            self._stop(NotFound("there is no such route: write the slashes of a path as they are"))
         names = [name for name, _ in self.headers]
         if b"upgrade" in names or self.parser.should_upgrade():
             self._stop(BadRequest("this server does not change protocols; use plain HTTP/1.1"))

@@ -1,11 +1,47 @@
-"""The server's side of mutual TLS: TLS 1.3 and a client certificate always."""
+"""The server's side of mutual TLS: TLS 1.3 and a client certificate always.
+
+Who shows none, or a foreign one, is told so by TLS's own alert. asyncio and uvloop close a connection whose handshake
+has failed before that is sent: so what is left to say is handed to whoever runs the handshake (`FAREWELL`).
+"""
 
 import ssl
+from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from llmd.daemon.errors import Conflict
 from llmd.daemon.identity import folder
 from llmd.daemon.identity.pki import Authority
+
+# of the handshake that runs in this context: the server's last words, and whether it is a certificate that they are of
+FAREWELL: ContextVar[Callable[[bytes, bool], None]] = ContextVar("farewell")
+NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
+
+
+class _Object(ssl.SSLObject):
+    outgoing: ssl.MemoryBIO
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as e:
+            said, farewell = self.outgoing.read(), FAREWELL.get(None)
+            if said and farewell:
+                farewell(said, isinstance(e, ssl.SSLCertVerificationError) or e.reason == NO_CERTIFICATE)
+            raise
+
+
+class _Context(ssl.SSLContext):
+    sslobject_class = _Object
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *given: Any, **named: Any) -> ssl.SSLObject:
+        made = super().wrap_bio(incoming, outgoing, *given, **named)
+        assert isinstance(made, _Object)
+        made.outgoing = outgoing
+        return made
 
 
 class ServerTls:
@@ -30,7 +66,7 @@ class ServerTls:
 def server_context(trust: bytes, at: Path) -> ssl.SSLContext:
     """A context with the server's certificate in the folder `at`. `trust`: PEM, what clients' certificates are held
     against. Raises Conflict when they do not work."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _Context(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT

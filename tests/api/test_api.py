@@ -139,6 +139,13 @@ def test_nothing_is_answered_without_a_certificate(llmd: Llmd) -> None:
         assert done.returncode != 0 and done.stdout == b""
 
 
+def test_a_slash_that_is_spelled_otherwise_makes_no_route(llmd: Llmd) -> None:
+    for path in ("/v1%2fmodels", "/v1%2Fmodels", "/%2fv1/models", "/v1/models%2f", "/v1/models/smol%2f..%2fsmol"):
+        status, _, answer = llmd.get(path)
+        assert (status, answer["error"]["code"]) == (404, "not_found"), path
+    assert llmd.get("/v1/models?after=a%2Fb")[0] != 404 and llmd.get("/v1/models")[0] == 200
+
+
 def test_prefixes_are_shared_inside_one_principal_only(llmd: Llmd, tmp_path: Path) -> None:
     alice, bob = llmd.issue("alice", tmp_path), llmd.issue("bob", tmp_path)
     prompt = {
