@@ -34,6 +34,8 @@ from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.answer import Answer, Serving
 from llmd.daemon.serving.ask import Ask
 
+DIALECT = "openai"
+
 _E = TypeVar("_E", Tokenized, Detokenized)
 
 
@@ -52,7 +54,7 @@ async def _generate(
 ) -> Response:
     large = request.scope["large"]
     work = await aside(request, partial(_work, body)) if large else _work(body)
-    ask = Ask(request.url.path, body.model, work, large=large)
+    ask = Ask(request.url.path, body.model, work, large=large, dialect=DIALECT)
 
     def shape(answer: Answer) -> Shape:
         shown = answer.request_id.replace("req-", "chatcmpl-") if chat else answer.request_id
@@ -85,7 +87,7 @@ async def tokenize(body: TokenizeBody, request: Request, serving: Asks, principa
     if text is None:
         raise BadRequest("prompt is missing", param="prompt")
     work = Tokenize(text, bool(body.add_special))
-    ask = Ask(request.url.path, body.model, work, limits.TOKENIZE_SECONDS, large=request.scope["large"])
+    ask = Ask(request.url.path, body.model, work, limits.TOKENIZE_SECONDS, request.scope["large"], DIALECT)
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         tokens = (await _only(answer, Tokenized)).tokens
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": answer.context})
@@ -94,7 +96,7 @@ async def tokenize(body: TokenizeBody, request: Request, serving: Asks, principa
 async def detokenize(body: DetokenizeBody, request: Request, serving: Asks, principal: Caller) -> Response:
     """Tokens' text."""
     work = Detokenize(tuple(body.tokens))
-    ask = Ask(request.url.path, body.model, work, limits.TOKENIZE_SECONDS, large=request.scope["large"])
+    ask = Ask(request.url.path, body.model, work, limits.TOKENIZE_SECONDS, request.scope["large"], DIALECT)
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         text = (await _only(answer, Detokenized)).text
         return JSONResponse({"prompt": text, "content": text})

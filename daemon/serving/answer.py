@@ -302,6 +302,7 @@ class _Books:
                 serial=by.serial,
                 address=by.address,
                 route=ask.route,
+                dialect=ask.dialect,
                 model=self._model,
                 digest=self._serving.pool.digest(self._model),
                 params=parameters,

@@ -6,7 +6,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmd.daemon import limits
-from llmd.daemon.engine.messages import ChatMessage, Detokenize, Generate, Prompt, RawText, Tokenize, Tokens, Work
+from llmd.daemon.engine.messages import (
+    ChatMessage,
+    Detokenize,
+    Generate,
+    Prompt,
+    RawText,
+    Tokenize,
+    Tokens,
+    Work,
+)
+
+NO_TEXT = b"\xff"  # UTF-8 has no such byte
+# what of a request's parts the prompt's hash covers, or the parameters' hash by itself
+COVERED = frozenset({
+    "prompts", "params", "wanted", "messages", "text", "tokens", "schema", "tools", "must_call", "parallel", "name",
+    "definition", "parameters", "strict",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +34,7 @@ class Ask:
     work: Work
     deadline: float = limits.GENERATE_SECONDS  # seconds until its last event
     large: bool = False  # whatever walks over it holds up others
+    dialect: str = ""  # whose request it was made of
 
     @property
     def places(self) -> int:
@@ -34,7 +51,8 @@ class Ask:
         return tools if wanted.schema is None else [*tools, (wanted.schema, "response_format", True)]
 
     def prompt(self) -> bytes:
-        """What the audit log's keyed hash covers."""
+        """What the audit log's keyed hash covers. One text is its own bytes; what is none begins with a byte that no
+        text begins with, so that no text spells it, but a chat, which comes by a route of its own."""
         work = self.work
         if isinstance(work, Detokenize):
             return json.dumps(work.tokens).encode()
@@ -42,25 +60,47 @@ class Ask:
             return work.text.encode()
         if len(work.prompts) == 1:
             return _bytes(work.prompts[0])
-        return _json([_bytes(prompt).decode() for prompt in work.prompts])
+        several = [prompt.tokens if isinstance(prompt, Tokens) else _bytes(prompt).decode() for prompt in work.prompts]
+        return NO_TEXT + _json(several)
 
     def parameters(self) -> str:
-        """SHA-256 of the sampling parameters and of what the answer is held to: equal ones have equal hashes. "" where
-        there are none."""
-        if not isinstance(self.work, Generate):
-            return ""
+        """SHA-256 of everything in it but the prompts themselves: equal ones have equal hashes. "" where that is
+        nothing."""
+        params = self._sampling() if isinstance(self.work, Generate) else {}
+        for part in self._parts():
+            params |= _given(part)
+        return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest() if params else ""
+
+    def _sampling(self) -> dict[str, Any]:
+        """And what the answer is held to."""
+        assert isinstance(self.work, Generate)
         params = asdict(self.work.params)
         if wanted := self.work.wanted:
             tools = [[tool.name, tool.parameters, tool.strict] for tool in wanted.tools]
             params["wanted"] = [wanted.schema, tools, wanted.must_call, wanted.parallel]
-        return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
+        return params
+
+    def _parts(self) -> list[Any]:
+        """Of which it consists."""
+        if not isinstance(self.work, Generate):
+            return [self.work]
+        wanted = self.work.wanted
+        return [self.work, *self.work.prompts, *((wanted, *wanted.tools) if wanted else ())]
+
+
+def _given(struct: Any) -> dict[str, Any]:
+    """What in it is not as it would be if nobody had said it, and is not COVERED."""
+    names, defaults = struct.__struct_fields__, struct.__struct_defaults__
+    unsaid = dict(zip(reversed(names), reversed(defaults), strict=False))
+    found = {name: getattr(struct, name) for name in names if name not in COVERED}
+    return {name: value for name, value in found.items() if name not in unsaid or value != unsaid[name]}
 
 
 def _bytes(prompt: Prompt) -> bytes:
     if isinstance(prompt, RawText):
         return prompt.text.encode()
     if isinstance(prompt, Tokens):
-        return _json(prompt.tokens)
+        return NO_TEXT + _json(prompt.tokens)
     # a turn after the other: a thread keeps the interpreter while it makes one
     said = b"[" + b",".join(_json(_said(turn)) for turn in prompt.messages) + b"]"
     tools = [tool.definition for tool in prompt.tools]

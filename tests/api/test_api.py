@@ -399,7 +399,8 @@ def test_every_request_is_in_the_audit_log_without_its_text(llmd: Llmd) -> None:
         and admit["body"]["address"] == "127.0.0.1"
         and len(admit["body"]["serial"]) > 8
     )
-    assert admit["body"]["route"] == "/v1/completions" and len(admit["body"]["prompt_mac"]) == 64
+    assert admit["body"]["route"] == "/v1/completions" and admit["body"]["dialect"] == "openai"
+    assert len(admit["body"]["prompt_mac"]) == 64
     assert finish["body"]["completion_tokens"] == 3 and finish["body"]["prompt_tokens"] > 3
     for file in llmd.state.rglob("*"):
         if file.is_file() and file.suffix != ".gguf":
