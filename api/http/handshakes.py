@@ -1,11 +1,11 @@
 """Connections from their accept to the end of their TLS handshake, when nobody knows yet who they are.
 
-Whoever has a certificate gets in whatever others do:
+Whoever has a certificate gets in whatever others do, at the same address too:
 
 1. an address whose handshakes were more than HANDSHAKES_PER_SECOND, over a burst, is refused the next ones; those that
-   stayed silent cost nothing and do not count;
-2. where MAX_HANDSHAKES are under way, the oldest of the address that has the most gives way: a handshake takes
-   milliseconds, and what is older is silent;
+   stayed silent, or sent what is no TLS, cost nothing and do not count;
+2. where MAX_HANDSHAKES are under way, or there is no room for more connections, one of the address that has the most
+   gives way: the oldest that has stayed silent, else the oldest. A handshake takes milliseconds;
 3. a handshake that has not ended after HANDSHAKE_SECONDS is ended.
 
 One that fails is told why, by TLS's alert. Where that is for its certificate, what the client has sent meanwhile is
@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from llmd.daemon import limits
-from llmd.daemon.identity.tls import FAREWELL
+from llmd.daemon.identity.tls import HANDSHAKE
 
 # of a client that has been told why it is not let in
 DRAIN_SECONDS, DRAIN_BYTES = 1.0, 16 * 1024
@@ -50,14 +50,21 @@ class Rates:
         return min(float(limits.HANDSHAKE_BURST), tokens + (now - at) * limits.HANDSHAKES_PER_SECOND)
 
 
-class _Farewell:
-    """The last words to a connection, which whoever shook hands with it closes then."""
+class _Handshake:
+    """One, as `identity/tls.py` tells of it. Whoever shook hands closes `connection` then."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._left: socket.socket | None = None
+        self.silent, self.costs = True, False
 
-    def __call__(self, words: bytes, certificate: bool) -> None:
+    def heard(self) -> None:
+        self.silent = False
+
+    def computed(self) -> None:
+        self.costs = True
+
+    def farewell(self, words: bytes, certificate: bool) -> None:
         with suppress(OSError):
             self._connection.send(words)
             if certificate:
@@ -83,44 +90,50 @@ class Handshakes:
     def __init__(self, shake: Callable[[socket.socket], Awaitable[object]]) -> None:
         self._shake = shake
         self._rates = Rates(asyncio.get_running_loop().time)
-        self._running: dict[str, list[asyncio.Task[None]]] = {}  # of each address, the oldest first
+        # of each address, the oldest first
+        self._running: dict[str, dict[asyncio.Task[None], _Handshake]] = {}
         self.count = 0
 
-    def begin(self, connection: socket.socket, address: str) -> None:
-        if not self._rates.allows(address):
+    def begin(self, connection: socket.socket, address: str, room: bool = True) -> None:
+        """`room`: there may be one more connection than there are."""
+        if not self._rates.allows(address) or not (room or self.count):
             refuse(connection)
             return
-        if self.count >= limits.MAX_HANDSHAKES:
-            busiest = max(self._running.values(), key=len)
-            busiest[0].cancel()
-            busiest.append(busiest.pop(0))  # it is gone soon; the next one is not this one
-        task = asyncio.create_task(self._run(connection, address), name="handshake")
-        self._running.setdefault(address, []).append(task)
+        if self.count >= limits.MAX_HANDSHAKES or not room:
+            self._give_way()
+        handshake = _Handshake(connection)
+        task = asyncio.create_task(self._run(connection, address, handshake), name="handshake")
+        self._running.setdefault(address, {})[task] = handshake
         self.count += 1
         task.add_done_callback(lambda done: self._ended(done, address))
+
+    def _give_way(self) -> None:
+        busiest = max(self._running.values(), key=len)
+        going = next((task for task, one in busiest.items() if one.silent), next(iter(busiest)))
+        going.cancel()
+        busiest[going] = busiest.pop(going)  # it is gone soon; the next one is not this one
+        busiest[going].silent = False
 
     def stop(self) -> None:
         for tasks in self._running.values():
             for task in tasks:
                 task.cancel()
 
-    async def _run(self, connection: socket.socket, address: str) -> None:
-        farewell = _Farewell(connection)
-        FAREWELL.set(farewell)
+    async def _run(self, connection: socket.socket, address: str, handshake: _Handshake) -> None:
+        HANDSHAKE.set(handshake)
         try:
             await self._shake(connection)
-        except TimeoutError:
-            return
-        except OSError:  # among them TLS's own
-            await farewell.drain()
+        except OSError:  # among them TLS's own, and a timeout
+            await handshake.drain()
         finally:
-            farewell.close()
-        self._rates.spend(address)
+            handshake.close()
+            if handshake.costs:
+                self._rates.spend(address)
 
     def _ended(self, task: asyncio.Task[None], address: str) -> None:
         self.count -= 1
         mine = self._running[address]
-        mine.remove(task)
+        del mine[task]
         if not mine:
             del self._running[address]
 

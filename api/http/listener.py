@@ -18,7 +18,7 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from llmd.api.http.handshakes import Handshakes, refuse
+from llmd.api.http.handshakes import Handshakes
 from llmd.api.http.protocol import AdminProtocol, ClientProtocol
 from llmd.daemon import limits
 from llmd.daemon.audit.refusals import Refusals
@@ -112,10 +112,7 @@ class Listener:
                 await asyncio.sleep(0.05)
                 continue
             connection.setblocking(False)
-            if self._open.count + handshakes.count >= self._open.most:
-                refuse(connection)
-            else:
-                handshakes.begin(connection, address[0])
+            handshakes.begin(connection, address[0], self._open.count + handshakes.count < self._open.most)
 
     async def start_unix(self, path: Path, mode: int, group: int = -1) -> None:
         """Listen on a Unix socket, which `group` owns (-1: this process' own). A socket that nobody serves any more is

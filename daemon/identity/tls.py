@@ -1,36 +1,56 @@
 """The server's side of mutual TLS: TLS 1.3 and a client certificate always.
 
 Who shows none, or a foreign one, is told so by TLS's own alert. asyncio and uvloop close a connection whose handshake
-has failed before that is sent: so what is left to say is handed to whoever runs the handshake (`FAREWELL`).
+has failed before that is sent: so what is left to say is handed to whoever runs the handshake (`HANDSHAKE`).
 """
 
 import ssl
-from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llmd.daemon.errors import Conflict
 from llmd.daemon.identity import folder
 from llmd.daemon.identity.pki import Authority
 
-# of the handshake that runs in this context: the server's last words, and whether it is a certificate that they are of
-FAREWELL: ContextVar[Callable[[bytes, bool], None]] = ContextVar("farewell")
 NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
+
+
+class Handshake(Protocol):
+    """What is told to whoever runs a handshake."""
+
+    def heard(self) -> None:
+        """The client has sent something."""
+
+    def computed(self) -> None:
+        """It was answered, which costs a signature."""
+
+    def farewell(self, words: bytes, certificate: bool) -> None:
+        """It has failed, and this is left to say. `certificate`: for the client's, or for want of one."""
+
+
+# the one that runs in this context
+HANDSHAKE: ContextVar[Handshake | None] = ContextVar("handshake", default=None)
 
 
 class _Object(ssl.SSLObject):
     outgoing: ssl.MemoryBIO
+    incoming: ssl.MemoryBIO
 
     def do_handshake(self) -> None:
+        handshake = HANDSHAKE.get()
+        if handshake and self.incoming.pending:
+            handshake.heard()
         try:
             super().do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            if handshake and self.outgoing.pending:
+                handshake.computed()
             raise
         except ssl.SSLError as e:
-            said, farewell = self.outgoing.read(), FAREWELL.get(None)
-            if said and farewell:
-                farewell(said, isinstance(e, ssl.SSLCertVerificationError) or e.reason == NO_CERTIFICATE)
+            said = self.outgoing.read()
+            if handshake and said:
+                handshake.farewell(said, isinstance(e, ssl.SSLCertVerificationError) or e.reason == NO_CERTIFICATE)
             raise
 
 
@@ -40,7 +60,7 @@ class _Context(ssl.SSLContext):
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *given: Any, **named: Any) -> ssl.SSLObject:
         made = super().wrap_bio(incoming, outgoing, *given, **named)
         assert isinstance(made, _Object)
-        made.outgoing = outgoing
+        made.incoming, made.outgoing = incoming, outgoing
         return made
 
 

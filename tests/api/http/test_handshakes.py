@@ -10,6 +10,7 @@ import pytest
 from llmd.api.http import handshakes as module
 from llmd.api.http.handshakes import Handshakes, Rates
 from llmd.daemon import limits
+from llmd.daemon.identity.tls import HANDSHAKE, Handshake
 
 
 def test_an_address_has_a_burst_and_then_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,10 +48,14 @@ class Shakes:
 
     def __init__(self) -> None:
         self.running: list[socket.socket] = []
+        self.speaks: list[Handshake] = []
         self.handshakes = Handshakes(self.shake)
 
     async def shake(self, connection: socket.socket) -> None:
         self.running.append(connection)
+        handshake = HANDSHAKE.get()
+        assert handshake
+        self.speaks.append(handshake)
         try:
             await asyncio.Event().wait()
         finally:
@@ -91,9 +96,39 @@ async def test_the_oldest_of_the_busiest_address_gives_way(monkeypatch: pytest.M
             theirs.close()
 
 
-@pytest.mark.parametrize(("end", "refused"), [(None, True), (ConnectionResetError(), True), (TimeoutError(), False)])
-async def test_more_than_the_rate_is_refused_but_silence_does_not_count(
-    monkeypatch: pytest.MonkeyPatch, end: Exception | None, refused: bool
+async def test_of_the_busiest_address_who_is_silent_gives_way_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_HANDSHAKES", 3)
+    async with shakes() as made:
+        slow, silent, later = await made.begin("office", 3)
+        made.speaks[0].heard()
+        (good,) = await made.begin("office")
+        assert silent.recv(1) == b"" and made.handshakes.count == 3
+        for theirs in (slow, later, good):
+            theirs.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                theirs.recv(1)
+        for theirs in (slow, silent, later, good):
+            theirs.close()
+
+
+async def test_where_there_is_no_room_a_handshake_gives_way_and_else_nobody_gets_in() -> None:
+    async with shakes() as made:
+        ours, alone = socket.socketpair()
+        made.handshakes.begin(ours, "client", room=False)
+        assert alone.recv(1) == b""
+        (silent,) = await made.begin("attacker")
+        ours, theirs = socket.socketpair()
+        made.handshakes.begin(ours, "client", room=False)
+        await asyncio.sleep(0.01)
+        assert silent.recv(1) == b"" and made.running == [ours] and made.handshakes.count == 1
+        for each in (alone, silent, theirs):
+            each.close()
+
+
+@pytest.mark.parametrize("costs", [True, False])
+@pytest.mark.parametrize("end", [None, ConnectionResetError(), TimeoutError()])
+async def test_more_than_the_rate_is_refused_but_what_costs_nothing_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, end: Exception | None, costs: bool
 ) -> None:
     monkeypatch.setattr(limits, "HANDSHAKE_BURST", 2)
     monkeypatch.setattr(limits, "HANDSHAKES_PER_SECOND", 0)
@@ -101,6 +136,10 @@ async def test_more_than_the_rate_is_refused_but_silence_does_not_count(
 
     async def shake(connection: socket.socket) -> None:
         seen.append(connection)
+        handshake = HANDSHAKE.get()
+        assert handshake
+        if costs:
+            handshake.computed()
         if end:
             raise end
 
@@ -109,7 +148,7 @@ async def test_more_than_the_rate_is_refused_but_silence_does_not_count(
     for ours, _ in pairs:
         handshakes.begin(ours, "a")
         await asyncio.sleep(0.01)
-    assert len(seen) == (2 if refused else 4)
+    assert len(seen) == (2 if costs else 4)
     for pair in pairs:
         for each in pair:
             each.close()

@@ -152,6 +152,32 @@ async def test_who_has_no_certificate_of_ours_is_refused(server: Server, tmp_pat
     assert status(await ask(server, GET)) == 200
 
 
+async def test_who_sends_no_tls_keeps_nobody_of_the_same_address_out(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKE_BURST", 3)
+    monkeypatch.setattr(limits, "HANDSHAKES_PER_SECOND", 0)
+    for data in (b"GET / HTTP/1.1\r\n\r\n", bytes(100), b"\x16\x03\x01\x00\x05aaaaa", b""):
+        for _ in range(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.listener.port)
+            writer.write(data)
+            writer.close()
+    await refused(server, server.client(), "CERTIFICATE_REQUIRED")  # two handshakes
+    assert status(await ask(server, GET)) == 200
+    with pytest.raises(ConnectionError):  # more would cost more than an address may have
+        await ask(server, GET)
+
+
+async def test_silent_connections_leave_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 4)
+    silent = [await asyncio.open_connection("127.0.0.1", server.listener.port) for _ in range(12)]
+    await asyncio.sleep(0.1)
+    for _ in range(6):
+        assert status(await ask(server, GET)) == 200
+    for _, writer in silent:
+        writer.close()
+
+
 def _moved(shift: timedelta) -> datetime:
     return datetime.now(UTC) + shift
 
