@@ -53,9 +53,11 @@ class Llmd:
         assert done.exit_code == code, done.stderr
         text = done.stdout if code == 0 or done.stdout else done.stderr
         try:
-            return json.loads(text)
+            found = json.loads(text)
         except ValueError:
             return [json.loads(line) for line in text.splitlines()]
+        # rows come a line each, be it one
+        return [found] if code == 0 and arguments[:1] == ("audit",) and arguments[1] in ("query", "tail") else found
 
     def issue(self, name: str, folder: Path) -> ssl.SSLContext:
         self.llmctl("client", "issue", name, "--out", str(folder))
