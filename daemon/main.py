@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -27,8 +26,8 @@ from llmd.api.http.app import application, client, noted
 from llmd.api.http.listener import Listener
 from llmd.api.openai import chat, models
 from llmd.daemon import banner, config, cpu, files, logs, process, systemd
-from llmd.daemon.admin.clients import Clients, reconcile, revocations
-from llmd.daemon.admin.doctor import Doctor, config_names
+from llmd.daemon.admin.clients import Clients, open_authority
+from llmd.daemon.admin.doctor import Doctor
 from llmd.daemon.admin.evictions import Evictions
 from llmd.daemon.admin.fitting import Fitting
 from llmd.daemon.admin.forms import IMPORT, QUANTIZE, Forms, said
@@ -44,7 +43,7 @@ from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher, figures
 from llmd.daemon.groups import Groups
 from llmd.daemon.identity.connections import Connections
-from llmd.daemon.identity.pki import Authority, IssuedClient
+from llmd.daemon.identity.pki import IssuedClient
 from llmd.daemon.identity.principal import Identity
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.metrics import Metrics
@@ -84,7 +83,7 @@ class Daemon:
         self.audit = AuditLog(state / "audit.db", process.audit_key(state))
         self.audit.open()
         self.store, self.state = Store(state / "state.db"), StateThread()
-        self.authority = self._open_authority()
+        self.authority = open_authority(settings, self.store, self.audit)
         self.metrics, self.tasks = Metrics(), Tasks()
         self.watcher = Watcher(Nvml(), self._gpus_seen, self._gpu_faults)
         self.planner = planner(self.watcher, self.store, self.state, self.tasks)
@@ -104,23 +103,6 @@ class Daemon:
         self.upkeep = Upkeep(self.service, self.serving.refusals, self.tasks)
         self._stopping = asyncio.Event()
 
-    def _open_authority(self) -> Authority:
-        """The CA, and the state database with it: what one of them knows to be revoked, the other knows too."""
-        c = self.config
-        if restored := self.store.restored:
-            log.warning("%s", restored)
-            self.audit.event("state.restored", found=restored.found, used=restored.version, as_of=restored.taken)
-        names = config_names(c, socket.gethostname().lower())
-        authority = Authority.open(c.state / "pki", c.node_name, names, revoked=revocations(self.store))
-        for damage in authority.healed:
-            log.warning("%s/%s %s", "pki", damage.file, damage.what + (": made anew" if damage.heals else ""))
-            self.audit.event("pki.damaged", file=damage.file, what=damage.what, made_anew=damage.heals)
-        completed = reconcile(self.store, authority, self.audit.lost)
-        if completed:
-            log.warning("a revocation was cut off: it is complete now, of %d certificates", completed)
-            self.audit.event("pki.reconciled", certificates=completed)
-        return authority
-
     def _service(self) -> Service:
         c, store, state, authority = self.config, self.store, self.state, self.authority
         models = ModelStore(c.state / "models", store, state, self.seats)
@@ -131,6 +113,7 @@ class Daemon:
             store, state, lambda job, tell: work[job.kind](job, tell),
             lambda job: self.audit.event("job.ended", **said(job)),
         )  # fmt: skip
+        clients = Clients(store, state, authority, self.connections, self.acts)
         return Service(
             config=c,
             read=self._read,
@@ -144,8 +127,8 @@ class Daemon:
             forms=Forms(models, maker, importer, self.jobs, self.pool, state, self.acts),
             authority=authority,
             tls=self.tls,
-            clients=Clients(store, state, authority, self.connections, self.acts),
-            doctor=Doctor(c, self.serving, store, state, authority, self.watcher, self._read),
+            clients=clients,
+            doctor=Doctor(c, self.serving, store, state, authority, self.watcher, self._read, clients.register),
             watcher=self.watcher,
             planner=self.planner,
             evictions=Evictions(self.pool, self.planner, store, state, self.acts),
@@ -269,7 +252,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self.upkeep.reload)
 
     def _client_app(self) -> object:
-        identity = Identity(self.authority.node, lambda: self.authority.revoked, self.service.clients.roles.get)
+        clients, authority = self.service.clients, self.authority
+        identity = Identity(authority.node, lambda: authority.revoked, clients.roles.get, clients.register)
         refused = noted(self.serving.refusals)
         return application(CLIENT_ROUTES, client(identity), refused, serving=self.serving, doctor=self.service.doctor)
 

@@ -71,7 +71,13 @@ def list_(daemon: Client, json_: bool) -> None:
     table(
         ("client", "role", "serial", "valid until", "revoked"),
         [
-            (c["name"], c["role"], short(cert["serial"], SHORT), moment(cert["not_after"]), moment(cert["revoked_at"]))
+            (
+                c["name"],
+                c["role"],
+                short(cert["serial"], SHORT),
+                moment(cert["not_after"]),
+                moment(cert["revoked_at"]) if cert["known"] else "not known here: refused",
+            )
             for c in clients
             for cert in c["certificates"]
         ],

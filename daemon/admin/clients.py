@@ -1,5 +1,7 @@
 """Who may connect: certificates and roles. Every change is an act in the audit log."""
 
+import logging
+import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -7,17 +9,23 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from llmd.daemon.admin.doctor import rfc3339
+from llmd.daemon.admin.doctor import config_names, rfc3339
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.audit.chain import Entry, parsed
+from llmd.daemon.audit.log import AuditLog
+from llmd.daemon.config import Config
 from llmd.daemon.errors import BadRequest, Conflict, NotFound
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import Authority, IssuedClient, Revocation
 from llmd.daemon.identity.principal import DEFAULT_ROLE, ROLES
+from llmd.daemon.identity.register import Register
 from llmd.daemon.records import Certificate
 from llmd.daemon.store import StateThread, Store
 
-REVOKE = "admin.client_revoke"
+log = logging.getLogger("llmd")
+
+ISSUE, REVOKE = "admin.client_issue", "admin.client_revoke"
+DAY_SECONDS = 86400.0
 
 
 def revocations(store: Store) -> dict[int, Revocation]:
@@ -27,6 +35,57 @@ def revocations(store: Store) -> dict[int, Revocation]:
         for c in store.revoked_certificates()
         if c.revoked_at is not None
     }
+
+
+def open_authority(config: Config, store: Store, audit: AuditLog) -> Authority:
+    """The CA, and the state database with it: what one of them, or the audit log, knows to be issued or revoked, the
+    others know too."""
+    if restored := store.restored:
+        log.warning("%s", restored)
+        audit.event("state.restored", found=restored.found, used=restored.version, as_of=restored.taken)
+    if remembered := remember(store, audit.of_clients()):
+        log.warning("the state database is older than the audit log: it knows %d certificates again", remembered)
+        audit.event("state.completed", certificates=remembered)
+    names = config_names(config, socket.gethostname().lower())
+    authority = Authority.open(config.state / "pki", config.node_name, names, revoked=revocations(store))
+    for damage in authority.healed:
+        log.warning("%s/%s %s", "pki", damage.file, damage.what + (": made anew" if damage.heals else ""))
+        audit.event("pki.damaged", file=damage.file, what=damage.what, made_anew=damage.heals)
+    completed = reconcile(store, authority, audit.lost)
+    if completed:
+        log.warning("a revocation was cut off: it is complete now, of %d certificates", completed)
+        audit.event("pki.reconciled", certificates=completed)
+    return authority
+
+
+def remember(store: Store, rows: Iterable[Entry]) -> int:
+    """Put into the state database what it does not know of who may connect, as the audit log's rows of clients tell
+    it: an older one was put back. How many certificates that were.
+
+    1. Each certificate that was issued, with its client, whose role is the last that it was given; a client that is
+    known keeps its role. 2. Each that was revoked since is revoked.
+    """
+    known, roles, revoked, lost = {c.serial for c in store.certificates()}, dict[str, str](), dict[str, float](), []
+    for row in rows:
+        body = parsed(row.body)
+        if not isinstance(body, dict) or body.get("result") != "done":
+            continue
+        if row.kind != REVOKE:
+            roles[str(body.get("client"))] = str(body.get("role"))
+        if row.kind == ISSUE and str(body.get("serial")) not in known:
+            lost.append((row, body))
+        if row.kind == REVOKE:
+            revoked |= dict.fromkeys(str(body.get("serials")).split(), _seconds(row.ts))
+    for row, body in lost:
+        name, begin = str(body["client"]), _seconds(row.ts)
+        end = body.get("not_after") or begin + DAY_SECONDS * int(body["days"])
+        store.add_client(name, roles[name], str(body["serial"]), begin, float(end))
+    store.mark_revoked(revoked)
+    return len(lost)
+
+
+def _seconds(ts: str) -> float:
+    return datetime.fromisoformat(ts).timestamp()
 
 
 def reconcile(store: Store, authority: Authority, lost: Iterable[Entry]) -> int:
@@ -61,9 +120,11 @@ class Clients:
     connections: Connections
     acts: Acts
     roles: dict[str, str] = field(default_factory=dict)
+    register: Register = field(default_factory=Register)
 
     def __post_init__(self) -> None:
         self.roles |= {p.name: p.role for p in self.store.principals()}
+        self.register = Register(c.serial for c in self.store.certificates())
 
     async def issue(
         self,
@@ -88,10 +149,11 @@ class Clients:
             self.store.add_client(name, given, f"{issued.serial:x}", begin, end)
             return issued
 
-        async with self.acts("admin.client_issue", actor, client=name, role=given, days=days) as result:
+        async with self.acts(ISSUE, actor, client=name, role=given, days=days) as result:
             issued = await self.state.run(work)
             self.roles.setdefault(name, given)
-            result["serial"] = f"{issued.serial:x}"
+            self.register.add(issued.serial)
+            result |= {"serial": f"{issued.serial:x}", "not_after": int(issued.not_after.timestamp())}
         return issued
 
     def _check_issue(self, name: str, role: str, again: bool) -> None:
@@ -144,12 +206,19 @@ class Clients:
         return {"client": name, "role": role, "before": before}
 
     async def list(self) -> list[dict[str, Any]]:
+        """Every client and its certificates, with those that were shown in its name and were not issued here."""
+        strangers = [
+            (one.name, {"serial": one.serial, "not_after": rfc3339(one.not_after), "revoked_at": None, "known": False})
+            for one in self.register.strangers
+        ]
+
         def work() -> list[dict[str, Any]]:
             return [
                 {"name": p.name, "role": p.role, "certificates": [
-                    {"serial": c.serial, "not_after": rfc3339(c.not_after),
-                     "revoked_at": None if c.revoked_at is None else rfc3339(c.revoked_at)}
-                    for c in self.store.certificates(p.name)]}
+                    *({"serial": c.serial, "not_after": rfc3339(c.not_after), "known": True,
+                       "revoked_at": None if c.revoked_at is None else rfc3339(c.revoked_at)}
+                      for c in self.store.certificates(p.name)),
+                    *(one for name, one in strangers if name == p.name)]}
                 for p in self.store.principals()
             ]  # fmt: skip
 

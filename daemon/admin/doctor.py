@@ -15,6 +15,7 @@ from llmd.daemon.errors import AuditUnavailable
 from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import Health, Watcher
 from llmd.daemon.identity.pki import Authority
+from llmd.daemon.identity.register import Register
 from llmd.daemon.planning.planner import cuda_engine
 from llmd.daemon.records import Certificate
 from llmd.daemon.serving.answer import Serving
@@ -54,6 +55,7 @@ class Doctor:
     authority: Authority
     watcher: Watcher
     read: Callable[[], Config]
+    register: Register
     cpu: Choice | None = None
 
     async def checks(self) -> list[Check]:
@@ -227,6 +229,11 @@ class Doctor:
                 f"valid for {left.days} days" if left.days >= 0 else "it has ended",
                 fix,
             )
+        if strangers := self.register.strangers:
+            told = ", ".join(f"{one.name} {one.serial[:12]}…" for one in strangers[:20])
+            fix = "llmctl client issue NAME --again, and have the client use that one; the old one stays refused"
+            said = f"{len(strangers)} were shown that neither the state database nor the audit log knows: {told}"
+            yield check("unknown certificates", None, said, fix)
         soon = [e for e in self.soon() if e.kind == "client"]
         if soon:
             told = ", ".join(f"{e.client} {rfc3339(e.not_after)[:10]}" for e in soon[:20])

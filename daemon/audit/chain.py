@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-SCHEMA_VERSION = 1  # PRAGMA user_version of a log that this llmd reads; `writer.py` has the schema
+SCHEMA_VERSION = 2  # PRAGMA user_version of a log that this llmd reads; `writer.py` has the schema
 GENESIS = bytes(32)
 PAGE_ROWS = 2000
 COLUMNS = "seq, ts, kind, request, body, prev, hash"

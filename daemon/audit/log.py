@@ -23,7 +23,7 @@ from typing import Any
 
 from llmd.daemon.audit import chain
 from llmd.daemon.audit.chain import COLUMNS, PAGE_ROWS, Break, Entry, Report, Row, State, Value
-from llmd.daemon.audit.writer import Read, Writer
+from llmd.daemon.audit.writer import OF_CLIENTS, Read, Writer
 from llmd.daemon.errors import AuditUnavailable
 
 MAX_REMEMBERED = 4096
@@ -135,6 +135,16 @@ class AuditLog:
         except Exception:  # what ended the writer is told to whoever waited for it
             return False
         return True
+
+    def of_clients(self) -> list[Entry]:
+        """What was done to clients, oldest first. It waits for the writer: for a start. Raises AuditUnavailable."""
+        future: Future[list[Row]] = Future()
+        if not self._writer.put(Read(f"SELECT {COLUMNS} FROM audit WHERE {OF_CLIENTS} ORDER BY seq", (), future)):
+            raise AuditUnavailable("the audit log is closed")
+        try:
+            return [Entry(row.kind, row.ts, row.request, row.body) for row in future.result()]
+        except sqlite3.Error as error:
+            raise AuditUnavailable(f"the audit log cannot be read: {error}") from error
 
     async def tail(self, n: int, after_seq: int | None = None) -> list[dict[str, Any]]:
         """The last `n` rows, or the first `n` after `after_seq`, oldest first; at most PAGE_ROWS."""

@@ -50,6 +50,16 @@ def log_table(db: Database) -> None:
     db.execute("PRAGMA user_version = 1")
 
 
+# what says who may connect, so that a start finds it without a scan
+OF_CLIENTS = "kind IN ('admin.client_issue', 'admin.client_revoke', 'admin.client_role')"
+
+
+@MIGRATIONS()
+def clients_index(db: Database) -> None:
+    db.execute(f"CREATE INDEX IF NOT EXISTS audit_clients ON audit(seq) WHERE {OF_CLIENTS}")
+    db.execute("PRAGMA user_version = 2")
+
+
 class NotALog(Exception):
     """A database that is not an audit log, or one of a newer llmd; the message says which."""
 

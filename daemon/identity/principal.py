@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from llmd.daemon.errors import CertificateExpired, CertificateRevoked, ClientUnknown, Forbidden
 from llmd.daemon.identity.pki import PeerIdentity
+from llmd.daemon.identity.register import Register
 
 # who may call what stands at the routes (`llmd.api.http.routes`)
 ROLES = ("infer", "operator", "admin", "auditor")
@@ -23,16 +24,22 @@ class Principal:
 
 
 class Identity:
-    """`revoked` gives the revoked serial numbers, `role` a client name's role or None; both are asked at every
-    request."""
+    """`revoked` gives the revoked serial numbers, `role` a client name's role or None, `register` knows what was issued
+    here; all are asked at every request."""
 
-    def __init__(self, node: str, revoked: Callable[[], frozenset[int]], role: Callable[[str], str | None]) -> None:
+    def __init__(
+        self,
+        node: str,
+        revoked: Callable[[], frozenset[int]],
+        role: Callable[[str], str | None],
+        register: Register,
+    ) -> None:
         self._prefix = f"llmd://{node}/client/"
-        self._revoked, self._role = revoked, role
+        self._revoked, self._role, self._register = revoked, role, register
 
     def principal(self, peer: PeerIdentity | None, address: str) -> Principal:
         """Who `peer` is. Raises Forbidden, in this order: 1. no certificate; 2. revoked; 3. expired; 4. of another
-        node; 5. unknown here."""
+        node; 5. unknown here; 6. a certificate that was not issued here, or that nothing here remembers."""
         if peer is None:
             raise Forbidden("a client certificate is required")
         if peer.serial in self._revoked():
@@ -45,4 +52,9 @@ class Identity:
         role = self._role(name)
         if role is None:
             raise ClientUnknown("this client is not known here")
+        if not self._register.knows(peer, name):
+            raise ClientUnknown(
+                "this certificate is not among those that this server remembers: ask its administrator for another one "
+                f"(llmctl client issue {name} --again)"
+            )
         return Principal(name, role, f"{peer.serial:x}", address)

@@ -180,7 +180,8 @@ def _alice(state: Path) -> PeerIdentity:
 
 def _role(running: Daemon, peer: PeerIdentity) -> str:
     """The role that this certificate has now; empty: it is refused."""
-    identity = Identity("test", lambda: running.authority.revoked, running.service.clients.roles.get)
+    clients = running.service.clients
+    identity = Identity("test", lambda: running.authority.revoked, clients.roles.get, clients.register)
     try:
         return identity.principal(peer, "").role
     except Forbidden:

@@ -4,6 +4,7 @@ and that who is refused stands in the audit log."""
 import http.client
 import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -200,3 +201,65 @@ def test_another_node_in_the_configuration_changes_nothing_and_is_told(start: St
     assert llmd.get("/livez", demo)[0] == 200 and llmd.llmctl("status")["node"] == "old-name"
     told = checks(llmd)["node"]
     assert told["ok"] is None and "old-name" in told["message"] and 'node = "old-name"' in told["fix"]
+
+
+def issued(llmd: Llmd, name: str, folder: Path, *more: str) -> ssl.SSLContext:
+    llmd.llmctl("client", "issue", name, "--out", str(folder), *more)
+    return llmd.tls(name, folder)
+
+
+def asked(llmd: Llmd, tls: ssl.SSLContext) -> tuple[int, str]:
+    status, _, answer = llmd.get("/v1/models", tls)
+    return status, answer.get("error", {}).get("code", "")
+
+
+def test_an_older_state_database_knows_again_what_the_audit_log_does(start: Start, tmp_path: Path) -> None:
+    """Certificates, roles and revocations since: who was let in stays so, and is found by whoever revokes."""
+    llmd, state = start(), tmp_path / "state"
+    first = issued(llmd, "alice", tmp_path / "1")
+    llmd.stop()
+    older = (state / "state.db").read_bytes()
+    llmd = start()
+    second, bob = issued(llmd, "alice", tmp_path / "2", "--again"), issued(llmd, "bob", tmp_path / "3")
+    carol = issued(llmd, "carol", tmp_path / "4")
+    llmd.llmctl("client", "role", "bob", "auditor")
+    llmd.llmctl("client", "revoke", "carol")
+    llmd.stop()
+    for name in ("state.db-wal", "state.db-shm"):
+        (state / name).unlink(missing_ok=True)
+    (state / "state.db").write_bytes(older)
+    (state / "pki" / "crl.pem").unlink()  # not even the list is there: the log alone says who was revoked
+    llmd = start()
+    assert [row["certificates"] for row in rows(llmd, "state.completed")] == [3]
+    assert asked(llmd, first) == asked(llmd, second) == (200, "")
+    assert asked(llmd, bob) == (403, "forbidden") and llmd.get("/livez", bob)[0] == 200
+    assert asked(llmd, carol) == (403, "certificate_revoked")
+    assert len(llmd.llmctl("client", "revoke", "alice")["revoked"]) == 2
+    assert asked(llmd, first) == asked(llmd, second) == (403, "certificate_revoked")
+    assert asked(llmd, issued(llmd, "alice", tmp_path / "5", "--again")) == (200, "")
+    llmd.stop()
+    assert not rows(start(), "state.completed")[1:]  # it knows them now
+
+
+def test_a_certificate_that_nothing_here_remembers_is_refused_and_shown(start: Start, tmp_path: Path) -> None:
+    """The whole state from a backup that is older than a certificate: nobody could revoke it by its client's name."""
+    llmd, state = start(), tmp_path / "state"
+    first = issued(llmd, "alice", tmp_path / "1")
+    llmd.stop()
+    shutil.copytree(state, tmp_path / "backup", ignore=shutil.ignore_patterns("*.sock"))
+    llmd = start()
+    second = issued(llmd, "alice", tmp_path / "2", "--again")
+    llmd.stop()
+    shutil.rmtree(state)
+    shutil.move(tmp_path / "backup", state)
+    llmd = start()
+    assert asked(llmd, first) == (200, "") and "unknown certificates" not in checks(llmd)
+    status, _, answer = llmd.get("/v1/models", second)
+    assert (status, answer["error"]["code"]) == (403, "client_unknown")
+    assert "llmctl client issue alice --again" in answer["error"]["message"]
+    told = checks(llmd)["unknown certificates"]
+    assert told["ok"] is None and "alice" in told["message"] and "client issue NAME --again" in told["fix"]
+    (alice,) = [one for one in llmd.llmctl("client", "list") if one["name"] == "alice"]
+    assert [one["known"] for one in alice["certificates"]] == [True, False]
+    assert asked(llmd, issued(llmd, "alice", tmp_path / "3", "--again")) == (200, "")
+    assert asked(llmd, second) == (403, "client_unknown")

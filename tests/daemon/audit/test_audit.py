@@ -2,6 +2,7 @@
 the process dies."""
 
 import asyncio
+import json
 import os
 import shutil
 import sqlite3
@@ -616,3 +617,17 @@ async def test_what_memory_cannot_keep_is_counted(log: AuditLog, monkeypatch: py
     assert [row["body"]["i"] for row in rows if row["kind"] == "note"] == [0, 1, 2]
     (gap,) = await log.query(kind="interrupted")
     assert gap["body"] == {"refused": 1, "dropped": 2}
+
+
+async def test_what_was_done_to_clients_is_found_without_a_scan(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.db", KEY)
+    log.open()
+    for n in range(50):
+        log.event("admin.client_role" if n % 10 == 0 else "other", n=n)
+    assert [json.loads(row.body)["n"] for row in log.of_clients()] == [0, 10, 20, 30, 40]
+    await asyncio.to_thread(log.close)
+    with closing(sqlite3.connect(tmp_path / "audit.db")) as db:
+        plan = db.execute(
+            f"EXPLAIN QUERY PLAN SELECT body FROM audit WHERE {writer.OF_CLIENTS} ORDER BY seq"
+        ).fetchall()
+    assert [row[3] for row in plan] == ["SCAN audit USING INDEX audit_clients"]
