@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python -P
 PACKAGES := llmd.daemon llmd.quantize llmd.api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-torch run test test-slow clients check bench wheelhouse deb deb-cuda deb-torch test-deb test-appliance test-power clean
+.PHONY: help setup setup-torch run test test-slow clients check check-cves bench wheelhouse deb deb-cuda deb-torch test-deb test-appliance test-power clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,10 @@ check: setup ## ruff and mypy --strict, over tests and benchmarks too
 	@MYPYPATH=packaging/typing .venv/bin/mypy --strict $(addprefix -p ,$(PACKAGES))
 	@MYPYPATH=packaging/typing:benchmarks:tests .venv/bin/mypy --strict benchmarks
 	@MYPYPATH=packaging/typing:tests .venv/bin/mypy --strict --explicit-package-bases --exclude '^tests/clients/(?!test_)[a-z]' tests
+
+FILES ?=
+check-cves: setup ## advisories in OSV form (FILES='all.zip …') against what the packages ship, or a bill among them
+	@$(PYTHON) packaging/check_cves.py $(FILES)
 
 bench: setup ## llmd and llama-server under the same load in turn, then what the gateway costs; ARGS='...'
 	@server=$$(packaging/build_peer.sh | tail -n 1) && [ -n "$$server" ] && \
