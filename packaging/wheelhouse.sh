@@ -17,7 +17,7 @@ mkdir -p "$HOUSE/built"
     --platform manylinux_2_34_x86_64 --platform manylinux_2_31_x86_64 --platform manylinux_2_28_x86_64 \
     --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -r packaging/deb.lock
 pkg-config --exists libsystemd || { echo "wheelhouse: apt install libsystemd-dev pkg-config" >&2 && exit 1; }
-"${PIP[@]}" wheel --quiet --disable-pip-version-check --no-deps --no-binary systemd-python --wheel-dir "$HOUSE/built" \
+"${PIP[@]}" wheel --quiet --disable-pip-version-check --no-deps --no-binary systemd-python --require-hashes --wheel-dir "$HOUSE/built" \
     -r packaging/requirements-deb.txt
 engine=$(packaging/build_portable.sh)
 cp "$engine" "$HOUSE/built/"

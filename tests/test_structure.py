@@ -298,6 +298,23 @@ def pins(*names: str) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
 
 
+@pytest.mark.parametrize(
+    ("made", "sources"),
+    [("requirements.lock", ("requirements.txt", "requirements-dev.txt")),
+     ("requirements-torch.lock", ("requirements-torch.txt",))],
+)  # fmt: skip
+def test_a_checkout_installs_what_is_pinned_held_to_its_hashes(made: str, sources: tuple[str, ...]) -> None:
+    """`packaging/lock.py` was run after the last change of requirements*.txt."""
+    lines = [line.split() for line in (ROOT / "packaging" / made).read_text().splitlines() if line[0] != "#"]
+    wanted = [line for name in sources for line in (ROOT / "packaging" / name).read_text().splitlines() if "==" in line]
+    assert [name for name, *_ in lines] == [line for line in wanted if line[0] != "#"]
+    assert all(
+        hashes and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", one) for one in hashes) for _, *hashes in lines
+    )
+    scripts = ((ROOT / "packaging" / name).read_text() for name in ("setup.sh", "setup_torch.sh", "wheelhouse.sh"))
+    assert all("--require-hashes" in script for script in scripts)
+
+
 def test_pyproject_and_the_pinned_requirements_agree() -> None:
     """requirements*.txt are installed without asking pip whether they fit: this asks."""
     script = (ROOT / "packaging" / "build_llama.sh").read_text()
