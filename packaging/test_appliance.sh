@@ -189,8 +189,6 @@ first_run() {
     doctor 'info  memory limits: workers have none' || broken "doctor does not say that workers' memory is not limited"
     # what reads models is confined in here too
     doctor 'ok    confinement: what reads models, schemas and templates reaches nothing else' || { on llmctl doctor || true; broken "no Landlock in the sandbox"; }
-    on sh -c 'echo "require_confinement = true" >>/etc/llmd/llmd.toml' && on systemctl restart llmd || broken "require_confinement"
-    until_ 40 "the model does not come back confined" ready
     # lines in the journal say what they are about
     until_ 10 "no line of the model in the journal" journal "small is ready" MODEL=small
     [[ $(on journalctl -u llmd SYSLOG_IDENTIFIER=llmd PRIORITY=6 -o cat | grep -c 'clients on') == 1 ]] || broken "priority in the journal"
@@ -294,6 +292,8 @@ sandbox() {
     on systemctl daemon-reload
     on systemctl restart llmd || broken "what is forbidden is possible"
     on llmctl model import /srv/model.gguf --name small >/dev/null && on llmctl deploy small >/dev/null || broken "deploy"
+    on sh -c 'echo "require_confinement = true" >>/etc/llmd/llmd.toml' && on systemctl restart llmd || broken "require_confinement"
+    until_ 40 "the model does not come back confined" ready
 }
 
 # fault WHAT DOCTOR PLANT UNDO: doctor, as it is while the fault is planted, and no longer

@@ -5,7 +5,7 @@ Whoever has a certificate gets in whatever others do, at the same address too:
 1. an address whose handshakes were more than HANDSHAKES_PER_SECOND, over a burst, is refused the next ones; those that
    stayed silent, or sent what is no TLS, cost nothing and do not count;
 2. where MAX_HANDSHAKES are under way, or there is no room for more connections, one of the address that has the most
-   gives way: the oldest that has stayed silent, else the oldest. A handshake takes milliseconds;
+   gives way: the oldest that has been silent for SILENT_SECONDS, else the oldest. A handshake takes milliseconds;
 3. a handshake that has not ended after HANDSHAKE_SECONDS is ended.
 
 One that fails is told why, by TLS's alert. Where that is for its certificate, what the client has sent meanwhile is
@@ -23,6 +23,8 @@ from llmd.daemon.identity.tls import HANDSHAKE
 
 # of a client that has been told why it is not let in
 DRAIN_SECONDS, DRAIN_BYTES = 1.0, 16 * 1024
+# a client that has something to say has said it by then
+SILENT_SECONDS = 0.25
 # addresses whose rate is remembered
 MAX_ADDRESSES = 4096
 _RESET = struct.pack("ii", 1, 0)
@@ -57,6 +59,7 @@ class _Handshake:
         self._connection = connection
         self._left: socket.socket | None = None
         self.silent, self.costs = True, False
+        self.began = asyncio.get_running_loop().time()
 
     def heard(self) -> None:
         self.silent = False
@@ -109,7 +112,9 @@ class Handshakes:
 
     def _give_way(self) -> None:
         busiest = max(self._running.values(), key=len)
-        going = next((task for task, one in busiest.items() if one.silent), next(iter(busiest)))
+        long_ago = asyncio.get_running_loop().time() - SILENT_SECONDS
+        silent = (task for task, one in busiest.items() if one.silent and one.began <= long_ago)
+        going = next(silent, next(iter(busiest)))
         going.cancel()
         busiest[going] = busiest.pop(going)  # it is gone soon; the next one is not this one
         busiest[going].silent = False

@@ -96,18 +96,24 @@ async def test_the_oldest_of_the_busiest_address_gives_way(monkeypatch: pytest.M
             theirs.close()
 
 
-async def test_of_the_busiest_address_who_is_silent_gives_way_first(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("patience", [0.0, 10.0])
+async def test_of_the_busiest_address_who_is_silent_for_long_gives_way_first(
+    monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """Who has just come has had no time to say anything: then the oldest goes."""
     monkeypatch.setattr(limits, "MAX_HANDSHAKES", 3)
+    monkeypatch.setattr(module, "SILENT_SECONDS", patience)
     async with shakes() as made:
         slow, silent, later = await made.begin("office", 3)
         made.speaks[0].heard()
         (good,) = await made.begin("office")
-        assert silent.recv(1) == b"" and made.handshakes.count == 3
-        for theirs in (slow, later, good):
+        gone, *stay = (slow, silent, later, good) if patience else (silent, slow, later, good)
+        assert gone.recv(1) == b"" and made.handshakes.count == 3
+        for theirs in stay:
             theirs.setblocking(False)
             with pytest.raises(BlockingIOError):
                 theirs.recv(1)
-        for theirs in (slow, silent, later, good):
+        for theirs in (gone, *stay):
             theirs.close()
 
 
