@@ -51,7 +51,7 @@ def lock(requirements: Path, out: Path) -> None:
     out.write_text(head + "\n".join(lines) + "\n")
 
 
-# a checkout's, and what of the packages' own wheels may take the place of the index's: torch's build for CPUs
+# a checkout's, and what the packages ship: it may have a build that the index has not (torch's for CPUs)
 CHECKOUTS = {
     "requirements.lock": (("requirements.txt", "requirements-dev.txt"), "deb.lock"),
     "requirements-torch.lock": (("requirements-torch.txt",), "torch.lock"),
@@ -89,7 +89,9 @@ def checkout(requirements: tuple[str, ...], shipped: Path, out: Path) -> None:
     own = dict(re.findall(r"^(\S+) --hash=sha256:(\w+)$", shipped.read_text(), re.MULTILINE))
     lines = []
     for name in names:
-        found = {*files(*name.split("==")), *([own[name]] if name in own else [])}
+        found = set(files(*name.split("==")))
+        if name in own and own[name] not in found:
+            found = {own[name]}  # a build of its own: the index's would be taken before it
         if not found:
             raise SystemExit(f"the index has no file of {name} for Linux")
         lines.append(" ".join([name, *(f"--hash=sha256:{one}" for one in sorted(found))]))
