@@ -133,9 +133,15 @@ def outline(model: Any) -> int:
     writer, places = _header(model)
     end = max((at + size for at, size, _ in places.values()), default=0)
     writer.fout[0].flush()
-    os.truncate(model.fname_out, writer.ggml_pad(end, writer.data_alignment))
+    _cut(model.fname_out, writer.ggml_pad(end, writer.data_alignment))
     writer.close()
     return int(os.path.getsize(model.fname_out))
+
+
+def _cut(path: Any, size: int) -> None:
+    """By a descriptor that may write it: truncate(2) asks for a path, and is refused to what is confined."""
+    with open(path, "r+b") as file:
+        file.truncate(size)
 
 
 def convert(model: Any, tell: Tell) -> None:
@@ -144,7 +150,7 @@ def convert(model: Any, tell: Tell) -> None:
     writer.fout[0].flush()
     total = sum(size for _, size, _ in places.values())
     room, done, lock = _Room(FLIGHT_BYTES), 0, threading.Lock()
-    os.truncate(model.fname_out, max((at + size for at, size, _ in places.values()), default=0))
+    _cut(model.fname_out, max((at + size for at, size, _ in places.values()), default=0))
 
     def write(name: str) -> None:
         nonlocal done
@@ -165,7 +171,7 @@ def convert(model: Any, tell: Tell) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     end = os.path.getsize(model.fname_out)
-    os.truncate(model.fname_out, writer.ggml_pad(end, writer.data_alignment))
+    _cut(model.fname_out, writer.ggml_pad(end, writer.data_alignment))
     writer.close()
 
 
