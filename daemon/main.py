@@ -78,6 +78,7 @@ class Daemon:
         """`read` reads the configuration anew."""
         self.config, self._read = settings, read or (lambda: settings)
         state = settings.state
+        process.apart(state)
         (state / "pki").mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = process.lock(state)
         self.audit = AuditLog(state / "audit.db", process.audit_key(state))
@@ -149,7 +150,7 @@ class Daemon:
 
     async def run(self, default_model: tuple[str, Path] | None = None) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
-        self.metrics.confined(process.confinement(self.config.state, required=self.config.require_confinement))
+        self.metrics.confined(process.confinement(required=self.config.require_confinement))
         self._handle_signals()
         self.service.doctor.cpu = await cpu.choose(self.config.state)
         if self.config.audit_on_failure == "serve":

@@ -52,11 +52,15 @@ def admins() -> int:
     return group if group in os.getgroups() else -1
 
 
-def confinement(state: Path, *, required: bool) -> bool:
-    """Whether the kernel can hold what reads strangers' bytes to what is its own. Raises Fatal where it is required and
-    it cannot, and for a state folder among the system's files, which all may read."""
+def apart(state: Path) -> None:
+    """Raises Fatal for a state folder among the system's files, which what is confined may read."""
     if root := confined.readable(state):
         raise Fatal(f"{state} lies below {root}, which what reads models may read too: choose another state_dir")
+
+
+def confinement(*, required: bool) -> bool:
+    """Whether the kernel can hold what reads strangers' bytes to what is its own. Raises Fatal where it is required and
+    it cannot."""
     missing = " and no ".join(confined.lacks())
     if missing and required:
         raise Fatal(f"this kernel has no {missing}, and require_confinement is set: {confined.REPAIR}")

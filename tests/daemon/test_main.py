@@ -267,6 +267,7 @@ def test_a_state_folder_among_the_systems_files_is_refused(tmp_path: Path, monke
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     done = forker().run("serve", "--state-dir", tmp_path / "s", "--listen", "127.0.0.1:0")
     assert done.returncode == 1 and f"{tmp_path / 's'} lies below {tmp_path}" in done.stderr
+    assert not (tmp_path / "s").exists()
 
 
 def test_where_the_kernel_cannot_confine_it_says_so_and_does_not_start_if_that_is_required(tmp_path: Path) -> None:
