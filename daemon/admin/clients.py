@@ -206,20 +206,26 @@ class Clients:
         return {"client": name, "role": role, "before": before}
 
     async def list(self) -> list[dict[str, Any]]:
-        """Every client and its certificates, with those that were shown in its name and were not issued here."""
+        """Every client and its certificates, with those that were shown in its name and that nothing here knows; a
+        client that only such a one names has no role."""
         strangers = [
             (one.name, {"serial": one.serial, "not_after": rfc3339(one.not_after), "revoked_at": None, "known": False})
             for one in self.register.strangers
         ]
 
         def work() -> list[dict[str, Any]]:
+            clients = self.store.principals()
+            others = sorted({name for name, _ in strangers} - {p.name for p in clients})
             return [
                 {"name": p.name, "role": p.role, "certificates": [
                     *({"serial": c.serial, "not_after": rfc3339(c.not_after), "known": True,
                        "revoked_at": None if c.revoked_at is None else rfc3339(c.revoked_at)}
                       for c in self.store.certificates(p.name)),
                     *(one for name, one in strangers if name == p.name)]}
-                for p in self.store.principals()
+                for p in clients
+            ] + [
+                {"name": other, "role": "", "certificates": [one for name, one in strangers if name == other]}
+                for other in others
             ]  # fmt: skip
 
         return await self.state.run(work)

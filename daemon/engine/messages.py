@@ -306,7 +306,7 @@ class Ready(Message, frozen=True):
     size: int  # bytes of weights
     description: str
     chat: bool  # it has a chat template
-    confined: bool = True  # it reaches its model and its GPUs, and nothing else
+    confined: bool = False  # it reaches its model and its GPUs, and nothing else
 
     @property
     def positions(self) -> int:

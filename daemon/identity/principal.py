@@ -39,7 +39,7 @@ class Identity:
 
     def principal(self, peer: PeerIdentity | None, address: str) -> Principal:
         """Who `peer` is. Raises Forbidden, in this order: 1. no certificate; 2. revoked; 3. expired; 4. of another
-        node; 5. unknown here; 6. a certificate that was not issued here, or that nothing here remembers."""
+        node; 5. not issued here, or nothing here remembers it, be it for a client that there is."""
         if peer is None:
             raise Forbidden("a client certificate is required")
         if peer.serial in self._revoked():
@@ -49,10 +49,8 @@ class Identity:
         name = peer.uri.removeprefix(self._prefix)
         if name == peer.uri:
             raise ClientUnknown("this client certificate was made for another node")
-        role = self._role(name)
-        if role is None:
-            raise ClientUnknown("this client is not known here")
-        if not self._register.knows(peer, name):
+        known, role = self._register.knows(peer, name), self._role(name)
+        if not known or role is None:
             raise ClientUnknown(
                 "this certificate is not among those that this server remembers: ask its administrator for another one "
                 f"(llmctl client issue {name} --again)"

@@ -248,7 +248,7 @@ def test_a_certificate_that_nothing_here_remembers_is_refused_and_shown(start: S
     llmd.stop()
     shutil.copytree(state, tmp_path / "backup", ignore=shutil.ignore_patterns("*.sock"))
     llmd = start()
-    second = issued(llmd, "alice", tmp_path / "2", "--again")
+    second, bob = issued(llmd, "alice", tmp_path / "2", "--again"), issued(llmd, "bob", tmp_path / "4")
     llmd.stop()
     shutil.rmtree(state)
     shutil.move(tmp_path / "backup", state)
@@ -261,5 +261,11 @@ def test_a_certificate_that_nothing_here_remembers_is_refused_and_shown(start: S
     assert told["ok"] is None and "alice" in told["message"] and "client issue NAME --again" in told["fix"]
     (alice,) = [one for one in llmd.llmctl("client", "list") if one["name"] == "alice"]
     assert [one["known"] for one in alice["certificates"]] == [True, False]
+    _, _, answer = llmd.get("/v1/models", bob)  # a client that the backup has never heard of
+    assert "llmctl client issue bob --again" in answer["error"]["message"]
+    assert "bob" in checks(llmd)["unknown certificates"]["message"]
+    (told,) = [one for one in llmd.llmctl("client", "list") if one["name"] == "bob"]
+    assert told["role"] == "" and [one["known"] for one in told["certificates"]] == [False]
+    assert asked(llmd, issued(llmd, "bob", tmp_path / "5", "--again")) == (200, "")
     assert asked(llmd, issued(llmd, "alice", tmp_path / "3", "--again")) == (200, "")
     assert asked(llmd, second) == (403, "client_unknown")
