@@ -25,9 +25,10 @@ from llmd.api.openai import schema as openai
 from llmd.daemon import limits
 from llmd.daemon.engine import messages as engine
 from llmd.daemon.engine import output, prefixes, turns
-from llmd.daemon.engine.answers import arguments, check, grammar, matching, reader, schemas
+from llmd.daemon.engine.answers import arguments, check, grammar, loosening, matching, places, reader, schemas
 from llmd.daemon.engine.answers.answering import Answers, Choice
 from llmd.daemon.engine.answers.formats import CALLS, THINKINGS, Syntax
+from llmd.daemon.engine.answers.loosening import Loosening
 from llmd.daemon.engine.answers.spelling import GemmaRules, XmlRules
 from llmd.daemon.engine.fake import FakeRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage, Generate, SamplingParams, Tool, ToolCall, Wanted
@@ -473,7 +474,7 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     "daemon/engine/answers/arguments.py:Json.read": (
         lambda n: lambda: arguments.Json().read('{"a": [' + '"b\\"", ' * n),
     ),
-    "daemon/engine/answers/check.py:check": of_schemas(lambda made: check.check(json.dumps(made), "a", strict=True)),
+    "daemon/engine/answers/check.py:check": of_schemas(lambda made: check.check(json.dumps(made), "a")),
     "daemon/engine/answers/check.py:answer": of_schemas(
         lambda made: check.answer(json.dumps(["schemas", [[json.dumps(made), "a", False]], ""]).encode(), Kept(1, 1))
     ),
@@ -482,7 +483,17 @@ GROWS: dict[str, tuple[Grow, ...]] = {
         lambda n: lambda: grammar.answer(SYNTAX["hermes"], Wanted(None, tuple(
             Tool(f"t{i}", "{}", "{}") for i in range(n // 4))), {}),
     ),
+    "daemon/engine/answers/loosening.py:shaped": of_schemas(loosening.shaped),
+    "daemon/engine/answers/loosening.py:Loosening.of": (
+        *of_schemas(lambda made: Loosening(check.refused).of(made)),
+        *of_schemas(lambda made: Loosening(lambda _: True).of(made)),
+    ),
     "daemon/engine/answers/matching.py:refusal": of_schemas(lambda made: matching.refusal(json.dumps(made))),
+    "daemon/engine/answers/places.py:parts": of_schemas(lambda made: [*places.parts(made)]),
+    "daemon/engine/answers/places.py:at": (lambda n: lambda: places.at({}, "#" + "/a" * n),),
+    "daemon/engine/answers/places.py:lost": of_schemas(lambda made: [*places.lost(made)]),
+    "daemon/engine/answers/places.py:circular": of_schemas(lambda made: [*places.circular(made)]),
+    "daemon/engine/answers/places.py:moved": of_schemas(places.moved),
     "daemon/engine/answers/reader.py:fits": (
         lambda n: lambda: reader.fits(CALLS["hermes"].heads[0], "<tool_call>" + " " * n),
     ),
@@ -579,6 +590,7 @@ BOUNDED: dict[str, str] = {
     "api/openai/schema.py:CompletionBody.wanted_logprobs": ONE,
     "api/openai/schema.py:CompletionBody.prompts": PARTS + "the fields below",
     "daemon/serving/ask.py:Ask.places": ONE,
+    "daemon/serving/ask.py:Ask.held_to": "of 128 tools at most",
     "daemon/serving/routing.py:Candidate.free": ONE,
     "daemon/engine/templates.py:ChatTemplate.syntax": RENDERED,
     "daemon/engine/templates.py:chat_template": RENDERED,
@@ -599,6 +611,11 @@ BOUNDED: dict[str, str] = {
     "daemon/engine/answers/arguments.py:overlap": WORD,
     "daemon/engine/answers/arguments.py:Gemma.read": PARTS + "Reader.push",
     "daemon/engine/answers/arguments.py:Xml.read": PARTS + "Reader.push",
+    "daemon/engine/answers/check.py:refused": PARTS + "matching.py:refusal",
+    "daemon/engine/answers/check.py:held": PARTS + "answer",
+    "daemon/engine/answers/places.py:below": PARTS + "parts",
+    "daemon/engine/answers/places.py:refers": PARTS + "parts",
+    "daemon/engine/answers/places.py:move_back": PARTS + "moved",
     "daemon/engine/answers/check.py:validator": PARTS + "check, in a child: 2 s, 2 GiB",
     "daemon/engine/answers/check.py:main": PARTS + "answer",
     "daemon/engine/answers/detecting.py:calls_in": RENDERED,

@@ -16,6 +16,7 @@ from llmd.api.http.body import LARGE_VALUES, Body, Fields, few
 from llmd.api.openai.messages import Message, Name, Text
 from llmd.daemon import limits
 from llmd.daemon.engine import messages as engine
+from llmd.daemon.engine.answers.loosening import shaped
 from llmd.daemon.engine.messages import Prompt, RawText, SamplingParams, Tokens
 from llmd.daemon.errors import BadRequest
 
@@ -136,8 +137,8 @@ _OPEN = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf"
 
 class FunctionDefinition(Body):
     """`parameters`: a JSON schema of an object; without it the function takes none, and where they say nothing of
-    others those that they name alone. `strict`: calls are held to all of
-    it, and refused beforehand where that cannot be."""
+    others those that they name alone. `strict`: calls are held to all of it, and refused beforehand where that cannot
+    be; else to what of it can be."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
     description: Text | None = None
@@ -153,12 +154,14 @@ class ToolDefinition(Body):
         """Raises BadRequest."""
         function = self.function
         parameters = function.parameters or {}
-        if parameters.get("type", "object") != "object":
+        if not function.strict:
+            parameters = shaped(parameters)
+        elif parameters.get("type", "object") != "object":
             raise BadRequest(f"tools.{number}.function.parameters: their type is object", param="tools")
         shown = {
             "name": function.name,
             "description": function.description or "",
-            "parameters": {"type": "object", "properties": {}} | parameters,
+            "parameters": {"type": "object", "properties": {}} | parameters | {"type": "object"},
         }
         definition = _written({"type": "function", "function": shown}, ensure_ascii=False)
         # a model that may write what the function does not name would do so, perhaps for ever

@@ -182,7 +182,7 @@ class Serving:
         books = _Books(self, principal, ask, model)
         outcome: tuple[str, str | None] = ("cancelled", None)
         try:
-            worker, info, place = await self._admitted(books, principal.name, ask, model)
+            worker, info, place, ask = await self._admitted(books, principal.name, ask, model)
             books.stream = stream = worker.open(principal.name, ask.work, place.leave)
             fit = partial(self.schemas.fit, principal.name)
             books.answer = answer = Answer(books.request_id, model, info.context, stream, ask.work, fit)
@@ -213,11 +213,11 @@ class Serving:
         finally:
             books.finish(*outcome)
 
-    async def _admitted(self, books: "_Books", owner: str, ask: Ask, model: str) -> tuple[Worker, Ready, Place]:
-        """Who answers a request, its place, and its row on disk: 2. to 7. of `open`."""
+    async def _admitted(self, books: "_Books", owner: str, ask: Ask, model: str) -> tuple[Worker, Ready, Place, Ask]:
+        """Who answers a request, its place, its row on disk, and what its answer is held to: 2. to 7. of `open`."""
         if not self.pool.replacing(model):
             self.pool.serves(model)
-        await self.schemas.check(owner, ask.schemas())
+        held = await self.schemas.check(owner, ask.schemas())
         await books.read()
         self.poison.check(books.digest)
         await self._successor(model, ask)
@@ -225,7 +225,7 @@ class Serving:
         place = self.admission.enter(model, ask.places, self.pool.find(model).slots)
         try:
             await books.admit()
-            return *self.pool.serves(model, owner, ask), place
+            return *self.pool.serves(model, owner, ask), place, ask.held_to(held)
         except BaseException:
             place.leave()
             raise

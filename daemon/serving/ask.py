@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from llmd.daemon import limits
 from llmd.daemon.engine.messages import (
@@ -14,6 +15,8 @@ from llmd.daemon.engine.messages import (
     RawText,
     Tokenize,
     Tokens,
+    Tool,
+    Wanted,
     Work,
 )
 
@@ -49,6 +52,16 @@ class Ask:
             return []
         tools = [(tool.parameters, f"tools.{tool.name}", tool.strict) for tool in wanted.tools]
         return tools if wanted.schema is None else [*tools, (wanted.schema, "response_format", True)]
+
+    def held_to(self, schemas: Mapping[int, str]) -> "Ask":
+        """With other ones than `schemas()`, by their number."""
+        if not schemas:
+            return self
+        assert isinstance(self.work, Generate) and self.work.wanted is not None
+        tools = list(self.work.wanted.tools)
+        for number, text in schemas.items():
+            tools[number] = _with(tools[number], parameters=text)
+        return replace(self, work=_with(self.work, wanted=_with(self.work.wanted, tools=tuple(tools))))
 
     def prompt(self) -> bytes:
         """What the audit log's keyed hash covers. One text is its own bytes; what is none begins with a byte that no
@@ -86,6 +99,13 @@ class Ask:
             return [self.work]
         wanted = self.work.wanted
         return [self.work, *self.work.prompts, *((wanted, *wanted.tools) if wanted else ())]
+
+
+_S = TypeVar("_S", Generate, Wanted, Tool)
+
+
+def _with(struct: _S, **values: Any) -> _S:
+    return type(struct)(**{name: getattr(struct, name) for name in struct.__struct_fields__} | values)
 
 
 def _given(struct: Any) -> dict[str, Any]:

@@ -26,8 +26,10 @@ PROGRAM = "llmd.daemon.engine.answers.check"
 PROCESSES = 2
 START_SECONDS = 30.0
 KEPT, KEPT_EACH = 4096, 1024  # schemas that are known to be good, as hashes: of all clients, and of one
+# what answers are held to instead of some, as texts of so many characters at most
+KEPT_LOOSE, KEPT_LOOSE_EACH, KEPT_CHARS = 64, 16, 1 << 18
 LIMITS = children.Limits(address_space=2 << 30, file_size=1 << 20)
-MAX_ANSWER_BYTES = 1 << 16
+MAX_ANSWER_BYTES = 4 * limits.MAX_BODY_BYTES  # schemas of a body, as texts in JSON
 LARGE_CHARS = 1 << 16  # what is asked is written in a thread
 
 # a schema's text, the request's field that it comes from, whether all of it is to hold
@@ -91,6 +93,7 @@ class Schemas:
     def __init__(self, aside: Aside | None = None) -> None:
         self._aside = aside or Aside()
         self._good = Kept[bool](KEPT, KEPT_EACH)
+        self._loose = Kept[dict[int, str]](KEPT_LOOSE, KEPT_LOOSE_EACH)
         self._idle: list[_Child] = []
         self._killed: list[_Child] = []
         self._gate = Gate(PROCESSES)
@@ -105,16 +108,19 @@ class Schemas:
             self._kill(self._idle.pop())
         await asyncio.gather(*(child.process.wait() for child in self._killed))
 
-    async def check(self, principal: str, schemas: list[Schema]) -> None:
-        """Raises SchemaUnsupported, SchemaTooComplex, and Unavailable."""
+    async def check(self, principal: str, schemas: list[Schema]) -> dict[int, str]:
+        """What answers are held to instead of those that need not hold and cannot, by their number. Raises
+        SchemaUnsupported, SchemaTooComplex, and Unavailable."""
         if not schemas:
-            return
+            return {}
         line, key = await self._line("schemas", schemas, principal)
         if self._good.get(principal, key):
-            return
+            return {}
+        if loose := self._loose.get(principal, key):
+            return loose
         try:
             async with asyncio.timeout(limits.ACCEPT_SECONDS), self._gate.enter(principal):
-                await self._asked(line, limits.SCHEMA_SECONDS)
+                said = await self._asked(line, limits.SCHEMA_SECONDS)
         except TimeoutError as e:
             raise DeadlineExceeded("too many schemas wait to be looked at; try again") from e
         except _Stuck as e:
@@ -125,7 +131,12 @@ class Schemas:
             raise SchemaTooComplex(
                 f"the schema is too complex: reading it {why}; write it more simply", param=field
             ) from e
-        self._good.put(principal, key, True)
+        loose = {int(number): str(text) for number, text in said.get("held", {}).items()}
+        if not loose:
+            self._good.put(principal, key, True)
+        elif sum(map(len, loose.values())) <= KEPT_CHARS:
+            self._loose.put(principal, key, loose)
+        return loose
 
     async def fit(self, principal: str, answers: list[Whole]) -> None:
         """Whether answers fit their schemas; what cannot be found out in time does not. Raises AnswerInvalid, and
@@ -155,7 +166,7 @@ class Schemas:
         size = sum(len(text) for one in what for text in one if isinstance(text, str))
         return await self._aside.run(owner, made) if size >= LARGE_CHARS else made()
 
-    async def _asked(self, line: bytes, seconds: float) -> None:
+    async def _asked(self, line: bytes, seconds: float) -> dict[str, Any]:
         """Raises the BadRequest that a process answers, Unavailable, and _Stuck where it does not answer."""
         child = await self._child()
         answered, before = False, _cpu_seconds(child.process.pid)
@@ -175,6 +186,7 @@ class Schemas:
         if said.get("ok") is not True:
             error = from_wire(str(said.get("code")), str(said.get("message")), said.get("param"))
             raise error if isinstance(error, BadRequest) else Unavailable("schemas cannot be looked at; try again")
+        return said
 
     async def _child(self) -> _Child:
         while self._idle:

@@ -97,6 +97,35 @@ def test_the_first_request_after_a_schema_that_killed_its_process_is_answered(ll
     assert ask(llmd, response_format=form({"const": "first"}))[0] == 200
 
 
+ODD: dict[str, Any] = {
+    "look-ahead": {"city": {"type": "string", "pattern": r"^(?!\.)\d*$"}},
+    "null": None,
+    "an unknown type": {"city": {"type": "any"}},
+    "nowhere": {"city": {"$ref": "#/$defs/Place"}},
+    "elsewhere": {"city": {"$ref": "https://example.com/place.json"}},
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_one_odd_tool_takes_nothing_but_its_oddity_away(llmd: Llmd, what: str) -> None:
+    days = {"type": "integer", "minimum": 1, "maximum": 9}
+    properties = ODD[what] and {"days": days, **ODD[what]}
+    parameters = {"type": ["object", "null"], "properties": properties, "required": ["days"]}
+    odd: dict[str, Any] = {"type": "function", "function": {"name": "odd", "parameters": parameters}}
+    status, answer = ask(llmd, tools=[CLOCK, WEATHER, odd], max_tokens=2)
+    assert status == 200, answer
+    named = {"type": "function", "function": {"name": "odd"}}
+    status, answer = ask(llmd, tools=[CLOCK, odd], tool_choice=named, max_tokens=60)
+    assert status == 200, answer
+    if answer["choices"][0]["finish_reason"] == "tool_calls" and ODD[what]:
+        (call,) = answer["choices"][0]["message"]["tool_calls"]
+        arguments = json.loads(call["function"]["arguments"])
+        assert 1 <= arguments["days"] <= 9 and arguments.keys() <= {"days", "city"}
+    odd["function"]["strict"] = True
+    status, answer = ask(llmd, tools=[CLOCK, odd])
+    assert status == 400 and answer["error"]["param"] == "tools"
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_a_tool_is_called(llmd: Llmd, choice: Any) -> None:
     tools = [WEATHER] if choice == "required" else [CLOCK, WEATHER]

@@ -4,7 +4,9 @@ formats.py    how models write calls and thoughts, as data
 detecting.py  which of that a chat template is for
 arguments.py  pure: a call's arguments, however they are written, as JSON
 reader.py     pure: what a model writes, as what it says, thinks and calls
+places.py     pure: where schemas stand in a schema, and where references lead
 schemas.py    JSON schemas: which an answer can be held to, and whether it fits
+loosening.py  pure, but for who refuses: what of a schema that need not hold answers are held to
 grammar.py    pure: what an answer may be, as a grammar's text
 spelling.py   pure: arguments that are no JSON, as rules of a grammar
 matching.py   llguidance: grammars compiled, followed, and which tokens may come next

@@ -4,7 +4,8 @@ may take any time and any memory, in which nothing else of the process runs.
     python -P -m llmd.daemon.engine.answers.check FD    the socket on which it is asked
 
 It says `{}` once it can be asked. A line in, `["schemas", [[SCHEMA, PARAM, STRICT], …], OWNER]` or
-`["answers", [[SCHEMA, PARAM, ANSWER, WHAT], …], OWNER]`, is a line out: `{"ok": true}`, or the error: `{"ok": false,
+`["answers", [[SCHEMA, PARAM, ANSWER, WHAT], …], OWNER]`, is a line out: `{"ok": true}`, with `"held": {N: SCHEMA, …}`
+where answers are held to that instead of the Nth schema, which need not hold and cannot; or the error: `{"ok": false,
 "code": CODE, "message": TEXT, "param": PARAM}`. `daemon/serving/schemas.py` runs it.
 """
 
@@ -14,6 +15,7 @@ import sys
 from typing import Any
 
 from llmd.daemon.confined import seal
+from llmd.daemon.engine.answers.loosening import Loosening
 from llmd.daemon.engine.answers.matching import refusal
 from llmd.daemon.engine.answers.schemas import Validator, parsed, prepared
 from llmd.daemon.errors import LlmdError, SchemaUnsupported
@@ -22,12 +24,30 @@ from llmd.daemon.kept import Kept
 KEPT, KEPT_EACH = 64, 32  # schemas that answers were held against: of all clients, and of one
 
 
-def check(text: str, param: str, *, strict: bool) -> None:
+def check(text: str, param: str) -> None:
     """Raises SchemaUnsupported."""
-    if strict:
-        Validator(parsed(text, param), param)
-    if why := refusal(prepared(text, param, strict=strict)):
+    Validator(parsed(text, param), param)
+    if why := refusal(prepared(text, param, strict=True)):
         raise SchemaUnsupported(f"{param}: no answer can be held to this schema: {why}", param=param.partition(".")[0])
+
+
+def refused(schema: dict[str, Any]) -> bool:
+    return bool(refusal(prepared(json.dumps(schema), "", strict=False)))
+
+
+def held(schemas: list[tuple[str, str, bool]]) -> dict[int, str]:
+    """What answers are held to instead of the schemas that need not hold and cannot, by number. Raises
+    SchemaUnsupported for one that must."""
+    loosening, found = Loosening(refused), dict[int, str]()
+    for i, (text, param, strict) in enumerate(schemas):
+        if strict:
+            check(text, param)
+            continue
+        schema = json.loads(text)
+        loose = loosening.of(schema)
+        if loose is not schema:
+            found[i] = json.dumps({**loose, "type": "object"})
+    return found
 
 
 def validator(text: str, param: str, owner: str, kept: Kept[Validator]) -> Validator:
@@ -42,11 +62,10 @@ def answer(line: bytes, kept: Kept[Validator]) -> dict[str, Any]:
     kind, asked, owner = json.loads(line)
     try:
         if kind == "schemas":
-            for text, param, strict in asked:
-                check(text, param, strict=strict)
-        else:
-            for schema, param, text, what in asked:
-                validator(schema, param, owner, kept).check(text, what)
+            found = held(asked)
+            return {"ok": True, "held": found} if found else {"ok": True}
+        for schema, param, text, what in asked:
+            validator(schema, param, owner, kept).check(text, what)
     except LlmdError as e:
         return {"ok": False, "code": e.code, "message": e.message, "param": e.param}
     return {"ok": True}

@@ -8,13 +8,12 @@ JSON Schema says they are, remarks.
 import json
 from collections.abc import Iterator
 from typing import Any, TypeAlias
-from urllib.parse import unquote
 
 import jsonschema_rs
 
+from llmd.daemon.engine.answers.places import below, circular
 from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
 
-MAX_REFS = 200  # that lead to one another
 MAX_NAMED = 120  # characters of the client's own words that an error repeats
 MAX_SAID = 200
 UNSUPPORTED = frozenset({
@@ -23,11 +22,6 @@ UNSUPPORTED = frozenset({
     "additionalItems", "contentEncoding", "contentMediaType", "contentSchema", "$dynamicRef", "$recursiveRef",
     "$dynamicAnchor", "$recursiveAnchor", "$vocabulary", "extends", "disallow", "divisibleBy",
 })  # fmt: skip
-# where schemas stand inside a schema
-_ONE = ("items", "additionalProperties")
-_CHOICES = ("allOf", "anyOf", "oneOf")
-_SEVERAL = (*_CHOICES, "prefixItems")
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")
 
 # values that answers are held to, and the largest whole number that a grammar and everybody's JSON keep to the digit
 _VALUES = ("enum", "const")
@@ -61,16 +55,11 @@ def _parts(schema: Any, path: _Path) -> Iterator[tuple[_Path, dict[str, Any]]]:
     if not isinstance(schema, dict):
         return
     yield path, schema
-    for key in _ONE:
-        yield from _parts(schema.get(key), (path, key))
-    for key in _SEVERAL:
-        several = schema.get(key)
-        for i, part in enumerate(several if isinstance(several, list) else ()):
-            yield from _parts(part, ((path, key), str(i)))
-    for key in _NAMED:
-        named = schema.get(key)
-        for name, part in named.items() if isinstance(named, dict) else ():
-            yield from _parts(part, ((path, key), name))
+    for steps, part in below(schema):
+        at = path
+        for step in steps:
+            at = at, step
+        yield from _parts(part, at)
 
 
 def _shown(path: _Path) -> str:
@@ -111,38 +100,9 @@ def _too_long(value: Any) -> bool:
 
 
 def _check_refs(root: dict[str, Any], param: str) -> None:
-    """A schema that leads to itself, by references and choices alone, is every value to one reader and none to another.
-    Each is looked at once."""
-    under_way, done = set[int](), set[int]()
-
-    def follow(path: _Path, schema: Any) -> None:
-        if not isinstance(schema, dict) or id(schema) in done:
-            return
-        if id(schema) in under_way or len(under_way) > MAX_REFS:
-            raise SchemaUnsupported(f"{param}: {_shown(path)}: $ref leads back to itself", param=_field(param))
-        under_way.add(id(schema))
-        several = [part for key in _CHOICES if isinstance(schema.get(key), list) for part in schema[key]]
-        for part in (*several, _at(root, str(schema["$ref"])) if "$ref" in schema else None):
-            follow(path, part)
-        under_way.discard(id(schema))
-        done.add(id(schema))
-
-    for path, part in _parts(root, None):
-        follow(path, part)
-
-
-def _at(root: Any, ref: str) -> Any:
-    """What a pointer into a schema leads to (RFC 6901); None: nothing, or it is the name of an anchor."""
-    at = root if ref == "#" or ref.startswith("#/") else None
-    for step in ref.removeprefix("#").split("/")[1:]:
-        step = unquote(step).replace("~1", "/").replace("~0", "~")
-        if isinstance(at, list) and step.isdecimal() and int(step) < len(at):
-            at = at[int(step)]
-        elif isinstance(at, dict):
-            at = at.get(step)
-        else:
-            return None
-    return at
+    for part in circular(root):
+        path = next(path for path, one in _parts(root, None) if one is part)
+        raise SchemaUnsupported(f"{param}: {_shown(path)}: $ref leads back to itself", param=_field(param))
 
 
 class Validator:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llmd.daemon.engine.answers.places import ROOT, moved, refers
 from llmd.daemon.engine.answers.schemas import is_text
 from llmd.daemon.errors import SchemaTooComplex
 
@@ -138,7 +139,7 @@ class XmlRules(Rules):
         properties, end = schema.get("properties"), self._literal("</function>")
         if not isinstance(properties, dict) or len(properties) > MAX_PAIRS:
             return self.add(name, f'("<parameter=" {NAME} ">\\n" any_text)* {end}')
-        outer: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions", "x-guidance") if key in schema}
+        outer = {"x-guidance": schema.get("x-guidance", {}), "$defs": {ROOT: moved(schema)}}
         parts, required = [], _required(schema)
         for i, (key, kind) in enumerate(properties.items()):
             part = f"{self._literal(f'<parameter={key}>' + chr(10))} {self._value(kind, outer, f'{name}_{i}')}"
@@ -149,8 +150,9 @@ class XmlRules(Rules):
         if is_text(schema):
             choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
             return f"({' | '.join(self._literal(c + self.END) for c in choices)})" if choices else "any_text"
-        inner = {**outer, **schema} if isinstance(schema, dict) else {}
-        return f"{self.add(name, '%json ' + json.dumps(inner))} {self._literal(self.END)}"
+        inner = moved(schema) if isinstance(schema, dict) else {}
+        above = {key: value for key, value in outer.items() if key != "$defs" or refers(inner)}
+        return f"{self.add(name, '%json ' + json.dumps({**inner, **above}))} {self._literal(self.END)}"
 
 
 def _required(schema: dict[str, Any]) -> frozenset[str]:

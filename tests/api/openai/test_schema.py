@@ -213,7 +213,7 @@ def test_the_choice_of_a_tool() -> None:
         ({"tools": [tool()], "tool_choice": named("wizard")}, "not among tools"),
         ({"tool_choice": "required"}, "no tools"),
         ({"tool_choice": named("a")}, "no tools"),
-        ({"tools": [tool(parameters={"type": "array"})]}, "their type is object"),
+        ({"tools": [tool(parameters={"type": "array"}, strict=True)]}, "their type is object"),
         ({"functions": [{"name": "f"}]}, "send tools"),
         ({"function_call": {"name": "f"}}, "send tools"),
     ],

@@ -113,3 +113,14 @@ def test_one_text_is_its_own_bytes_and_nothing_else_is_spelled_by_one() -> None:
     others = [(a, b), (one, two), (a, one), (Tokens((1, 2)),), (texts[2], texts[3]), (texts[4], texts[5])]
     others += [(text,) for text in texts]
     assert len({prompt(*prompts) for prompts in others}) == len(others)
+
+
+def test_what_it_is_held_to_instead_changes_nothing_else() -> None:
+    tools = tuple(Tool(name, "{}", '{"a": 1}', strict=name == "b") for name in "abc")
+    ask = Ask("/", "m", msgspec.structs.replace(FULL, choices=2, wanted=Wanted("{}", tools, must_call=True)))
+    assert ask.held_to({}) is ask
+    held = ask.held_to({2: "{}"})
+    assert isinstance(held.work, Generate) and held.work.wanted
+    assert held.work.wanted == Wanted("{}", (*tools[:2], Tool("c", "{}", "{}")), must_call=True)
+    assert msgspec.structs.replace(held.work, wanted=None) == msgspec.structs.replace(ask.work, wanted=None)
+    assert dataclasses.replace(held, work=ask.work) == ask

@@ -47,6 +47,28 @@ async def test_good_ones_pass_and_are_not_asked_again(checking: Schemas, monkeyp
         await checking.check("bob", one(GOOD))  # how long it takes would tell that somebody else asked it
 
 
+async def test_what_calls_are_held_to_instead_is_said_and_kept(
+    checking: Schemas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = [
+        ("{}", "tools.a", True),
+        *((json.dumps({"title": n * "x", "type": "any"}), "tools.b", False) for n in (1, 2)),
+    ]
+    held = {1: '{"title": "x", "type": "object"}', 2: '{"title": "xx", "type": "object"}'}
+    assert await checking.check("alice", odd) == held
+    large = one({"type": "any", "title": "x" * schemas.KEPT_CHARS}, strict=False)
+    assert len((await checking.check("alice", large))[0]) > schemas.KEPT_CHARS
+
+    async def never(*_: object) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(checking, "_asked", never)
+    assert await checking.check("alice", odd) == held
+    for who, what in (("bob", odd), ("alice", large)):
+        with pytest.raises(AssertionError):
+            await checking.check(who, what)
+
+
 async def test_others_are_refused_by_name_and_the_process_goes_on(checking: Schemas) -> None:
     (child,) = checking._idle
     for _ in range(3):
@@ -100,10 +122,11 @@ async def test_one_clients_schemas_leave_a_process_to_the_others(
     gate = asyncio.Event()
     asked: list[str] = []
 
-    async def held(line: bytes, _: float) -> None:
+    async def held(line: bytes, _: float) -> dict[str, Any]:
         asked.append(json.loads(line)[1][0][0])
         if asked[-1] == GOOD:
             await gate.wait()
+        return {"ok": True}
 
     monkeypatch.setattr(checking, "_asked", held)
     mine = [asyncio.create_task(checking.check("alice", one(text))) for text in (GOOD, '{"const": 1}', '{"const": 2}')]
