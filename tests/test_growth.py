@@ -25,9 +25,9 @@ from llmd.api.openai import schema as openai
 from llmd.daemon import limits
 from llmd.daemon.engine import messages as engine
 from llmd.daemon.engine import output, prefixes, turns
-from llmd.daemon.engine.answers import arguments, check, grammar, loosening, matching, places, reader, schemas
+from llmd.daemon.engine.answers import arguments, check, grammar, loosening, matching, places, reader, schemas, stops
 from llmd.daemon.engine.answers.answering import Answers, Choice
-from llmd.daemon.engine.answers.formats import CALLS, THINKINGS, Syntax
+from llmd.daemon.engine.answers.formats import CALLS, THINKINGS, Syntax, Thoughts
 from llmd.daemon.engine.answers.loosening import Loosening
 from llmd.daemon.engine.answers.spelling import GemmaRules, XmlRules
 from llmd.daemon.engine.fake import FakeRunner
@@ -239,7 +239,7 @@ def written(name: str, text: str, size: int, *, thinks: bool = False) -> Work:
 
     def work() -> None:
         syntax = Syntax(CALLS[name], THINKINGS["think"])
-        read = reader.Reader(syntax, frozenset({"a"}), texts={"a": ("t",)}, thinks=thinks)
+        read = reader.Reader(syntax, frozenset({"a"}), texts={"a": ("t",)}, thinks=thinks, stop=("aab", "}b"))
         for at in range(0, len(text), size):
             read.push(text[at : at + size])
         read.end()
@@ -465,11 +465,11 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     ),
     "daemon/engine/output.py:LogprobOutput.push": (with_logprobs,),
     "daemon/engine/answers/answering.py:Choice.push": (
-        lambda n: lambda: [Choice(made).push("a") for made in [answers().answering(THINKS, Wanted(), thinks=True)]
+        lambda n: lambda: [Choice(made).push("a") for made in [answers().answering(THINKS, Wanted(), Thoughts.BEGUN)]
                            if made for _ in range(n)],
     ),
     "daemon/engine/answers/answering.py:Answers.answering": (
-        lambda n: lambda: answers().answering(Syntax(), Wanted(json.dumps(choices(n))), thinks=False),
+        lambda n: lambda: answers().answering(Syntax(), Wanted(json.dumps(choices(n)))),
     ),
     "daemon/engine/answers/arguments.py:Json.read": (
         lambda n: lambda: arguments.Json().read('{"a": [' + '"b\\"", ' * n),
@@ -504,6 +504,10 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     ),
     "daemon/engine/answers/schemas.py:texts_of": of_schemas(lambda made: schemas.texts_of(json.dumps(made))),
     "daemon/engine/answers/schemas.py:is_text": (lambda n: lambda: schemas.is_text({"enum": ["a"] * n}),),
+    "daemon/engine/answers/stops.py:Stops.push": (
+        lambda n: lambda: stops.Stops(("a" * n + "b", "a")).push("a" * n),
+        lambda n: lambda: [found.push("a") for found in [stops.Stops(("a" * n + "b", "ab"))] for _ in range(n)],
+    ),
     "daemon/engine/answers/spelling.py:GemmaRules.arguments": of_schemas(lambda made: rules(GemmaRules, made)),
     "daemon/engine/answers/spelling.py:XmlRules.arguments": of_schemas(lambda made: rules(XmlRules, made)),
     "daemon/engine/messages.py:Decoder.feed": (
@@ -601,12 +605,14 @@ BOUNDED: dict[str, str] = {
     "daemon/engine/prompts.py:terms": "of a model: once",
     "daemon/engine/prompts.py:Prompts.syntax": ONE,
     "daemon/engine/prompts.py:Prompts.check_length": ONE,
+    "daemon/engine/output.py:TextOutput.finished": ONE,
     "daemon/engine/output.py:TextOutput.partial": ONE,
     "daemon/engine/output.py:TextOutput.flush": ONE,
     "daemon/engine/output.py:LogprobOutput.release": PARTS + "LogprobOutput.push",
     "daemon/engine/output.py:LogprobOutput.rest": PARTS + "LogprobOutput.push",
     "daemon/engine/answers/answering.py:Answering.start": PARTS + "texts_of, once a choice",
     "daemon/engine/answers/answering.py:Choice.end": PARTS + "Reader.push",
+    **{f"daemon/engine/answers/answering.py:Choice.{name}": ONE for name in ("calls", "stopped", "shown")},
     "daemon/engine/answers/answering.py:Answers.prepare": "of a vocabulary: once",
     "daemon/engine/answers/arguments.py:overlap": WORD,
     "daemon/engine/answers/arguments.py:Gemma.read": PARTS + "Reader.push",
@@ -619,9 +625,12 @@ BOUNDED: dict[str, str] = {
     "daemon/engine/answers/check.py:validator": PARTS + "check, in a child: 2 s, 2 GiB",
     "daemon/engine/answers/check.py:main": PARTS + "answer",
     "daemon/engine/answers/detecting.py:calls_in": RENDERED,
+    "daemon/engine/answers/detecting.py:begins_thinking": "a prompt's end",
     "daemon/engine/answers/detecting.py:thinking_in": RENDERED,
     "daemon/engine/answers/detecting.py:named": WORD,
     "daemon/engine/answers/detecting.py:name_of": WORD,
+    "daemon/engine/answers/formats.py:thinking_named": WORD,
+    "daemon/engine/answers/formats.py:name_of_thinking": WORD,
     "daemon/engine/answers/formats.py:Calls.triggers": WORD,
     "daemon/engine/answers/formats.py:Syntax.written": WORD,
     "daemon/engine/answers/formats.py:Syntax.marks": WORD,
@@ -631,11 +640,12 @@ BOUNDED: dict[str, str] = {
     "daemon/engine/answers/matching.py:Matcher.whole": ONE,
     "daemon/engine/answers/matching.py:Matcher.accept": "llguidance's, under its limits of a step",
     "daemon/engine/answers/matching.py:Masks.of": "llguidance's, under its limits of a step",
-    "daemon/engine/answers/reader.py:Reader.thinking": ONE,
+    **{f"daemon/engine/answers/reader.py:Reader.{name}": ONE for name in ("thinking", "stopped", "shown")},
     "daemon/engine/answers/reader.py:Reader.end": PARTS + "Reader.push",
     "daemon/engine/answers/schemas.py:Validator.check": "the library's, in a child: 2 s, 2 GiB (`serving/schemas.py`)",
     "daemon/engine/answers/schemas.py:line": "of what a library says, 200 characters",
     "daemon/engine/answers/spelling.py:Rules.add": ONE,
+    "daemon/engine/answers/stops.py:Stops.flush": ONE,
     "quantize/header.py:generation_defaults": "a fixed list of keys",
     "quantize/header.py:refuse_foreign": "a file's first bytes",
     "quantize/checkpoints/safetensors.py:shown": ONE,

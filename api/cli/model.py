@@ -170,7 +170,7 @@ def template(client: Client, name: str, conversation: TextIO | None, json_: bool
 def syntax(client: Client, name: str, format_: str, json_: bool) -> None:
     """How a model writes calls of tools and what it thinks, where its chat template does not show it: hermes, qwen,
     llama, mistral, mistral-args, deepseek, deepseek-r1, harmony, gemma or functiongemma, and for what it thinks
-    +think, +[think], +seed or +gemma behind it. auto: as its template shows. From the next deploy on."""
+    +think, +[think], +seed or a tag like +<thought> behind it. auto: as its template shows. From the next deploy on."""
     done = client.call("POST", f"/models/{_part(name)}/syntax", {"syntax": "" if format_ == "auto" else format_})
     show_json(done) if json_ else click.echo(
         f"{safe(name)} writes {safe(_writes(done['info']))}, from its next deploy on"

@@ -46,7 +46,7 @@ class ChatLogprobs(_Answer):
 
 
 class CalledFunction(_Answer):
-    """`arguments` are JSON, whole unless `finish_reason` is `length`."""
+    """`arguments` are JSON, and whole: a call that was cut is none."""
 
     name: str
     arguments: str

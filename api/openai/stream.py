@@ -207,6 +207,7 @@ class _Whole:
                 self.calls[event.number]["function"]["arguments"] += event.arguments
             case Finished():
                 self.finish = event.reason
+                del self.calls[event.calls :]  # one that was cut is none
 
     def message(self) -> dict[str, Any]:
         content = None if self.calls and not self.text else self.text

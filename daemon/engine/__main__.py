@@ -24,6 +24,7 @@ from llmd.daemon import cores
 from llmd.daemon.confined import lacks
 from llmd.daemon.engine import faults, messages, reach
 from llmd.daemon.engine.answers.answering import Answering, Answers
+from llmd.daemon.engine.answers.formats import Thoughts
 from llmd.daemon.engine.deadline import Deadline, Timeout
 from llmd.daemon.engine.fair import FairQueue
 from llmd.daemon.engine.loop import Engine
@@ -68,7 +69,7 @@ class Worker:
         self._sock, self._nursery = sock, nursery
         self._lock = threading.Lock()
         self._inbox: FairQueue[Open] = FairQueue()
-        self._unbound: FairQueue[tuple[Request, Wanted, bool]] = FairQueue()
+        self._unbound: FairQueue[tuple[Request, Wanted, Thoughts]] = FairQueue()
         self._bound_by = Deadline(BIND_SECONDS)
         self._engine: Engine
         self._prompts: Prompts
@@ -177,19 +178,20 @@ class Worker:
         self.send(Step((Started(requests[0].id, sum(len(request.prompt) for request in requests)),)))
         self._engine.add(*requests)
 
-    def _tokens(self, prompt: Prompt) -> tuple[Sequence[int], bool]:
-        """A prompt's tokens, and whether it begins what the model thinks."""
+    def _tokens(self, prompt: Prompt) -> tuple[Sequence[int], Thoughts]:
+        """A prompt's tokens, and whether the model thinks."""
+        thoughts = Thoughts.MAY
         match prompt:
             case Chat():
-                tokens, thinks = self._prompts.from_chat(prompt)
+                tokens, thoughts = self._prompts.from_chat(prompt)
             case RawText(text):
-                tokens, thinks = self._prompts.from_text(text), False
+                tokens = self._prompts.from_text(text)
             case messages.Tokens(given):
                 self._check_tokens(given, "prompt")
-                tokens, thinks = list(given), False
+                tokens = list(given)
         if not tokens:
             raise BadRequest("the prompt is empty; give at least one token", param="prompt")
-        return tokens, thinks
+        return tokens, thoughts
 
     # --- what answers are to be
 
@@ -198,19 +200,19 @@ class Worker:
         with suppress(LlmdError):  # a template that does not work fails a request, which is told
             self._engine.marks = self._answers.prepare(self._prompts.syntax)
         while True:
-            request, wanted, thinks = self._unbound.get()
+            request, wanted, thoughts = self._unbound.get()
             try:
-                answering = self._bound(request.owner, wanted, thinks)
+                answering = self._bound(request.owner, wanted, thoughts)
                 self._begin([replace(request, answering=answering)])
             except BaseException as e:  # a panic of a library in Rust is no Exception
                 self._refuse(request.id, e)
 
-    def _bound(self, owner: str, wanted: Wanted, thinks: bool) -> Answering | None:
+    def _bound(self, owner: str, wanted: Wanted, thoughts: Thoughts) -> Answering | None:
         """Raises SchemaUnsupported, and SchemaTooComplex where it takes too long."""
         syntax = self._prompts.syntax
         try:
             with self._bound_by:
-                return self._answers.answering(syntax, wanted, thinks=thinks, owner=owner)
+                return self._answers.answering(syntax, wanted, thoughts, owner)
         except Timeout as e:
             field = "response_format" if wanted.schema else "tools"
             raise SchemaTooComplex(

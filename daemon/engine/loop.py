@@ -52,6 +52,36 @@ class _Live:
     logprobs: LogprobOutput
     choice: Choice | None = None  # what the text is to be, and is read as
 
+    @property
+    def stopped(self) -> bool:
+        """A stop string came."""
+        return self.choice.stopped if self.choice else self.text.finished
+
+    @property
+    def shown(self) -> int:
+        """Characters whose log-probabilities may be."""
+        return self.choice.shown if self.choice else self.text.shown
+
+    def read(self, data: bytes, finish: str | None) -> tuple[str, list[Piece]]:
+        """What a token's bytes make visible: a text, or what the text says, thinks and calls."""
+        text = self.text.push(data)
+        if finish and not self.text.finished:
+            text += self.text.flush()
+        if self.choice is None:
+            return text, []
+        pieces = self.choice.push(text)
+        if finish and not self.choice.stopped:
+            pieces += self.choice.end(cut=finish == "length")
+        return "", pieces
+
+
+def _live(request: Request) -> _Live:
+    """Stop strings are looked for in what an answer says: of what is read, the reader knows what that is."""
+    stop = request.params.stop
+    if request.answering:
+        return _Live(TextOutput(), LogprobOutput(), request.answering.start(stop))
+    return _Live(TextOutput(stop), LogprobOutput())
+
 
 class Engine:
     """`send` takes a message for the daemon; it is called by this thread and must not fail. `seat`: where it learns how
@@ -127,11 +157,7 @@ class Engine:
             return
         try:
             live = {
-                (id_, request.first + choice): _Live(
-                    TextOutput(request.params.stop),
-                    LogprobOutput(),
-                    request.answering.start() if request.answering else None,
-                )
+                (id_, request.first + choice): _live(request)
                 for request in requests
                 for choice in range(request.choices)
             }
@@ -287,41 +313,26 @@ class Engine:
         live = self._live.get((id_, at))
         if live is None:
             return  # cancelled since it was sampled
-        text = ""
+        data = b""
         if finish != "stop":  # a token that ends the text is not part of it
             if new.sample.logprob:
                 live.logprobs.push(live.text, self._shown(new.sample.logprob))
-            text = live.text.push(self._piece(new.sample.token, live.choice))
-        if finish and not live.text.finished:
-            text += live.text.flush()
-        if live.text.finished:
+            data = self._piece(new.sample.token, live.choice)
+        text, pieces = live.read(data, finish)
+        if live.stopped:
             if not finish:
                 self.scheduler.stop(sequence)
             finish = "stop"
-        logprobs = live.logprobs.rest(live.text.shown) if finish else live.logprobs.release(live.text.shown)
-        if live.choice is not None:
-            yield from self._read(sequence, live.choice, text, logprobs, finish)
-        elif text or logprobs:
+        logprobs = live.logprobs.rest(live.shown) if finish else live.logprobs.release(live.shown)
+        if text or logprobs:
             yield Text(id_, at, text, sequence.generated, sequence.cached, logprobs)
+        for piece in pieces:
+            yield self._told(sequence, piece)
         if finish and (id_, at) in self._live:
             self._leave(id_, at)
             yield self._finished(sequence, live.choice, "stop" if finish == "whole" else finish)
 
-    def _read(
-        self,
-        sequence: Sequence,
-        choice: Choice,
-        text: str,
-        logprobs: tuple[ChosenLogprob, ...],
-        finish: str | None,
-    ) -> Iterator[Event]:
-        """A text as what it says, thinks and calls."""
-        if logprobs:
-            yield Text(sequence.request.id, sequence.choice, "", sequence.generated, sequence.cached, logprobs)
-        for piece in (*choice.push(text), *(choice.end() if finish else ())):
-            yield self._told(sequence, choice, piece)
-
-    def _told(self, sequence: Sequence, choice: Choice, piece: Piece) -> Event:
+    def _told(self, sequence: Sequence, piece: Piece) -> Event:
         where = (sequence.request.id, sequence.choice)
         counted = (sequence.generated, sequence.cached)
         match piece:
@@ -337,9 +348,9 @@ class Engine:
     def _finished(self, sequence: Sequence, choice: Choice | None, reason: str) -> Finished:
         if choice is not None and choice.calls and reason == "stop":
             reason = "tool_calls"
-        thought = choice.reasoning if choice else 0
+        thought, calls = (choice.reasoning, choice.calls) if choice else (0, 0)
         where = (sequence.request.id, sequence.choice)
-        return Finished(*where, reason, sequence.generated, sequence.cached, thought)
+        return Finished(*where, reason, sequence.generated, sequence.cached, thought, calls)
 
     def _piece(self, token: int, choice: Choice | None) -> bytes:
         return (self.marks.get(token) if choice is not None else None) or self.runner.piece(token)

@@ -17,8 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-# a token with its log-probability, as an object
-LOGPROB_BYTES = 160
+LOGPROB_BYTES = 160  # a token with its log-probability, as an object
 # a request body's limit and what msgpack adds; a frame that is larger is a broken peer
 MAX_FRAME = 64 * 1024 * 1024
 
@@ -261,7 +260,7 @@ class ToolCalled(Message, frozen=True):
 
 
 class Finished(Message, frozen=True):
-    """The end of one choice. `reasoning`: how many of its tokens it thought with."""
+    """The end of one choice. `reasoning`: tokens that it thought with; `calls`: how many of its calls are whole."""
 
     id: int
     choice: int
@@ -269,6 +268,7 @@ class Finished(Message, frozen=True):
     tokens: int
     cached: int
     reasoning: int = 0
+    calls: int = 0
 
 
 class Failed(Message, frozen=True):

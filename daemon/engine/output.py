@@ -5,6 +5,7 @@ import codecs
 from collections import deque
 from dataclasses import dataclass
 
+from llmd.daemon.engine.answers.stops import Stops
 from llmd.daemon.engine.messages import ChosenLogprob, TokenLogprob
 
 
@@ -18,10 +19,12 @@ class TextOutput:
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = [_Stop(text) for text in dict.fromkeys(stop)]
-        self._held = ""
+        self._stops = Stops(stop)
         self.decoded = self.shown = 0
-        self.finished = False
+
+    @property
+    def finished(self) -> bool:
+        return self._stops.found
 
     @property
     def partial(self) -> bytes:
@@ -30,56 +33,15 @@ class TextOutput:
     def push(self, data: bytes) -> str:
         text = self._decoder.decode(data)
         self.decoded += len(text)
-        text = self._release(text) if self._stop else text
+        text = self._stops.push(text)
         self.shown += len(text)
         return text
 
     def flush(self) -> str:
         """What was held back, at the end of a text that no stop string ended."""
-        text, self._held = self._held, ""
+        text = self._stops.flush()
         self.shown += len(text)
         return text
-
-    def _release(self, new: str) -> str:
-        text, begin = self._held + new, len(self._held)
-        found = [begin + end - len(stop.text) for stop in self._stop if (end := stop.read(new)) >= 0]
-        if found:
-            self._held, self.finished = "", True
-            return text[: min(found)]
-        keep = max(stop.at for stop in self._stop)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
-class _Stop:
-    """A stop string that looks out for itself: a step a character, whatever came before (Knuth, Morris, Pratt, 1977).
-    `at`: how many of its first characters the text ends with."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.at = text, 0
-        # of the first 1, 2, … characters, how many of the last ones are the first ones too; as far as it came
-        self._back = [0]
-
-    def read(self, new: str) -> int:
-        """Where in `new` it ends first; -1: nowhere."""
-        text, at = self.text, self.at
-        for i, char in enumerate(new, 1):
-            while at and text[at] != char:
-                at = self._back[at - 1]
-            if text[at] == char:
-                at += 1
-            if at == len(text):
-                return i
-            if at > len(self._back):
-                self._back.append(self._next(at - 1))
-        self.at = at
-        return -1
-
-    def _next(self, last: int) -> int:
-        size = self._back[last - 1]
-        while size and self.text[size] != self.text[last]:
-            size = self._back[size - 1]
-        return size + (self.text[size] == self.text[last])
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 import re
 
-from llmd.daemon.engine.answers.formats import Syntax
+from llmd.daemon.engine.answers.detecting import begins_thinking
+from llmd.daemon.engine.answers.formats import Syntax, Thoughts
 from llmd.daemon.engine.messages import Chat, Prompt
 from llmd.daemon.engine.rendering import Renders, Terms
 from llmd.daemon.engine.types import Runner
@@ -39,18 +40,23 @@ class Prompts:
         """How the model writes. Raises ModelInvalid for what its template does."""
         return self._renders.syntax
 
-    def from_chat(self, chat: Chat) -> tuple[list[int], bool]:
-        """A chat, and whether its prompt begins what the model thinks. Special-token text inside a message stays plain
-        text: a user cannot end their turn and speak as the system.
+    def from_chat(self, chat: Chat) -> tuple[list[int], Thoughts]:
+        """A chat, and whether its model thinks. One that is told not to and whose prompt begins a thought all the same
+        finds it ended. Special-token text inside a message stays plain text: a user cannot end their turn and speak as
+        the system.
 
         Raises BadRequest when the model has no template or the template refuses these messages.
         """
         if not self._renders.terms.template:
             raise BadRequest("this model has no chat template; use /v1/completions with a prompt", param="messages")
         text, escaped = self._renders.text(chat)
-        thinking = self.syntax.thinking
-        thinks = thinking is not None and text.rstrip().endswith(thinking.begin)
-        return self._tokenize(text, escaped, add_special=not self._begins(text)), thinks
+        thinking, thoughts = self.syntax.thinking, Thoughts.NONE if chat.reasoning_effort == "none" else Thoughts.MAY
+        if thinking is not None and begins_thinking(text, thinking):
+            if thoughts == Thoughts.NONE:
+                text += f"\n{thinking.end}\n\n" if text.endswith("\n") else thinking.end
+            else:
+                thoughts = Thoughts.BEGUN
+        return self._tokenize(text, escaped, add_special=not self._begins(text)), thoughts
 
     def _begins(self, text: str) -> bool:
         """Whether it has the token that begins texts: that comes once."""

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from llmd.daemon.confined import seal
 from llmd.daemon.engine import faults
 from llmd.daemon.engine.answers.detecting import name_of
-from llmd.daemon.engine.answers.formats import CALLS, THINKINGS, Syntax
+from llmd.daemon.engine.answers.formats import CALLS, Syntax, thinking_named
 from llmd.daemon.engine.messages import Chat, ChatMessage, decode_chat, encode_chat
 from llmd.daemon.engine.rendering import Rendering, Terms
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid, from_wire
@@ -87,7 +87,7 @@ class Rendered:
     def syntax(self) -> Syntax:
         if self._syntax is None:
             said, _ = self._asked(b"")
-            self._syntax = Syntax(CALLS.get(said["calls"]), THINKINGS.get(said["thinking"]))
+            self._syntax = Syntax(CALLS.get(said["calls"]), thinking_named(said["thinking"]))
         return self._syntax
 
     def text(self, chat: Chat) -> tuple[str, list[str]]:

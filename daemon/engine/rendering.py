@@ -4,7 +4,7 @@ this runs: `renderers.py`."""
 import os
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -121,10 +121,23 @@ class Rendering:
         def check(size: int) -> None:
             self.terms.check(size - 2 * len(self.terms.mark) * len(found), "messages")
 
-        given: dict[str, Any] = dict(self._given)
-        if chat.reasoning_effort is not None:
-            given["reasoning_effort"] = chat.reasoning_effort
-            given["enable_thinking"] = given["thinking"] = chat.reasoning_effort != "none"
         syntax = self.syntax if chat.tools else None
         template = chat_template(self.terms.template)
-        return template.render(chat.messages, escape, check, chat.tools, syntax, **given), found
+        for effort, last in self._efforts(chat.reasoning_effort):
+            found.clear()
+            try:
+                return template.render(chat.messages, escape, check, chat.tools, syntax, **self._given, **effort), found
+            except BadRequest:
+                if last:
+                    raise
+        raise AssertionError("the last one returns or raises")
+
+    def _efforts(self, effort: str | None) -> Iterator[tuple[dict[str, Any], bool]]:
+        """What a template is told of how much to think, and whether that is all to be tried: some take two or three
+        efforts and refuse every other."""
+        if effort is None:
+            yield {}, True
+            return
+        told = {"enable_thinking": effort != "none", "thinking": effort != "none"}
+        yield {**told, "reasoning_effort": effort}, False
+        yield told, True

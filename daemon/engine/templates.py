@@ -170,8 +170,16 @@ class ChatTemplate:
                 raise
             except Exception:  # whatever it was, every request will be told
                 calls = None
-            self._syntax = Syntax(calls, thinking_in(self._source))
+            self._syntax = Syntax(calls, thinking_in(self._source, self._prompts({**values, "tools": None})))
         return self._syntax
+
+    def _prompts(self, values: dict[str, Any]) -> list[str]:
+        """Of a question, and of one that is to be thought about."""
+        told = values | {"enable_thinking": True, "thinking": True, "reasoning_effort": "high"}
+        try:
+            return [self._tried(_speaking("user", _TEXT), MANNERS[0], given) for given in (values, told)]
+        except BadRequest:  # it shows no question
+            return []
 
     def _calls(self, values: dict[str, Any]) -> Calls | None:
         """The format of the first call that it shows."""

@@ -31,14 +31,16 @@ class Held:
                 if name:
                     called.append((name, []))
                 called[-1][1].append(arguments)
-            case Finished() if event.reason != "length":
-                return self._whole(event.choice)
+            case Finished():
+                return self._whole(event.choice, event.calls, cut=event.reason == "length")
         return []
 
-    def _whole(self, choice: int) -> list[Whole]:
-        called = self._called.pop(choice, [])
+    def _whole(self, choice: int, calls: int, *, cut: bool) -> list[Whole]:
+        called = self._called.pop(choice, [])[:calls]
         said = "".join(self._said.pop(choice, ()))
         if self._schema is not None and not called:
+            if cut:
+                return []
             return [(self._schema, "response_format", said, "the answer")]
         return [
             (self._tools[name], f"tools.{name}", "".join(arguments), "a call's arguments")

@@ -185,7 +185,46 @@ def test_left_to_the_model_an_answer_is_a_text_or_a_call(llmd: Llmd) -> None:
         status, answer = ask(llmd, tools=[WEATHER, CLOCK], seed=seed, temperature=1.5, max_tokens=60)
         (choice,) = answer["choices"]
         assert status == 200 and choice["finish_reason"] in ("stop", "length", "tool_calls")
-        assert choice["message"]["content"] or choice["message"]["tool_calls"]
+        cut = choice["finish_reason"] == "length"
+        assert cut or choice["message"]["content"] or choice["message"]["tool_calls"]
+
+
+def called(llmd: Llmd, client: openai.OpenAI, **fields: Any) -> tuple[dict[str, Any], list[Any]]:
+    """A choice of an answer that must call, whole, and the deltas of the same one streamed."""
+    asked = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, **fields}
+    status, answer = ask(llmd, **asked)
+    assert status == 200, answer
+    more: dict[str, Any] = {"model": MODEL, "messages": ASKED, "seed": 1, **asked}
+    parts = list(client.chat.completions.create(**more, stream=True))
+    choices = [choice for part in parts for choice in part.choices]
+    assert choices[-1].finish_reason == answer["choices"][0]["finish_reason"]
+    return answer["choices"][0], [choice.delta for choice in choices]
+
+
+def test_of_a_call_that_is_cut_there_is_nothing_but_what_was_streamed(llmd: Llmd, client: openai.OpenAI) -> None:
+    whole, _ = called(llmd, client, max_tokens=200)
+    (call,) = whole["message"]["tool_calls"]
+    began = False
+    for most in range(1, 40, 3):
+        choice, deltas = called(llmd, client, max_tokens=most)
+        if choice["finish_reason"] == "tool_calls":
+            break
+        assert choice["finish_reason"] == "length" and not choice["message"]["content"]
+        for kept in choice["message"].get("tool_calls", ()):  # only what closes it was cut
+            assert kept["function"] == call["function"]
+        assert not any(delta.content for delta in deltas)
+        sent = "".join(c.function.arguments or "" for d in deltas for c in d.tool_calls or () if c.function)
+        assert call["function"]["arguments"].startswith(sent)
+        began = began or bool(sent)
+    assert began
+
+
+def test_a_stop_string_ends_no_call(llmd: Llmd, client: openai.OpenAI) -> None:
+    whole, _ = called(llmd, client, max_tokens=200)
+    for stop in ('"', "city", "<tool_call>", "}", "\n"):
+        choice, _ = called(llmd, client, max_tokens=200, stop=[stop])
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["tool_calls"][0]["function"] == whole["message"]["tool_calls"][0]["function"]
 
 
 def test_the_audit_log_hashes_what_an_answer_is_held_to(llmd: Llmd) -> None:
@@ -222,6 +261,23 @@ def test_what_is_thought_is_apart_streamed_and_not(llmd: Llmd, client: openai.Op
     thought = "".join(getattr(c.delta, "reasoning_content", None) or "" for part in parts for c in part.choices)
     assert thought == choice["message"]["reasoning_content"]
     assert not any(c.delta.content for part in parts for c in part.choices)
+
+
+def test_a_stop_string_ends_no_thought(llmd: Llmd, thinker: str) -> None:
+    asked: dict[str, Any] = {"model": thinker, "max_tokens": 8, "ignore_eos": True}
+    thought = ask(llmd, **asked)[1]["choices"][0]["message"]["reasoning_content"]
+    for stop in (thought[:1], thought[-3:], thought):
+        (choice,) = ask(llmd, **asked, stop=[stop])[1]["choices"]
+        assert choice["finish_reason"] == "length" and choice["message"]["reasoning_content"] == thought
+
+
+def test_who_is_told_not_to_think_does_not(llmd: Llmd, thinker: str) -> None:
+    """Though the template begins a thought whatever it is told."""
+    status, answer = ask(llmd, model=thinker, reasoning_effort="none", response_format=form({"const": 1}))
+    assert status == 200, answer
+    message = answer["choices"][0]["message"]
+    assert message["content"] == "1" and "reasoning_content" not in message
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
 
 
 def test_json_comes_behind_what_is_thought(llmd: Llmd, thinker: str) -> None:

@@ -3,6 +3,7 @@
 formats.py    how models write calls and thoughts, as data
 detecting.py  which of that a chat template is for
 arguments.py  pure: a call's arguments, however they are written, as JSON
+stops.py      pure: stop strings
 reader.py     pure: what a model writes, as what it says, thinks and calls
 places.py     pure: where schemas stand in a schema, and where references lead
 schemas.py    JSON schemas: which an answer can be held to, and whether it fits

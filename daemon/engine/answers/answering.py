@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from llmd.daemon.engine.answers import grammar
-from llmd.daemon.engine.answers.formats import Syntax
+from llmd.daemon.engine.answers.formats import Syntax, Thoughts
 from llmd.daemon.engine.answers.matching import Grammar, Grammars, Matcher
-from llmd.daemon.engine.answers.reader import Called, Piece, Reader
+from llmd.daemon.engine.answers.reader import Piece, Reader
 from llmd.daemon.engine.answers.schemas import texts_of
 from llmd.daemon.engine.messages import Wanted
 from llmd.daemon.engine.types import Lexicon
@@ -20,37 +20,49 @@ class Answering:
 
     syntax: Syntax
     wanted: Wanted
-    thinks: bool
+    thoughts: Thoughts
     grammar: Grammar | None = None  # None: any text
 
-    def start(self) -> "Choice":
-        return Choice(self)
+    def start(self, stop: tuple[str, ...] = ()) -> "Choice":
+        return Choice(self, stop)
 
 
 class Choice:
     """One answer as it comes. The engine thread alone."""
 
-    def __init__(self, answering: Answering) -> None:
+    def __init__(self, answering: Answering, stop: tuple[str, ...] = ()) -> None:
         self.matcher: Matcher | None = answering.grammar.start() if answering.grammar else None
         tools = frozenset(tool.name for tool in answering.wanted.tools)
         texts = {tool.name: texts_of(tool.parameters) for tool in answering.wanted.tools}
-        self._reader = Reader(answering.syntax, tools, texts=texts, thinks=answering.thinks)
-        self.calls = 0
+        begun = answering.thoughts == Thoughts.BEGUN
+        self._reader = Reader(answering.syntax, tools, texts=texts, thinks=begun, stop=stop)
         self.reasoning = 0  # tokens
+
+    @property
+    def calls(self) -> int:
+        """How many are whole."""
+        return self._reader.whole
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string came in what it says."""
+        return self._reader.stopped
+
+    @property
+    def shown(self) -> int:
+        """How many characters of the text are certain to be no part of a stop string."""
+        return self._reader.shown
 
     def push(self, text: str) -> list[Piece]:
         """A token's text."""
         thought = self._reader.thinking
         pieces = self._reader.push(text)
         self.reasoning += thought or self._reader.thinking
-        return self._counted(pieces)
-
-    def end(self) -> list[Piece]:
-        return self._counted(self._reader.end())
-
-    def _counted(self, pieces: list[Piece]) -> list[Piece]:
-        self.calls += sum(isinstance(piece, Called) for piece in pieces)
         return pieces
+
+    def end(self, *, cut: bool) -> list[Piece]:
+        """`cut`: the model had not ended it."""
+        return self._reader.end(cut=cut)
 
 
 class Answers:
@@ -71,11 +83,13 @@ class Answers:
         found = {text: token for text, token in tokens.items() if any(text in mark for mark in syntax.marks)}
         return {token: text.encode() for text, token in found.items()}
 
-    def answering(self, syntax: Syntax, wanted: Wanted, *, thinks: bool, owner: str = "") -> Answering | None:
+    def answering(
+        self, syntax: Syntax, wanted: Wanted, thoughts: Thoughts = Thoughts.MAY, owner: str = ""
+    ) -> Answering | None:
         """None: whatever the model writes is text. What is made is kept for `owner`. Raises SchemaUnsupported."""
         if wanted.schema is None and not wanted.tools:
-            return Answering(syntax, wanted, thinks) if syntax.thinking else None
+            return Answering(syntax, wanted, thoughts) if syntax.thinking else None
         grammars, tokens = self._vocabulary
         field = "tools" if wanted.schema is None else "response_format"
-        compiled = grammars.compiled(grammar.answer(syntax, wanted, tokens, thinks=thinks), field, owner)
-        return Answering(syntax, wanted, thinks, compiled)
+        compiled = grammars.compiled(grammar.answer(syntax, wanted, tokens, thoughts), field, owner)
+        return Answering(syntax, wanted, thoughts, compiled)

@@ -4,6 +4,7 @@ A call is read token by token of its format (`Word`), between which blanks may s
 byte whether it goes on, and a grammar is the same tokens in the format's own spacing.
 """
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -58,6 +59,14 @@ class Thinking:
 
     begin: str
     end: str
+
+
+class Thoughts(Enum):
+    """Whether a model thinks before it answers."""
+
+    MAY = 1
+    BEGUN = 2  # by its prompt
+    NONE = 3  # it is told not to
 
 
 _NAME: tuple[Word, ...] = (("{",), ('"name"',), (":",), QUOTED, (",",))
@@ -191,7 +200,23 @@ THINKINGS = {
     "harmony": Thinking("<|channel|>analysis<|message|>", "<|end|>"),
     "seed": Thinking("<seed:think>", "</seed:think>"),
     "gemma": Thinking("<|channel>thought", "<channel|>"),
+    "cohere": Thinking("<|START_THINKING|>", "<|END_THINKING|>"),
+    "minimax": Thinking("<mm:think>", "</mm:think>"),
 }
+# a tag of a model's own, which a template may have for other reasons too
+TAG = re.compile(r"<([\w:.\-]*(?:think|thought|reason)[\w:.\-]*)>")
+
+
+def thinking_named(name: str) -> Thinking | None:
+    """One of THINKINGS, or a tag such as `<thought>`."""
+    tag = TAG.fullmatch(name)
+    return THINKINGS.get(name) or (Thinking(name, f"</{tag.group(1)}>") if tag else None)
+
+
+def name_of_thinking(thinking: Thinking | None) -> str:
+    """`thinking_named` of it; "" for none."""
+    own = thinking.begin if thinking else ""
+    return next((name for name, t in THINKINGS.items() if t == thinking), own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from llmd.daemon.engine.answers.formats import Syntax, Thinking
+from llmd.daemon.engine.answers.formats import Syntax, Thinking, Thoughts
 from llmd.daemon.engine.answers.schemas import prepared
 from llmd.daemon.engine.answers.spelling import GemmaRules, XmlRules
 from llmd.daemon.engine.messages import Tool, Wanted
@@ -16,17 +16,19 @@ from llmd.daemon.engine.messages import Tool, Wanted
 MAX_CALLS = 32  # of one answer
 MAX_BLANKS = 8  # between its parts
 
-# a text that no call begins with
+# any text, one that no call begins with, and what no text is that is held to have no thought
+TEXT = r"/(.|\n)*/"
 NO_CALL = r"/[^{ \n](.|\n)*/"
+THOUGHT = r"/(.|\n)*BEGIN(.|\n)*/"
 
 # text to the token that it is
 Tokens = Mapping[str, int]
 
 
 class Grammar:
-    """`text`: the grammar. `thinks`: the prompt has begun what the model thinks."""
+    """`text`: the grammar."""
 
-    def __init__(self, syntax: Syntax, wanted: Wanted, tokens: Tokens, *, thinks: bool) -> None:
+    def __init__(self, syntax: Syntax, wanted: Wanted, tokens: Tokens, thoughts: Thoughts) -> None:
         self._calls, self._wanted = syntax.written, wanted
         marks = syntax.marks
         self._tokens = {text: token for text, token in tokens.items() if any(text in mark for mark in marks)}
@@ -34,19 +36,27 @@ class Grammar:
         self._rules: dict[str, str] = {}
         body = " | ".join(self._body())
         self._rules["body"] = body
-        self._rules["start"] = self._start(syntax.thinking, thinks)
+        self._rules["start"] = self._start(syntax.thinking, thoughts)
         rules = "\n".join(f"{name}: {rule}" for name, rule in self._rules.items())
-        self.text = f"%llguidance {{}}\n{rules}\nTEXT: /(.|\\n)*/\nBLANKS: /[ \\n\\r\\t]{{0,{MAX_BLANKS}}}/\n"
+        said = self._said(syntax.thinking, thoughts)
+        self.text = f"%llguidance {{}}\n{rules}\nTEXT: {TEXT}\n{said}\nBLANKS: /[ \\n\\r\\t]{{0,{MAX_BLANKS}}}/\n"
 
-    def _start(self, thinking: Thinking | None, thinks: bool) -> str:
-        if thinking is None:
+    def _start(self, thinking: Thinking | None, thoughts: Thoughts) -> str:
+        if thinking is None or thoughts == Thoughts.NONE:
             return "body"
         self._rules[f"thought{self._lazy(thinking.end)}"] = self._until(thinking.end)
         again = self._literal(self._calls.again)
-        if thinks:
+        if thoughts == Thoughts.BEGUN:
             return f"thought {again} BLANKS body"
         whole = f"{self._literal(thinking.begin)} thought {again} BLANKS"
         return f"({whole})* body" if again else f"({whole})? body"
+
+    def _said(self, thinking: Thinking | None, thoughts: Thoughts) -> str:
+        """The text of an answer, of a format whose calls are a whole answer one that is no call."""
+        text = NO_CALL if self._calls.at_start and self._wanted.tools else TEXT
+        if thinking is None or thoughts != Thoughts.NONE:
+            return f"SAID: {text}"
+        return f"SAID: {text} & ~{THOUGHT.replace('BEGIN', re.escape(thinking.begin))}"
 
     def _body(self) -> Iterator[str]:
         wanted = self._wanted
@@ -55,9 +65,7 @@ class Grammar:
             self._rules["answer"] = "%json " + prepared(wanted.schema, "response_format", strict=True)
             yield f"{says} answer"
         elif not wanted.must_call:
-            # a format whose calls are a whole answer
-            text = NO_CALL if self._calls.at_start and wanted.tools else "TEXT"
-            yield f"{says} {text}"
+            yield f"{says} SAID"
         if wanted.tools:
             yield self._called(text=wanted.schema is None and not wanted.must_call)
 
@@ -82,7 +90,7 @@ class Grammar:
         # behind the text: its end is where the first call begins
         begin = calls.first + calls.head[0]
         trigger = next(self._parts(calls.first)) if calls.first else calls.triggers[0]
-        self._rules[f"until{self._lazy(trigger)}"] = self._until(trigger)
+        self._rules[f"until{self._lazy(trigger)}"] = self._until(trigger, "SAID")
         rest = begin.removeprefix(trigger)
         for i, tool in enumerate(tools):
             self._rules[f"rest_{i}"] = self._call(tool, rest, i)
@@ -117,11 +125,11 @@ class Grammar:
     def _lazy(self, end: str) -> str:
         return "" if end in self._tokens else "[lazy]"
 
-    def _until(self, end: str) -> str:
-        """Any text, and what ends it."""
-        return f"TEXT {self._literal(end)}"
+    def _until(self, end: str, text: str = "TEXT") -> str:
+        """A text, and what ends it."""
+        return f"{text} {self._literal(end)}"
 
 
-def answer(syntax: Syntax, wanted: Wanted, tokens: Tokens, *, thinks: bool = False) -> str:
+def answer(syntax: Syntax, wanted: Wanted, tokens: Tokens, thoughts: Thoughts = Thoughts.MAY) -> str:
     """Raises SchemaUnsupported."""
-    return Grammar(syntax, wanted, tokens, thinks=thinks).text
+    return Grammar(syntax, wanted, tokens, thoughts).text

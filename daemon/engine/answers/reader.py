@@ -2,7 +2,8 @@
 as early as it is certain.
 
 A call that is none (another name, no JSON object, another order) is text, as the model wrote it; one whose arguments
-end early is called with what there is of them. Nothing a model may write is an error.
+end early is called with what there is of them. Stop strings are looked for in what is said, and end it. Nothing a model
+may write is an error.
 """
 
 import re
@@ -12,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from llmd.daemon.engine.answers.arguments import Arguments, Gemma, Json, Xml, overlap
 from llmd.daemon.engine.answers.formats import BARE, QUOTED, Syntax, Word
+from llmd.daemon.engine.answers.stops import Stops
 
 MAX_HEAD = 1024  # characters from a trigger to the arguments; and of blanks that wait for what follows
 NO_TEXTS: Mapping[str, Collection[str]] = {}
@@ -81,7 +83,7 @@ def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
 
 class Reader:
     """One answer. `tools`: the names that may be called, `texts`: of their parameters those that are texts. `thinks`:
-    the prompt has begun what it thinks."""
+    the prompt has begun what it thinks. `calls` have begun, `whole` of them have all of their arguments."""
 
     def __init__(
         self,
@@ -90,6 +92,7 @@ class Reader:
         *,
         texts: Mapping[str, Collection[str]] = NO_TEXTS,
         thinks: bool = False,
+        stop: tuple[str, ...] = (),
     ) -> None:
         self._calls, self._thinking, self._tools, self._texts = syntax.written, syntax.thinking, tools, texts
         self._mode: _Mode = "thinking" if thinks else "text"
@@ -97,31 +100,50 @@ class Reader:
         self._arguments: Arguments = Json()
         self._fresh = True  # blanks that come next are between parts, and belong to none
         self._started = False  # something was said or called
-        self.calls = 0
+        self._stops = Stops(stop)
+        self._pushed = 0  # characters
+        self.calls = self.whole = 0
 
     @property
     def thinking(self) -> bool:
         return self._mode == "thinking"
 
+    @property
+    def stopped(self) -> bool:
+        """A stop string came: nothing more is read."""
+        return self._stops.found
+
+    @property
+    def shown(self) -> int:
+        """How many characters of what was written are certain to be no part of a stop string."""
+        return self._pushed - len(self._text) - self._stops.held
+
     def push(self, text: str) -> list[Piece]:
+        self._pushed += len(text)
         self._text += text
         return list(self._read())
 
-    def end(self) -> list[Piece]:
-        """Nothing follows: what was held back is text."""
+    def end(self, *, cut: bool = False) -> list[Piece]:
+        """Nothing follows: what was held back is text. `cut`: something would have, so that what may have become a call
+        or a thought is none, and no text either."""
         out = list(self._read())
+        if self.stopped:
+            return out
         rest, self._text = self._text, ""
         match self._mode:
             case "thinking":
-                out += self._thought(rest.rstrip())
-            case "text" | "head":
+                end = overlap(rest, self._thinking.end) if self._thinking and cut else 0
+                out += self._thought(rest[: len(rest) - end].rstrip())
+            case "text" if cut:
+                out += self._said(rest[: len(rest) - self._begun(rest)])
+            case "text" | "head" if not cut:
                 out += self._said(rest)
-        return out
+        return out if self.stopped else [*out, *self._flushed()]
 
     # --- modes
 
     def _read(self) -> Iterator[Piece]:
-        while True:
+        while not self.stopped:
             mode, size = self._mode, len(self._text)
             match mode:
                 case "text":
@@ -144,7 +166,7 @@ class Reader:
         marks = self._marks()
         found = [(at, -len(mark), mark) for mark in marks if (at := self._text.find(mark)) >= 0]
         if not found:
-            yield from self._said(self._certain(marks))
+            yield from self._said(self._certain())
             return
         at, _, mark = min(found)
         if any(len(m) > len(mark) and m.startswith(self._text[at:]) for m in marks):
@@ -152,13 +174,15 @@ class Reader:
             return
         before = self._take(at)
         yield from self._said(before if before.strip() or not self._fresh else "")
-        if self._thinking and mark == self._thinking.begin:
-            self._take(len(mark))
-            self._mode, self._fresh = "thinking", True
-        elif mark in self._calls.triggers and self._tools:
+        if self.stopped:
+            return
+        if mark in self._calls.triggers and self._tools and not (self._thinking and mark == self._thinking.begin):
             self._mode = "head"
-        else:
-            self._take(len(mark))
+            return
+        yield from self._flushed()
+        self._take(len(mark))
+        if self._thinking and mark == self._thinking.begin:
+            self._mode, self._fresh = "thinking", True
 
     def _begins_with_call(self) -> bool:
         """Of a format whose calls are the whole answer."""
@@ -201,6 +225,7 @@ class Reader:
                 self._take(at)
                 self._mode, self._arguments, self._started = "arguments", self._arguments_of(name), True
                 self.calls += 1
+                yield from self._flushed()
                 yield Called(self.calls - 1, name)
                 return
         if any(found is True for found in results) and len(self._text) <= MAX_HEAD:
@@ -220,6 +245,7 @@ class Reader:
             yield Argued(self.calls - 1, made)
         if self._arguments.ended:
             self._mode = "after"
+            self.whole += 1
 
     def _arguments_of(self, name: str) -> Arguments:
         match self._calls.arguments:
@@ -269,18 +295,29 @@ class Reader:
         taken, self._text = self._text[:count], self._text[count:]
         return taken
 
-    def _certain(self, marks: list[str]) -> str:
+    def _certain(self) -> str:
         """What of the text is before anything that may become a mark; blanks between parts wait for what follows."""
         if self._fresh and len(self._text) <= MAX_HEAD and not self._text.strip():
             return ""
-        held = max((overlap(self._text, mark) for mark in marks), default=0)
-        return self._take(len(self._text) - held)
+        return self._take(len(self._text) - self._begun(self._text))
+
+    def _begun(self, text: str) -> int:
+        """How many characters at its end may become a mark."""
+        return max((overlap(text, mark) for mark in self._marks()), default=0)
 
     def _said(self, text: str) -> Iterator[Piece]:
         if self._fresh and (self._started or self._thinking):
             text = text.lstrip()
         if text:
             self._fresh, self._started = False, True
+            if shown := self._stops.push(text):
+                yield Said(shown)
+            if self.stopped:  # what was read behind it is as if it had not come
+                self._pushed, self._text = self._pushed - len(self._text), ""
+
+    def _flushed(self) -> Iterator[Piece]:
+        """What else is said before something else comes: no stop string has parts on both sides of that."""
+        if text := self._stops.flush():
             yield Said(text)
 
     def _thought(self, text: str) -> Iterator[Piece]:

@@ -323,8 +323,8 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"days": 2}}\n</tool_call>
 HERMES_SYNTAX = Syntax(HERMES)
 
 
-def answering(runner: FakeRunner, wanted: Wanted, syntax: Syntax = HERMES_SYNTAX, *, thinks: bool = False) -> Answering:
-    made = Answers(runner.lexicon).answering(syntax, wanted, thinks=thinks)
+def answering(runner: FakeRunner, wanted: Wanted, syntax: Syntax = HERMES_SYNTAX) -> Answering:
+    made = Answers(runner.lexicon).answering(syntax, wanted)
     assert made is not None
     return made
 
@@ -389,7 +389,7 @@ def broken(where: str, answer: Answering) -> Answering:
         raise Panic(SECRET)
 
     class Broken:
-        start = fails if where == "begun" else lambda _: spoilt(answer.start())
+        start = fails if where == "begun" else lambda *_: spoilt(answer.start())
 
     def spoilt(choice: Any) -> Any:
         if where == "read":
@@ -448,6 +448,40 @@ def test_several_calls_have_numbers_and_identifiers() -> None:
 def test_a_call_that_is_cut_ends_with_length() -> None:
     events = run_held(Spelled(CALL), Wanted(None, (TOOL,)), max_tokens=CALL.index("2"))
     assert end(events).reason == "length" and any(isinstance(e, ToolCalled) for e in events)
+    assert end(events).calls == 0 and not any(e.text for e in texts(events))
+
+
+@pytest.mark.parametrize("wanted", [Wanted(None, (TOOL,)), Wanted(None, (TOOL,), must_call=True)])
+def test_whatever_is_cut_of_a_call_is_no_content(wanted: Wanted) -> None:
+    for size in range(1, len(CALL)):
+        events = run_held(Spelled(CALL), wanted, max_tokens=size)
+        assert end(events).reason == "length" and not any(e.text for e in texts(events)), size
+        assert end(events).calls == (size > CALL.index("2}") + 1)
+    events = run_held(Spelled(f"{CALL}\n{CALL}"), wanted, max_tokens=len(CALL) + 30)
+    assert end(events) == Finished(1, 0, "length", len(CALL) + 30, 0, 0, 1)
+
+
+def test_a_stop_string_is_looked_for_in_what_is_said_alone() -> None:
+    syntax = Syntax(HERMES, THINKINGS["think"])
+    for stop in ("H", "e", "<", "days", "\n"):
+        events = run_held(Spelled(f"<think>Hey, e</think>{CALL}"), Wanted(None, (TOOL,)), syntax, stop=(stop,))
+        assert "".join(e.text for e in events if isinstance(e, Reasoning)) == "Hey, e", stop
+        assert end(events).reason == "tool_calls" and end(events).calls == 1, stop
+        events = run_held(Spelled("<think>Hey, e</think>Say: yes"), Wanted(), syntax, stop=(": y", "zz"))
+        assert "".join(e.text for e in texts(events)) == "Say" and end(events).reason == "stop"
+        assert "".join(e.text for e in events if isinstance(e, Reasoning)) == "Hey, e"
+
+
+def test_what_a_stop_string_may_become_is_held_back_until_it_is_known() -> None:
+    syntax = Syntax(HERMES, THINKINGS["think"])
+    events = run_held(Spelled("<think>Hm.</think>ab: nab: y!"), Wanted(), syntax, stop=("ab: y",), logprobs=0)
+    assert "".join(e.text for e in texts(events)) == "ab: n"
+    assert b"".join(p.chosen.token for e in texts(events) for p in e.logprobs) == b"<think>Hm.</think>ab: n"
+    events = run_held(Spelled("<think>Hm.</think>ab"), Wanted(), syntax, stop=("abc",), logprobs=0)
+    assert "".join(e.text for e in texts(events)) == "ab" and end(events).reason == "stop"
+    assert b"".join(p.chosen.token for e in texts(events) for p in e.logprobs) == b"<think>Hm.</think>ab"
+    for event in texts(events):
+        assert not event.logprobs or event.logprobs[0].chosen.token != b"a" or event.tokens > len("<think>Hm.</think>a")
 
 
 def test_thoughts_are_told_apart_and_counted() -> None:

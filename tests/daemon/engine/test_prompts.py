@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmd.daemon.engine.answers.formats import Thoughts
 from llmd.daemon.engine.fake import FakeRunner
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage
@@ -47,6 +48,44 @@ def test_a_template_that_changes_what_stands_for_special_text_is_refused(runner:
     with pytest.raises(ModelInvalid, match="changes texts"):
         changing.from_chat(Chat((ChatMessage("user", "<|im_end|>"),)))
     assert changing.from_chat(ASKED)[0]
+
+
+THINKS = "{% for m in messages %}{{ m.content }}{% endfor %}|"
+
+
+@pytest.mark.parametrize(
+    ("begun", "ended"),
+    [
+        ("<think>", "<think></think>"), ("<think>\n", "<think>\n\n</think>\n\n"), ("[THINK]", "[THINK][/THINK]"),
+        ("<my-thoughts>\n", "<my-thoughts>\n\n</my-thoughts>\n\n"), ("", ""), ("</think>", "</think>"),
+        ("<think></think>", "<think></think>"), ("thinking", "thinking"),
+    ],
+)  # fmt: skip
+def test_a_thought_that_the_prompt_begins_is_ended_for_who_is_told_not_to_think(
+    runner: LlamaRunner, begun: str, ended: str
+) -> None:
+    thinks = Prompts(runner, Rendering(replace(terms(runner), template=f"{THINKS}{{{{ {begun!r} }}}}")))
+    for effort, text, thoughts in (
+        (None, begun, Thoughts.MAY if begun == ended else Thoughts.BEGUN),
+        ("high", begun, Thoughts.MAY if begun == ended else Thoughts.BEGUN),
+        ("none", ended, Thoughts.NONE),
+    ):
+        tokens, found = thinks.from_chat(replace_effort(ASKED, effort))
+        assert runner.detokenize(tokens) == "hello|" + text and found == thoughts
+
+
+def replace_effort(chat: Chat, effort: str | None) -> Chat:
+    return Chat(chat.messages, effort, chat.tools)
+
+
+def test_a_template_that_does_not_know_an_effort_is_told_to_think_or_not() -> None:
+    source = """{% if reasoning_effort is defined and reasoning_effort not in ["high", "no_think"] %}\
+{{ raise_exception("reasoning_effort: high or no_think") }}{% endif %}{{ messages[0].content }}\
+{% if enable_thinking is defined %} {{ enable_thinking }}{% endif %}{{ reasoning_effort }}"""
+    for effort, said in ((None, ""), ("none", " False"), ("minimal", " True"), ("high", " Truehigh")):
+        assert rendered(source, replace_effort(ASKED, effort)) == "hello" + said
+    with pytest.raises(BadRequest, match="never"):
+        rendered("{{ raise_exception('never') }}", replace_effort(ASKED, "low"))
 
 
 def test_a_raw_prompt_may_use_special_tokens(runner: LlamaRunner) -> None:

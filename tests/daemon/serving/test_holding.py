@@ -15,8 +15,8 @@ def called(number: int, name: str, arguments: str) -> Event:
     return ToolCalled(1, 0, number, "call_1" if name else "", name, arguments, 1, 0)
 
 
-def end(reason: str = "stop", choice: int = 0) -> Event:
-    return Finished(1, choice, reason, 1, 0)
+def end(reason: str = "stop", choice: int = 0, calls: int = 0) -> Event:
+    return Finished(1, choice, reason, 1, 0, calls=calls)
 
 
 def test_only_what_has_a_schema_is_held() -> None:
@@ -43,11 +43,19 @@ def test_the_strict_tools_calls_are_held() -> None:
               called(1, "", "{}"), called(2, "weather", "[]")]  # fmt: skip
     assert not any(map(one.note, events))
     wanted = [(STRICT.parameters, "tools.weather", text, "a call's arguments") for text in ('{"a": 1}', "[]")]
-    assert one.note(end("tool_calls")) == wanted
+    assert one.note(end("tool_calls", calls=3)) == wanted
+
+
+def test_of_calls_that_are_cut_the_whole_ones_are_held() -> None:
+    for calls in range(3):
+        one = Held(Wanted("{}", (STRICT,)))
+        for event in (called(0, "weather", "[1]"), called(1, "weather", "[2]"), called(2, "weather", "[3")):
+            one.note(event)
+        assert [text for _, _, text, _ in one.note(end("length", calls=calls))] == ["[1]", "[2]"][:calls]
 
 
 def test_a_call_stands_in_for_the_answer() -> None:
     one = Held(Wanted("{}", (LOOSE,)))
     one.note(said(" "))
     one.note(called(0, "clock", "{}"))
-    assert one.note(end("tool_calls")) == []
+    assert one.note(end("tool_calls", calls=1)) == []

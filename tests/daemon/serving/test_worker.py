@@ -542,10 +542,10 @@ from llmd.daemon.engine.answers.answering import Answers
 
 real = Answers.answering
 
-def answering(self, syntax, wanted, **more):
+def answering(self, syntax, wanted, *more):
     while "endless" in wanted.schema:
         pass
-    return real(self, syntax, wanted, **more)
+    return real(self, syntax, wanted, *more)
 
 Answers.answering = answering
 worker.BIND_SECONDS = 0.1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmd.daemon.engine.answers.detecting import name_of, named
-from llmd.daemon.engine.answers.formats import CALLS, HERMES, THINKINGS, Syntax
+from llmd.daemon.engine.answers.formats import CALLS, HERMES, THINKINGS, Syntax, thinking_named
 from llmd.daemon.engine.messages import ChatMessage, Tool
 from llmd.daemon.engine.templates import ChatTemplate
 from llmd.daemon.errors import BadRequest
@@ -39,6 +39,12 @@ FORMATS = {
     "Qwen3.5-4B": "qwen+think",
     "Qwen3-Coder": "qwen",
     "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "qwen+think",
+    "tencent-Hy3": "+<think:opensource>",
+    "Cohere2MoE": "+cohere",
+    "MiniMax-M3": "+minimax",
+    "GLM-4.7-Flash": "+think",
+    "Spark2.5": "+think",
+    "ByteDance-Seed-OSS": "+seed",
     "google-gemma-2-2b-it": "",
     "microsoft-Phi-3.5-mini-instruct": "",
 }
@@ -94,6 +100,31 @@ def test_a_template_without_tools_has_them_explained_in_the_models_way() -> None
 def test_a_call_is_explained_as_the_model_is_to_write_it(syntax: str, call: str) -> None:
     plain = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
     assert call in plain.render(ASKED, str, lambda size: None, [TOOL], named(syntax), **VALUES)
+
+
+BEGUN = """{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+assistant: {% if enable_thinking is not defined or enable_thinking %}{{ 'A' ~ 'B' }}\n{% endif %}"""
+
+
+@pytest.mark.parametrize("name", [*THINKINGS, "<thought>", "<thinking>", "<my-reasoning>"])
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_prompt_that_ends_in_the_opening_mark_tells_how_the_model_thinks(name: str, asked: bool) -> None:
+    """Also where the template does not spell it, and where it opens only when it is asked to."""
+    thinking = thinking_named(name)
+    assert thinking
+    begin = thinking.begin
+    source = BEGUN.replace("'A'", repr(begin[:3])).replace("'B'", repr(begin[3:]))
+    source = source.replace("is not defined or", "is defined and") if asked else source
+    assert begin not in source and ChatTemplate(source).syntax(VALUES) == Syntax(None, thinking)
+    # what the prompt ends in counts for more than what else the template knows
+    other = "</think>" if name != "think" else "[THINK]"
+    assert ChatTemplate(source + "{# " + other + " #}").syntax(VALUES).thinking == thinking
+
+
+@pytest.mark.parametrize("word", ["<thinking>", "<thought>", "<reasoning>"])
+def test_an_ordinary_word_in_a_template_is_no_mark(word: str) -> None:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}{# answer in " + word + " #}:"
+    assert ChatTemplate(source).syntax(VALUES).thinking is None
 
 
 def test_an_admin_may_say_another_format() -> None:

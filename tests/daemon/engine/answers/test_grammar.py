@@ -8,7 +8,7 @@ import pytest
 from written_answers import ANSWERS, ARGUMENTS, Meant, call, read, same, thinking_of
 
 from llmd.daemon.engine.answers import grammar
-from llmd.daemon.engine.answers.formats import CALLS, HERMES, LLAMA, Calls, Syntax
+from llmd.daemon.engine.answers.formats import CALLS, HERMES, LLAMA, THINKINGS, Calls, Syntax, Thinking, Thoughts
 from llmd.daemon.engine.answers.matching import Grammars, Masks
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Tool, Wanted
@@ -46,9 +46,9 @@ class Held:
         self.grammars, self.tokens, self.runner = grammars, lexicon.tokens(), runner
         self.eos = min(lexicon.ends)
 
-    def allows(self, syntax: Syntax, wanted: Wanted, text: str, *, thinks: bool = False) -> bool:
+    def allows(self, syntax: Syntax, wanted: Wanted, text: str, thoughts: Thoughts = Thoughts.MAY) -> bool:
         """Whether an answer may be this text, and end with it."""
-        matcher = self.grammars.compiled(grammar.answer(syntax, wanted, self.tokens, thinks=thinks)).start()
+        matcher = self.grammars.compiled(grammar.answer(syntax, wanted, self.tokens, thoughts)).start()
         try:
             for token in self.runner.tokenize(text, add_special=False, parse_special=False):
                 matcher.accept(token)
@@ -75,7 +75,9 @@ def test_what_the_reader_reads_may_be_written(held: Held, calls: Calls, kind: st
         may = called and not meaning.said if wanted.must_call else True
         assert held.allows(syntax, wanted, text) == may
         assert held.allows(thinks, wanted, thinking.begin + behind) == may
-        assert held.allows(thinks, wanted, behind, thinks=True) == may
+        assert held.allows(thinks, wanted, behind, Thoughts.BEGUN) == may
+        assert held.allows(thinks, wanted, text, Thoughts.NONE) == may
+        assert not held.allows(thinks, wanted, thinking.begin + behind, Thoughts.NONE)
     single = Wanted(None, TOOLS, parallel=False)
     assert held.allows(syntax, single, text) == (len(meaning.calls) < 2)
 
@@ -121,6 +123,17 @@ def test_arguments_are_held_to_their_schema_from_where_the_call_begins(held: Hel
     for name, arguments, may in GIVEN[calls.arguments]:
         text = calls.first + call(calls, name, arguments.replace("MARK", calls.mark)) + calls.last
         assert held.allows(Syntax(calls), wanted, text) == may, (name, arguments)
+
+
+@pytest.mark.parametrize("thinking", THINKINGS.values(), ids=THINKINGS)
+@pytest.mark.parametrize("wanted", [Wanted(None, TOOLS), Wanted('{"type": "object"}'), Wanted(None, TOOLS[:1], True)])
+def test_who_is_told_not_to_think_does_not(held: Held, thinking: Thinking, wanted: Wanted) -> None:
+    syntax = Syntax(HERMES, thinking)
+    said = "{}" if wanted.schema else call(HERMES, "weather", JSON) if wanted.must_call else "Well, <a [b <|c."
+    thought = f"{thinking.begin}Hm.{thinking.end}\n"
+    assert held.allows(syntax, wanted, said, Thoughts.NONE) and held.allows(syntax, wanted, thought + said)
+    assert not held.allows(syntax, wanted, thought + said, Thoughts.NONE)
+    assert not held.allows(syntax, wanted, f"Well, {thought}{said}", Thoughts.NONE)
 
 
 def test_a_text_may_hold_what_only_begins_like_a_call(held: Held) -> None:
@@ -259,7 +272,7 @@ def test_a_grammar_grows_with_its_schema_and_no_faster(lexicon: Lexicon, calls: 
     tokens = lexicon.tokens()
 
     def made(wanted: Wanted) -> dict[str, str]:
-        rules = grammar.Grammar(Syntax(calls), wanted, tokens, thinks=False)._rules
+        rules = grammar.Grammar(Syntax(calls), wanted, tokens, Thoughts.MAY)._rules
         return {name.partition("[")[0]: rule for name, rule in rules.items()}
 
     def size(wanted: Wanted) -> int:

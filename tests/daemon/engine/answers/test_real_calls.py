@@ -44,7 +44,7 @@ TOOL = Tool(
 @pytest.mark.parametrize("syntax", [*CALLS, "hermes+think", "qwen+think", "gemma+gemma"])
 def test_a_call_in_every_format(runner: LlamaRunner, syntax: str) -> None:
     prompts, answers = Prompts(runner, Rendering(terms(runner, syntax))), Answers(runner.lexicon)
-    tokens, thinks = prompts.from_chat(Chat((ChatMessage("user", "The weather in Bonn?"),), tools=(TOOL,)))
+    tokens, thoughts = prompts.from_chat(Chat((ChatMessage("user", "The weather in Bonn?"),), tools=(TOOL,)))
     wanted = Wanted(None, (TOOL,), must_call=True, parallel=False)
     sent: SimpleQueue[Step] = SimpleQueue()
     engine = Engine(runner, sent.put, batch=256, chunk=64)
@@ -52,7 +52,7 @@ def test_a_call_in_every_format(runner: LlamaRunner, syntax: str) -> None:
     thread = threading.Thread(target=engine.run)
     thread.start()
     params = SamplingParams(max_tokens=200, seed=1)
-    held = answers.answering(named(syntax), wanted, thinks=thinks)
+    held = answers.answering(named(syntax), wanted, thoughts)
     engine.add(Request(1, "alice", tuple(tokens), params, answering=held))
     events: list[Event] = []
     while not any(isinstance(event, Finished) for event in events):
