@@ -201,6 +201,16 @@ def _tree(root: type[LlmdError]) -> dict[str, type[LlmdError]]:
     return found
 
 
+def quoted(text: str, most: int) -> str:
+    """A client's own words as an error repeats them: its first characters, in quotes, as they were sent but for those
+    that are no printable ASCII."""
+    return f"'{printable(text[:most])}'"
+
+
+def printable(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in text)
+
+
 def from_wire(code: str, message: str, param: str | None = None) -> LlmdError:
     """The error that a worker or job process named by `code`; an unknown code becomes the root's."""
     return _tree(LlmdError).get(code, LlmdError)(message, param=param)

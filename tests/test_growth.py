@@ -499,6 +499,7 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     ),
     "daemon/engine/answers/reader.py:Reader.push": tuple(of_texts()),
     "daemon/engine/answers/schemas.py:parsed": of_schemas(lambda made: schemas.parsed(json.dumps(made), "a")),
+    "daemon/engine/answers/schemas.py:patterns": of_schemas(lambda made: [*schemas.patterns(made)]),
     "daemon/engine/answers/schemas.py:prepared": of_schemas(
         lambda made: schemas.prepared(json.dumps(made), "a", strict=False)
     ),

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect, Request
 
 from llmd.daemon import limits
-from llmd.daemon.errors import BadRequest, BodyTooLarge, MediaType
+from llmd.daemon.errors import BadRequest, BodyTooLarge, MediaType, quoted
 from llmd.daemon.gate import Aside, Gate
 
 # of larger bodies one is read in a turn of the event loop. Those of more bytes or values are large: they are read in a
@@ -237,23 +237,27 @@ def _check_texts(text: str, value: Any) -> None:
 
 
 def _short(text: str) -> str:
-    """A client's text for a message back to it: printable ASCII, at most 40 characters."""
-    return ascii(text[:40])
+    """A client's text for a message back to it."""
+    return quoted(text, 40)
 
 
 def explain(errors: Sequence[Any]) -> BadRequest:
     """What pydantic refuses, as an error that names the field and says what it takes; it never repeats a value."""
-    # of a union's branches, the one that the value went furthest into
-    first = max(errors, key=lambda e: len(e["loc"]))
+    # of a union's branches, the one that the value went furthest into, or whose type it has
+    first = max(errors, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
     where = [str(part) for part in first["loc"]]
     # a union's branch names ("constrained-str") mean nothing to a client
     path = ".".join(part for part in where if part.isidentifier() or part.isdigit())[:200]
     name = where[0][:64] if where else "body"
     if first["type"] == "extra_forbidden":
-        shown = ascii(".".join(where)[:80])
-        return BadRequest(f"there is no parameter {shown} here; remove it", param=name)
+        return BadRequest(f"there is no parameter {quoted('.'.join(where), 80)} here; remove it", param=name)
     if not path:
         return BadRequest(first["msg"][0].lower() + first["msg"][1:], param=name)
     if first["type"] == "missing":
         return BadRequest(f"{path} is missing", param=name)
+    counts = first.get("ctx", {})
+    if first["type"] == "too_long" and "actual_length" in counts:
+        return BadRequest(
+            f"{path}: give at most {counts['max_length']}, not {counts['actual_length'] or 'more'}", param=name
+        )
     return BadRequest(f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}", param=name)

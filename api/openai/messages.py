@@ -7,10 +7,12 @@ from pydantic import Field
 from llmd.api.http.body import Fields
 from llmd.daemon import limits
 from llmd.daemon.engine import messages as engine
-from llmd.daemon.errors import BadRequest
+from llmd.daemon.errors import BadRequest, quoted
 
 Text = Annotated[str, Field(max_length=limits.MAX_BODY_BYTES)]
 Name = Annotated[str, Field(max_length=256)]
+# of a call: some gateways keep a signature in it
+Identifier = Annotated[str, Field(max_length=limits.MAX_IDENTIFIER_CHARS)]
 
 
 class Said(Fields):
@@ -23,7 +25,7 @@ class Said(Fields):
         """Raises BadRequest for a field that is not known."""
         for field, value in (self.model_extra or {}).items():
             if value is not None:
-                shown = ascii(f"{where}.{field}"[:80])
+                shown = quoted(f"{where}.{field}", 80)
                 raise BadRequest(f"there is no parameter {shown} here; remove it", param="messages")
 
 
@@ -73,7 +75,7 @@ class CustomCall(Said):
 class ToolCall(Said):
     """`index` stands in those that a client put together from a stream."""
 
-    id: Name | None = None
+    id: Identifier | None = None
     type: Literal["function", "custom"] | None = None
     function: FunctionCall | None = None
     custom: CustomCall | None = None
@@ -111,7 +113,7 @@ class Message(Said):
     audio: dict[str, Any] | None = None
     function_call: FunctionCall | None = None
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=1024)] | None = None
-    tool_call_id: Name | None = None
+    tool_call_id: Identifier | None = None
     reasoning_content: Text | None = None
     parsed: Any = None
 
@@ -140,7 +142,7 @@ class Message(Said):
             return tuple(part.said(f"{where}.content.{i}") for i, part in enumerate(self.content))
         if self.role == "assistant":
             return self.refusal
-        if self.role == "function":
+        if self.role in ("tool", "function"):  # it answered nothing
             return ""
         raise BadRequest(f"{where}.content is missing", param="messages")
 

@@ -58,7 +58,7 @@ class Generation(Body, abc.ABC):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -91,7 +91,8 @@ class Generation(Body, abc.ABC):
         """The engine's parameters; what was not given has the model's own defaults, or llama.cpp's."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         given: dict[str, Any] = {
-            "temperature": self.temperature, "top_p": self.top_p, "min_p": self.min_p,
+            # of no share of the tokens the likeliest is left
+            "temperature": 0.0 if self.top_p == 0 else self.temperature, "top_p": self.top_p, "min_p": self.min_p,
             "top_k": None if self.top_k is None else max(0, self.top_k),
             "presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty,
             "repeat_penalty": self.repeat_penalty, "ignore_eos": self.ignore_eos,
@@ -200,16 +201,23 @@ class JsonSchema(Body):
 
 
 class ResponseFormat(Body):
+    """`schema` is how llama-server's clients write it, without a name."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
     def wanted(self) -> str | None:
         """The schema that an answer is held to. Raises BadRequest."""
-        if self.type == "json_schema" and self.json_schema is None:
-            raise BadRequest("response_format.json_schema is missing", param="response_format")
         if self.type == "text":
+            if self.schema_ is not None:
+                raise BadRequest("response_format.schema: a text has none; send json_object", param="response_format")
             return None
-        schema = self.json_schema.schema_ if self.json_schema else None
+        if self.json_schema is not None and self.schema_ is not None:
+            raise BadRequest("response_format.schema: json_schema has one too; send one", param="response_format")
+        if self.type == "json_schema" and self.json_schema is None and self.schema_ is None:
+            raise BadRequest("response_format.json_schema is missing", param="response_format")
+        schema = self.json_schema.schema_ if self.json_schema else self.schema_
         return _written({"type": "object"} if schema is None else schema)
 
 

@@ -93,7 +93,7 @@ FORM = st.one_of(
     some({"type": st.just("json_schema"), "json_schema": some({"name": st.just("a"), "schema": SCHEMA})}),
 )
 SAMPLING: dict[str, Any] = {
-    "temperature": st.floats(0, 2), "top_p": st.floats(0.01, 1), "top_k": st.integers(-1, 50),
+    "temperature": st.floats(0, 2), "top_p": st.floats(0, 1), "top_k": st.integers(-1, 50),
     "min_p": st.floats(0, 1), "seed": st.integers(-(2**63), 2**63 - 1), "repeat_penalty": st.floats(0.1, 10),
     "presence_penalty": st.floats(-2, 2), "frequency_penalty": st.floats(-2, 2),
     "stop": st.one_of(TEXT, st.lists(TEXT, max_size=3)), "ignore_eos": st.booleans(), "n": st.integers(1, 2),

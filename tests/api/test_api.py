@@ -265,7 +265,7 @@ def chat(**fields: Any) -> dict[str, Any]:
 URL = "http://169.254.169.254/"
 BAD_VALUES: dict[str, list[Any]] = {
     "temperature": [-1, 1e30, "1", True, [], {}],
-    "top_p": [0, -1, 2, "x"],
+    "top_p": [-0.1, -1, 2, "x"],
     "top_k": [-5, 10**9, 1.5],
     "min_p": [-1, 2],
     "max_tokens": [0, -2, 2**31, 2**63, 2**64, 1.0, "1", True],

@@ -17,8 +17,8 @@ from typing import Any
 from llmd.daemon.confined import seal
 from llmd.daemon.engine.answers.loosening import Loosening
 from llmd.daemon.engine.answers.matching import refusal
-from llmd.daemon.engine.answers.schemas import Validator, parsed, prepared
-from llmd.daemon.errors import LlmdError, SchemaUnsupported
+from llmd.daemon.engine.answers.schemas import MAX_NAMED, Validator, line, parsed, patterns, prepared
+from llmd.daemon.errors import LlmdError, SchemaUnsupported, quoted
 from llmd.daemon.kept import Kept
 
 KEPT, KEPT_EACH = 64, 32  # schemas that answers were held against: of all clients, and of one
@@ -26,9 +26,20 @@ KEPT, KEPT_EACH = 64, 32  # schemas that answers were held against: of all clien
 
 def check(text: str, param: str) -> None:
     """Raises SchemaUnsupported."""
-    Validator(parsed(text, param), param)
+    schema = parsed(text, param)
+    for where, pattern in patterns(schema):
+        if why := refusal(json.dumps({"type": "string", "pattern": pattern})):
+            # what is said of it, and not as what the library made of it
+            reason = line(why.rpartition("error: ")[2].partition(" in regex /")[0])
+            raise SchemaUnsupported(
+                f"{param}: {where}: answers cannot be held to the pattern {quoted(pattern, MAX_NAMED)}: {reason}",
+                param=param.partition(".")[0],
+            )
+    Validator(schema, param)
     if why := refusal(prepared(text, param, strict=True)):
-        raise SchemaUnsupported(f"{param}: no answer can be held to this schema: {why}", param=param.partition(".")[0])
+        raise SchemaUnsupported(
+            f"{param}: no answer can be held to this schema: {line(why)}", param=param.partition(".")[0]
+        )
 
 
 def refused(schema: dict[str, Any]) -> bool:

@@ -109,10 +109,10 @@ class Masks:
 
 
 def refusal(schema: str) -> str:
-    """Why no answer can be held to a JSON schema, which is `prepared`; "" where one can."""
+    """Why no answer can be held to a JSON schema, which is `prepared`, in the library's words; "" where one can."""
     grammar = llguidance.LLMatcher.grammar_from_json_schema(schema)
     wrong, said = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
-    return line(said[0]) if wrong else ""
+    return str(said[0]) if wrong else ""
 
 
 def _tokenizer(lexicon: Lexicon) -> llguidance.LLTokenizer:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import jsonschema_rs
 
 from llmd.daemon.engine.answers.places import below, circular
-from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
+from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported, printable, quoted
 
 MAX_NAMED = 120  # characters of the client's own words that an error repeats
 MAX_SAID = 200
@@ -68,7 +68,17 @@ def _shown(path: _Path) -> str:
     while path:
         path, step = path
         steps.append(step[:MAX_NAMED])
-    return ascii(("/" + "/".join(reversed(steps)))[:MAX_NAMED])
+    return quoted("/" + "/".join(reversed(steps)), MAX_NAMED)
+
+
+def patterns(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each of its patterns, with where it stands, as an error shows that."""
+    for path, part in _parts(schema, None):
+        if isinstance(part.get("pattern"), str):
+            yield _shown((path, "pattern")), part["pattern"]
+        named = part.get("patternProperties")
+        for pattern in named if isinstance(named, dict) else ():
+            yield _shown((path, "patternProperties")), pattern
 
 
 def _check(path: _Path, schema: dict[str, Any], param: str) -> None:
@@ -119,10 +129,12 @@ class Validator:
                 pattern_options=jsonschema_rs.RegexOptions(),
             )
         except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as e:
-            at = "/".join(str(step) for step in getattr(e, "instance_path", ()))
+            at = "/".join(["", *(str(step) for step in getattr(e, "instance_path", ()))])
+            said, value = getattr(e, "message", str(e)), getattr(e, "instance", None)
+            if isinstance(value, str):
+                said = said.replace(json.dumps(value, ensure_ascii=False), f"'{value}'")
             raise SchemaUnsupported(
-                f"{param}: {ascii(('/' + at)[:MAX_NAMED])} is no JSON schema that answers can be held to: "
-                f"{line(getattr(e, 'message', str(e)))}",
+                f"{param}: {quoted(at or '/', MAX_NAMED)} is no JSON schema that answers can be held to: {line(said)}",
                 param=self._field,
             ) from e
 
@@ -145,7 +157,7 @@ def _field(param: str) -> str:
 
 def line(text: str) -> str:
     """What a library says, as an error repeats it."""
-    return ascii(" ".join(text.split())[:MAX_SAID])[1:-1]
+    return printable(" ".join(text.split())[:MAX_SAID])
 
 
 def prepared(text: str, param: str, *, strict: bool) -> str:

@@ -208,6 +208,26 @@ def test_what_is_wrong_a_thousand_times_is_few_errors(what: str, monkeypatch: py
     assert counted[0] <= 12 and len(e.value.message) < 200 and e.value.param
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"stop": ["a"] * 17}, "stop: give at most 16, not 17"),
+        ({"stop": "a" * 1025}, "stop: string should have at most 1024 characters"),
+        ({"stop": ["a" * 1025]}, "stop.0: string should have at most 1024 characters"),
+        ({"stop": [5]}, "stop.0: input should be a valid string"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}] * 129}, "tools: give at most 128, not 129"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 1025}]},
+         "messages.0.content: give at most 1024, not 1025"),
+        ({r"top\_k": 1}, r"there is no parameter 'top\_k' here; remove it"),
+    ],
+)  # fmt: skip
+def test_what_is_too_many_of_one_kind_is_not_told_as_another_kind(fields: dict[str, Any], said: str) -> None:
+    given = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    with pytest.raises(BadRequest) as e:
+        body.made(json.dumps(given).encode(), ChatBody)
+    assert e.value.message == said and e.value.param == next(iter(fields))
+
+
 def containers(schema: Any) -> Iterator[dict[str, Any]]:
     """Every list and dict in what the library makes of a model."""
     if isinstance(schema, dict):

@@ -74,6 +74,35 @@ def test_what_widespread_clients_mean_by_the_values_for_none() -> None:
             chat(**fields).params()
 
 
+def test_no_share_of_the_tokens_is_the_likeliest() -> None:
+    for given in ({"top_p": 0}, {"top_p": 0.0, "temperature": 1.5}):
+        params = chat(**given).params()
+        assert params.temperature == 0 and params.top_p == 0 and "temperature" not in params.unset
+    assert chat(top_p=0.1).params().temperature > 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 257, 4096])
+def test_a_calls_identifier_may_be_long(size: int) -> None:
+    called = {"id": "x" * size, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    body = chat(messages=[
+        {"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "x" * size, "content": "b"},
+    ])  # fmt: skip
+    (prompt,) = body.prompts()
+    assert isinstance(prompt, Chat)
+    assert [c.id for c in prompt.messages[1].tool_calls] == ["x" * size] == [prompt.messages[2].tool_call_id]
+
+
+@pytest.mark.parametrize("content", [None, [], ""])
+@pytest.mark.parametrize("role", ["tool", "function"])
+def test_a_tool_may_answer_nothing(role: str, content: Any) -> None:
+    body = chat(messages=[{"role": role, "name": "f", "content": content} | (
+        {"tool_call_id": "1"} if role == "tool" else {}
+    )])  # fmt: skip
+    (prompt,) = body.prompts()
+    assert isinstance(prompt, Chat) and prompt.messages[0].content == "" and prompt.messages[0].role == "tool"
+
+
 def test_the_newer_limit_is_the_one_that_counts() -> None:
     assert chat(max_tokens=5, max_completion_tokens=7).params().max_tokens == 7
 
@@ -157,6 +186,21 @@ def test_a_response_format_is_a_schema() -> None:
     assert wanted(response_format={"type": "json_schema", "json_schema": {"name": "a"}}).schema == '{"type": "object"}'
     with pytest.raises(BadRequest, match="json_schema is missing"):
         chat(response_format={"type": "json_schema"}).wanted()
+
+
+def test_a_schema_without_a_name() -> None:
+    """As llama-server's clients write it."""
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}}
+    for kind in ("json_object", "json_schema"):
+        assert json.loads(wanted(response_format={"type": kind, "schema": schema}).schema or "") == schema
+        assert wanted(response_format={"type": "json_object", "schema": None}).schema == '{"type": "object"}'
+    for wrong in (
+        {"type": "text", "schema": schema}, {"type": "json_schema", "schema": None},
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}, "schema": schema},
+    ):  # fmt: skip
+        with pytest.raises(BadRequest) as e:
+            chat(response_format=wrong).wanted()
+        assert e.value.param == "response_format"
 
 
 def test_tools_go_to_the_prompt_and_to_what_the_answer_is_held_to() -> None:

@@ -119,6 +119,44 @@ def test_an_answer_fits_or_does_not(schema: Any, text: str, fits: bool) -> None:
             validator.check(text, "the answer")
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^(?!\.)\d*\.?\d*$",
+        "([",
+        r"\bword\b",
+        r"^a\Z",
+        r"(a)\1",
+        r"a$b\d",
+        r"\p{Foo}'",
+        r"\\(",
+        r"^\d+(?=x)" + r"\d" * 500,
+    ],
+)
+@pytest.mark.parametrize("strict_tool", [False, True])
+def test_an_error_shows_a_pattern_as_it_was_sent(pattern: str, strict_tool: bool) -> None:
+    where = "tools.f" if strict_tool else "response_format"
+    for schema, at in (
+        ({"properties": {"a": {"pattern": pattern}}}, "/properties/a/pattern"),
+        ({"patternProperties": {pattern: {}}}, "/patternProperties"),
+    ):
+        said = answer(json.dumps(["schemas", [[json.dumps(schema), where, True]], ""]).encode(), Kept(1, 1))
+        begin = f"{where}: '{at}': answers cannot be held to the pattern '{pattern[:120]}': "
+        assert said["message"].startswith(begin) and said["message"].removeprefix(begin).isprintable()
+        assert "[0-9]" not in said["message"], "what the library made of it"
+        assert len(said["message"]) > len(begin) + 3
+
+
+def test_an_error_shows_other_words_as_they_were_sent() -> None:
+    for schema, shown in (
+        ({"properties": {r"a\b": {"not": {}}}}, r"'/properties/a\b'"),
+        ({"properties": {"a\n\u00e4": {"not": {}}}}, r"'/properties/a\n\xe4'"),
+        ({"properties": {"a": {"pattern": "^a{1000000}$"}}}, "'^a{1000000}$' is not a"),
+        ({"properties": {"a": {"type": "C:\\d"}}}, r"'C:\d' is not"),
+    ):
+        assert shown in asked(schema)["message"]
+
+
 def test_an_error_names_the_tool() -> None:
     with pytest.raises(SchemaUnsupported, match="tools.weather: '/properties/a': answers cannot be held to not") as e:
         parsed('{"properties": {"a": {"not": {}}}}', "tools.weather")
