@@ -116,6 +116,8 @@ class Reader:
     @property
     def shown(self) -> int:
         """How many characters of what was written are certain to be no part of a stop string."""
+        if self._mode in ("thinking", "arguments"):
+            return self._pushed
         return self._pushed - len(self._text) - self._stops.held
 
     def push(self, text: str) -> list[Piece]:

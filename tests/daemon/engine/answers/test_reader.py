@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from written_answers import ANSWERS, ARGUMENTS, TOOLS, Meant, call, read, same, thinking_of
+from written_answers import ANSWERS, ARGUMENTS, NO_ARGUMENTS, TOOLS, Meant, call, meant, read, same, thinking_of
 
 from llmd.daemon.engine.answers.formats import (
     CALLS,
@@ -188,3 +188,31 @@ def test_any_arguments_are_read_whole(value: object) -> None:
     for calls in JSON_CALLS.values():
         text = calls.first + call(calls, "weather", arguments) + calls.last
         assert read(Syntax(calls), [text], TOOLS) == Meant(calls=(("weather", arguments),))
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
+def test_no_thought_and_no_call_waits_for_a_stop_string(calls: Calls) -> None:
+    """Of what is thought and called every character is shown as it comes; of what is said those that no stop string may
+    have."""
+    thinking = thinking_of(calls)
+    reader = Reader(Syntax(calls, thinking), TOOLS, thinks=True, stop=("Hm", "city", "END of it"))
+    for char in f"Hm, city END {thinking.end[:3]}":
+        reader.push(char)
+        assert reader.thinking and reader.shown == reader._pushed
+    reader.push(thinking.end + calls.again)
+    for char in (calls.first + call(calls, "weather")).rpartition("Köln")[0]:
+        reader.push(char)
+    assert reader.calls == 1 and reader.shown == reader._pushed
+    said = Reader(Syntax(HERMES), TOOLS, stop=("END of it",))
+    shown = [said.push(text) for text in ("a EN", "D of", "f END of", " it b")]
+    assert shown == [[Said("a ")], [], [Said("END off ")], []]
+    assert said.stopped and said.shown == len("a END off ") and said.end() == []
+
+
+def test_a_stop_string_has_no_parts_on_both_sides_of_a_call() -> None:
+    text = f"ab{call(HERMES, 'weather', NO_ARGUMENTS)}cd"
+    for size in (1, 5, len(text)):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        reader = Reader(Syntax(HERMES), TOOLS, stop=("bc", "b<", "abcd"))
+        got = meant([piece for part in pieces for piece in reader.push(part)] + reader.end())
+        assert got == Meant("abcd", calls=(("weather", NO_ARGUMENTS),)) and not reader.stopped
