@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
@@ -23,8 +24,8 @@ from pydantic import BaseModel
 from llmd.api.http import body
 from llmd.api.openai import schema as openai
 from llmd.daemon import limits
+from llmd.daemon.engine import layouts, output, prefixes, turns
 from llmd.daemon.engine import messages as engine
-from llmd.daemon.engine import output, prefixes, turns
 from llmd.daemon.engine.answers import arguments, check, grammar, loosening, matching, places, reader, schemas, stops
 from llmd.daemon.engine.answers.answering import Answers, Choice
 from llmd.daemon.engine.answers.formats import CALLS, THINKINGS, Syntax, Thoughts
@@ -50,7 +51,7 @@ READING = [
     "api/http/body.py", "api/http/protocol.py", *(f"api/openai/{name}.py" for name in ("messages", "schema")),
     *(f"daemon/serving/{name}.py" for name in ("ask", "holding", "routing")),
     *(f"daemon/engine/{name}.py" for name in (
-        "messages", "output", "prefixes", "prompts", "rendering", "templates", "turns")),
+        "layouts", "messages", "output", "prefixes", "prompts", "rendering", "templates", "turns")),
     *(f"daemon/engine/answers/{file.name}" for file in (ROOT / "daemon" / "engine" / "answers").glob("[a-z]*.py")),
     *(f"quantize/{name}.py" for name in ("check", "header", "shape")),
     *(f"quantize/checkpoints/{name}.py" for name in ("checkpoint", "safetensors")),
@@ -304,6 +305,13 @@ CHATS: tuple[Callable[[int], Chat], ...] = (
 )
 TEMPLATE = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}
 {% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}"""
+# takes none of these conversations as it comes
+INSISTS = "{{ raise_exception('no') if messages | length > 1 }}" + TEMPLATE
+
+
+def laid_out(template: str, chat: Chat) -> None:
+    with suppress(LlmdError):
+        ChatTemplate(template).laid_out(chat.messages, str, lambda _: None, chat.tools)
 
 
 def tools_wanted(n: int) -> Wanted:
@@ -438,6 +446,10 @@ GROWS: dict[str, tuple[Grow, ...]] = {
             messages(n), [Tool("a", "{}", "{}")] * n, CALLS["hermes"], system=True),
     ),
     "daemon/engine/turns.py:tojson": (lambda n: lambda: turns.tojson(properties(n)),),
+    "daemon/engine/layouts.py:Layout.of": of_chats(lambda chat: [one.of(chat.messages) for one in layouts.LAYOUTS]),
+    "daemon/engine/templates.py:ChatTemplate.laid_out": of_chats(
+        lambda chat: laid_out(INSISTS, chat)
+    ),
     "daemon/engine/templates.py:ChatTemplate.render": of_chats(
         lambda chat: ChatTemplate(TEMPLATE).render(chat.messages, str, lambda _: None, chat.tools)
     ),
@@ -597,6 +609,7 @@ BOUNDED: dict[str, str] = {
     "daemon/serving/ask.py:Ask.places": ONE,
     "daemon/serving/ask.py:Ask.held_to": "of 128 tools at most",
     "daemon/serving/routing.py:Candidate.free": ONE,
+    "daemon/engine/layouts.py:shows": "each search begins where the one before ended; else " + RENDERED,
     "daemon/engine/templates.py:ChatTemplate.syntax": RENDERED,
     "daemon/engine/templates.py:chat_template": RENDERED,
     "daemon/engine/rendering.py:overflow": ONE,
@@ -714,6 +727,7 @@ FIELDS: dict[str, Callable[[int], Any]] = {
     "messages.tool_calls": lambda n: [call()] * min(n, 1000),
     "stop": lambda n: ["a" * n] * 16,
     "logit_bias": lambda n: {str(i): 1.0 for i in range(n)},
+    "response_format.schema_": properties,
     "response_format.json_schema.schema_": properties,
     "tools": lambda n: [tool() | {"function": {"name": f"t{i}"}} for i in range(min(n, 128))],
     "tools.function.parameters": properties,
@@ -734,6 +748,7 @@ AROUND: dict[str, Callable[[Any], Any]] = {
     "messages.annotations": lambda value: [turn("assistant", annotations=value)],
     "messages.audio": lambda value: [turn("assistant", audio=value)],
     "messages.tool_calls": lambda value: [turn("assistant", tool_calls=value)],
+    "response_format.schema_": lambda value: {"type": "json_object", "schema": value},
     "response_format.json_schema.schema_": lambda value: {
         "type": "json_schema", "json_schema": {"name": "a", "schema": value}},
     "tools.function.parameters": lambda value: [tool(parameters=value)],

@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -78,6 +80,9 @@ def _limits(info: dict[str, Any]) -> list[str]:
         lines.append("it has no chat template: /v1/completions takes a prompt, /v1/chat/completions is refused")
     refused = {kind: reason for kind, reason in info.get("conversations", {}).items() if reason}
     lines += [f"its chat template does not take {safe(kind)}: {safe(reason)}" for kind, reason in refused.items()]
+    for done, kinds in groupby(sorted(info.get("laid", {}).items(), key=itemgetter(1)), key=itemgetter(1)):
+        named = " or ".join(safe(kind) for kind, _ in kinds)
+        lines.append(f"its chat template does not take {named} as it comes: {safe(done)}")
     if info.get("tried") is False:
         lines.append("not tried: it is larger than the free memory; its first deploy tries it")
     return lines
@@ -123,7 +128,7 @@ def show(client: Client, name: str, json_: bool) -> None:
     if json_:
         return show_json(found)
     found_info, forms = found.pop("info"), found.pop("forms")
-    info = {k: v for k, v in found_info.items() if k not in ("size", "proof", "syntax", "syntax_said")}
+    info = {k: v for k, v in found_info.items() if k not in ("size", "proof", "syntax", "syntax_said", "laid")}
     if "syntax" in found_info and found_info.get("chat_template"):
         info["writes"] = _writes(found_info)
     info["title"] = info.pop("name", None)

@@ -17,6 +17,7 @@ prompts.py     messages or text to tokens
 rendering.py   a chat as its template lays it out, and the one error of a prompt that is too long
 renderers.py   the processes in which that is done
 templates.py   chat templates in a sandbox, in transformers' dialect: what they show of a conversation
+layouts.py     pure: conversations laid out anew where a template does not take them as they came
 turns.py       a conversation as a template gets it
 sampling.py    pure: chooses tokens for many sequences at once
 output.py      tokens to text: whole UTF-8, stop strings

@@ -30,7 +30,7 @@ from llmd.daemon.engine import faults
 from llmd.daemon.engine.answers.detecting import name_of
 from llmd.daemon.engine.answers.formats import CALLS, Syntax, thinking_named
 from llmd.daemon.engine.messages import Chat, ChatMessage, decode_chat, encode_chat
-from llmd.daemon.engine.rendering import Rendering, Terms
+from llmd.daemon.engine.rendering import Rendering, Terms, Written
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid, from_wire
 
 SECONDS = 2.0
@@ -90,9 +90,9 @@ class Rendered:
             self._syntax = Syntax(CALLS.get(said["calls"]), thinking_named(said["thinking"]))
         return self._syntax
 
-    def text(self, chat: Chat) -> tuple[str, list[str]]:
+    def text(self, chat: Chat) -> Written:
         said, text = self._asked(encode_chat(chat))
-        return text.decode(), said["special"]
+        return Written(text.decode(), said["special"], said["done"])
 
     def close(self) -> None:
         """End its process."""
@@ -221,8 +221,8 @@ def _rendered(rendering: Rendering, data: bytes) -> tuple[dict[str, Any], bytes]
         if not data:
             calls, _, thinking = name_of(rendering.syntax).partition("+")
             return {"calls": calls, "thinking": thinking}, b""
-        text, special = rendering.text(decode_chat(data))
-        return {"special": special}, text.encode()
+        text, special, done = rendering.text(decode_chat(data))
+        return {"special": special, "done": done}, text.encode()
     except MemoryError:
         error: LlmdError = ModelInvalid("the model's chat template takes too much memory")
     except UnicodeEncodeError:

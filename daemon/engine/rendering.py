@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from llmd.daemon.engine.answers.detecting import named as named_syntax
 from llmd.daemon.engine.answers.formats import Syntax
@@ -78,6 +78,15 @@ def _of_alike(texts: list[str]) -> str:
     return re.escape(begin) + (f"(?:{_any_of(longer)}){'?' if '' in rest else ''}" if longer else "")
 
 
+class Written(NamedTuple):
+    """A prompt. `special` are the texts of special tokens that stood in messages: for the n-th stands `MARKn;` in it.
+    `done`: what was done to the conversation for the template to take it."""
+
+    text: str
+    special: list[str]
+    done: str
+
+
 class Renders(Protocol):
     """What renders for one model."""
 
@@ -88,9 +97,8 @@ class Renders(Protocol):
         """How the model writes. Raises ModelInvalid for what its template does."""
         ...
 
-    def text(self, chat: Chat) -> tuple[str, list[str]]:
-        """The prompt's text, and the texts of special tokens that stood in messages: for the n-th stands `MARKn;` in
-        the prompt. Raises BadRequest and ModelInvalid for what the template does."""
+    def text(self, chat: Chat) -> Written:
+        """Raises BadRequest and ModelInvalid for what the template does."""
         ...
 
 
@@ -108,7 +116,7 @@ class Rendering:
             return named_syntax(self.terms.syntax)
         return chat_template(self.terms.template).syntax(self._given) if self.terms.template else Syntax()
 
-    def text(self, chat: Chat) -> tuple[str, list[str]]:
+    def text(self, chat: Chat) -> Written:
         found: list[str] = []
 
         def escape(text: str) -> str:
@@ -126,7 +134,10 @@ class Rendering:
         for effort, last in self._efforts(chat.reasoning_effort):
             found.clear()
             try:
-                return template.render(chat.messages, escape, check, chat.tools, syntax, **self._given, **effort), found
+                text, layout = template.laid_out(
+                    chat.messages, escape, check, chat.tools, syntax, **self._given, **effort
+                )
+                return Written(text, found, layout.done)
             except BadRequest:
                 if last:
                     raise

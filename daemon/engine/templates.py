@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmd.daemon.engine.answers.detecting import calls_in, thinking_in
 from llmd.daemon.engine.answers.formats import Calls, Syntax
+from llmd.daemon.engine.layouts import LAYOUTS, Layout, shows
 from llmd.daemon.engine.messages import ChatMessage, Tool, ToolCall
 from llmd.daemon.engine.turns import MANNERS, Escape, Form, Manner, Turns, definitions, explained, tojson
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid
@@ -73,7 +74,17 @@ CONVERSATIONS = {
     "a system message": _speaking("system", "Be brief."),
     "content in parts": (ChatMessage("user", ("Hello.", " How are you?")),),
     "tool calls": _calling("weather", '{"city": "Cologne"}', "It rains."),
+    "two users in a row": (ChatMessage("user", "Hello."), ChatMessage("user", "Anybody there?")),
+    "two answers in a row": (*_speaking("assistant", "Yes?")[:2], *_speaking("assistant", "Hello!")[1:]),
+    "a system message in the middle": (*_speaking("assistant", "Yes?")[:2], *_speaking("system", "Be brief.")),
+    "two system messages": (ChatMessage("system", "Be brief."), *_speaking("system", "Be kind.")),
+    "an assistant who speaks first": _speaking("assistant", "How can I help?")[1:],
+    "a system message alone": _speaking("system", "Say hello.")[:1],
 }
+
+
+class _Lost(Exception):
+    """A template does not show a text."""
 
 
 class ChatTemplate:
@@ -104,23 +115,58 @@ class ChatTemplate:
         syntax: Syntax | None = None,
         **values: Any,
     ) -> str:
-        """The prompt, in the first manner that the template does not refuse. Each text of a message and of a tool goes
-        through `escape`. Tools that it does not show are explained, in the way that `syntax` has them called (None: its
-        own).
+        """The prompt of `laid_out`."""
+        return self.laid_out(messages, escape, check, tools, syntax, **values)[0]
+
+    def laid_out(
+        self,
+        messages: Sequence[ChatMessage],
+        escape: Escape,
+        check: Check,
+        tools: Sequence[Tool] = (),
+        syntax: Syntax | None = None,
+        **values: Any,
+    ) -> tuple[str, Layout]:
+        """The prompt, in the first of LAYOUTS and the first manner that the template does not refuse and shows all of,
+        and that layout. Each text of a message and of a tool goes through `escape`. Tools that it does not show are
+        explained, in the way that `syntax` has them called (None: its own).
 
         Raises ModelInvalid and BadRequest for what the template does, what `check` raises, and MemoryError.
         """
         try:
-            return self._rendered(*self._with_tools(messages, escape, tools, syntax, values), escape, check)
+            given, values = self._with_tools(messages, escape, tools, syntax, values)
+            return self._first_taken(given, values, escape, check)
         except (LlmdError, MemoryError):
             raise
         except jinja2.exceptions.SecurityError as e:
             raise ModelInvalid(f"the model's chat template does not work: {type(e).__name__}") from e
+        except _Lost as e:
+            raise BadRequest("the model's chat template does not show all of these messages", param="messages") from e
         except jinja2.TemplateError as e:
             said = str(e.message)[:500]
             raise BadRequest(f"the model's chat template refuses these messages: {said}", param="messages") from e
         except Exception as e:  # whatever it was, the next prompt is none of its business
             raise BadRequest("the model's chat template cannot handle these messages", param="messages") from e
+
+    def _first_taken(
+        self, messages: Sequence[ChatMessage], values: dict[str, Any], escape: Escape, check: Check
+    ) -> tuple[str, Layout]:
+        """Raises what it met first where it takes none."""
+        tried: list[tuple[ChatMessage, ...]] = []
+        met: Exception | None = None
+        for layout in LAYOUTS:
+            laid = layout.of(messages)
+            if laid in tried:
+                continue
+            tried.append(laid)
+            try:
+                return self._rendered(laid, values, escape, check), layout
+            except (LlmdError, MemoryError, jinja2.exceptions.SecurityError):
+                raise
+            except Exception as e:
+                met = met or e
+        assert met is not None
+        raise met
 
     def _with_tools(
         self,
@@ -145,14 +191,24 @@ class ChatTemplate:
         manners = self._tool_manners(values) if _uses_tools(messages) else MANNERS[:1]
         for manner in manners[:-1]:
             try:
-                return self._shown(messages, Turns(manner, forms, escape), check, values)
-            except (jinja2.TemplateError, TypeError):
+                return self._whole(messages, Turns(manner, forms, escape), check, values)
+            except (jinja2.TemplateError, TypeError, _Lost):
                 continue  # it takes one call a turn, say
-        return self._shown(messages, Turns(manners[-1], forms, escape), check, values)
+        return self._whole(messages, Turns(manners[-1], forms, escape), check, values)
+
+    def _whole(self, messages: Sequence[ChatMessage], turns: Turns, check: Check, values: dict[str, Any]) -> str:
+        """Raises _Lost where a text is missing."""
+        walked = turns.of(messages)
+        prompt = self._walked(walked, check, values)
+        if not shows(walked, prompt):
+            raise _Lost
+        return prompt
 
     def _shown(self, messages: Sequence[ChatMessage], turns: Turns, check: Check, values: dict[str, Any]) -> str:
+        return self._walked(turns.of(messages), check, values)
+
+    def _walked(self, walked: list[dict[str, Any]], check: Check, values: dict[str, Any]) -> str:
         parts, size = [], 0
-        walked = turns.of(messages)
         for part in self._template.generate(messages=walked, add_generation_prompt=True, **values):
             size += len(part)
             check(size)

@@ -5,8 +5,9 @@ because a template is anybody's code and a model may kill llama.cpp.
     python -P -m llmd.daemon.engine.trial FILE token  and the token: it loads the weights
     python -P -m llmd.daemon.engine.trial FILE FD     the prompt of the conversation in FD, as `encode_chat` writes it
 
-It prints one JSON line and exits with 0, whatever the verdict: `{"ok": true, "conversations": {KIND: REASON}, "syntax":
-NAME}`, where no reason ("") is good and NAME is how it writes calls and thoughts (`answers/detecting.py`), `{"ok":
+It prints one JSON line and exits with 0, whatever the verdict: `{"ok": true, "conversations": {KIND: REASON}, "laid":
+{KIND: DONE}, "syntax": NAME}`, where no reason ("") is good, DONE is what is done to a conversation that the template
+does not take as it comes (`layouts.py`), and NAME is how it writes calls and thoughts (`answers/detecting.py`), `{"ok":
 true, "prompt": TEXT}`, or `{"ok": false, "code": CODE, "message": TEXT}`.
 `daemon/models/checking.py` runs it.
 """
@@ -31,18 +32,19 @@ CONTEXT = 256
 MAX_PROMPT_CHARS = 4_000_000
 
 
-def conversations(rendered: Rendered) -> dict[str, str]:
-    """Each kind of conversation, and why the model's template does not take it; "" where it does."""
-    if not rendered.terms.template:
-        return {}
+def conversations(rendered: Rendered) -> tuple[dict[str, str], dict[str, str]]:
+    """Each kind of conversation, and why the model's template does not take it; "" where it does. And what is done to
+    some for that."""
     reasons: dict[str, str] = {}
-    for kind, turns in CONVERSATIONS.items():
+    laid: dict[str, str] = {}
+    for kind, turns in CONVERSATIONS.items() if rendered.terms.template else ():
         try:
-            rendered.text(Chat(turns))
+            done = rendered.text(Chat(turns)).done
             reasons[kind] = ""
+            laid |= {kind: done} if done else {}
         except LlmdError as e:
             reasons[kind] = e.message[:200]
-    return reasons
+    return reasons, laid
 
 
 def syntax(rendered: Rendered) -> str:
@@ -64,7 +66,7 @@ def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
                 return {"ok": True, "prompt": rendered.text(messages.decode_chat(file.read()))[0]}
         if not vocabulary.ends:
             raise ModelInvalid("the tokenizer has no token that ends a text: no answer would end")
-        found, written = conversations(rendered), syntax(rendered)
+        (found, laid), written = conversations(rendered), syntax(rendered)
         if wanted == "token":
             from llmd.daemon.engine.llama import LlamaRunner  # here: the rest needs no numpy
 
@@ -74,7 +76,7 @@ def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
         return {"ok": False, "code": e.code, "message": e.message}
     except MemoryError:
         return {"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to try this model"}
-    return {"ok": True, "conversations": found, "syntax": written}
+    return {"ok": True, "conversations": found, "laid": laid, "syntax": written}
 
 
 def main() -> None:

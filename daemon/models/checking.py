@@ -59,10 +59,11 @@ async def trial(
     tried: bool = False,
     seats: Seats | None = None,
 ) -> dict[str, Any]:
-    """What of a checked file works: `conversations` (kind to reason, "" where it works), `syntax`, how it writes calls
-    of tools and thoughts (`engine/answers/detecting.py`; "" where its template is for neither), and `tried`, whether it
-    has computed a token, which it need not where it is `tried` already; not where free memory does not hold its `size`
-    bytes. Raises ModelInvalid."""
+    """What of a checked file works: `conversations` (kind to reason, "" where it works), `laid` (kind to what is done
+    to those that its template does not take as they come), `syntax`, how it writes calls of tools and thoughts
+    (`engine/answers/detecting.py`; "" where its template is for neither), and `tried`, whether it has computed a token,
+    which it need not where it is `tried` already; not where free memory does not hold its `size` bytes. Raises
+    ModelInvalid."""
     what, fits = "the trial of this model", not tried and size + TRIAL_BYTES < memory.available()
     limits = children.Limits(address_space=2 * size + (16 << 30), file_size=MAX_ANSWER_BYTES, background=background)
     given: dict[str, Any] = {"limits": limits, "timeout": TRIAL_SECONDS, "seats": seats}
@@ -71,11 +72,17 @@ async def trial(
     except Unavailable:  # the memory was gone by then
         fits = False
         said = await _ask(what, TRIAL, os.fspath(path), **given)
-    found, syntax = said.get("conversations"), said.get("syntax")
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in (*found.values(), syntax)):
+    syntax = said.get("syntax")
+    if not isinstance(syntax, str):
         raise _no_verdict(what)
-    shown = {_printable(k): _printable(v) for k, v in found.items()}
-    return {"conversations": shown, "syntax": _printable(str(syntax)), "tried": fits or tried}
+    shown = {name: _texts(said.get(name), what) for name in ("conversations", "laid")}
+    return {**shown, "syntax": _printable(syntax), "tried": fits or tried}
+
+
+def _texts(given: Any, what: str) -> dict[str, str]:
+    if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
+        raise _no_verdict(what)
+    return {_printable(name): _printable(text) for name, text in given.items()}
 
 
 async def prompt(path: str | os.PathLike[str], chat: bytes) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
+from gguf_writer import STR, tiny
 from real_daemon import Llmd, llmctl
 
 from llmd.api.cli.connection import Client, DaemonError
@@ -75,6 +76,42 @@ def test_without_a_daemon_it_says_so(tmp_path: Path) -> None:
 def test_wrong_usage_is_code_two(llmd: Llmd) -> None:
     assert "No such command" in run(llmd, "frobnicate", code=2)
     run(llmd, "deploy", "smol", "--ctx", "many", code=2)
+
+
+def test_what_a_template_does_not_take_is_said_and_what_is_done(llmd: Llmd, tmp_path: Path) -> None:
+    file = tiny()
+    insists = (
+        "{% if m.role == 'system' and not loop.first %}{{ raise_exception('a system message comes first') }}{% endif %}"
+    )
+    file.keys["tokenizer.chat_template"] = (STR, "{% for m in messages %}" + insists + "{{ m.content }}{% endfor %}")
+    path = tmp_path / "insists.gguf"
+    path.write_bytes(file.bytes())
+    told = run(llmd, "model", "import", str(path))
+    assert (
+        "its chat template does not take two system messages as it comes: messages of one role in a row are joined\n"
+        in told
+    )
+    line = "does not take a system message in the middle as it comes: later system messages go to the first one, and "
+    assert line in told and line in run(llmd, "model", "show", "insists")
+    assert llmd.llmctl("model", "show", "insists")["info"]["laid"].keys() == {
+        "two system messages", "a system message in the middle"
+    }  # fmt: skip
+    prompt = run(llmd, "model", "template", "insists", "--conversation", str(conversation(tmp_path)))
+    assert "Be brief.\n\nIn French.One?Yes.Two?" in prompt
+    run(llmd, "model", "rm", "insists")
+
+
+def conversation(folder: Path) -> Path:
+    said = (
+        ("system", "Be brief."),
+        ("user", "One?"),
+        ("assistant", "Yes."),
+        ("system", "In French."),
+        ("user", "Two?"),
+    )
+    path = folder / "conversation.json"
+    path.write_text(json.dumps([{"role": role, "content": text} for role, text in said]))
+    return path
 
 
 def test_a_model_comes_serves_and_goes(llmd: Llmd, model_file: Path) -> None:

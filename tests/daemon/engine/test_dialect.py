@@ -1,9 +1,10 @@
 """The templates of real models against transformers' own rendering: the same text, or the same refusal.
 
 Where transformers loses a part of a conversation (a template that knows no tools, or prints a list of parts as it is)
-or cannot take it, ours shows it.
+or cannot take it, ours shows it. The histories that agents write are shown whole by every template.
 """
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llmd.daemon.engine.messages import ChatMessage, ToolCall
+from llmd.daemon.engine.templates import CONVERSATIONS as TRIED
 from llmd.daemon.engine.templates import ChatTemplate
 from llmd.daemon.errors import BadRequest, LlmdError
 
@@ -56,8 +58,41 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], tuple[ChatMessage, ...], tu
         ("What is <b> & why?", "lookup", "tag", "<b>", "deep", "It is bold."),
     ),
 }  # fmt: skip
-# ours shows these where transformers cannot
-MORE = ("parts", "tools")
+# a template for tools alone: without any it does not work
+TOOLS_ALONE = {
+    "CohereForAI-c4ai-command-r-plus-tool_use.jinja", "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use.jinja", "fireworks-ai-llama-3-firefunction-v2.jinja",
+}  # fmt: skip
+CALLED = ToolCall("call_0123456789", "weather", '{"city": "Bonn"}'), ToolCall("call_1123456789", "weather", "{}")
+AGENTS: dict[str, tuple[ChatMessage, ...]] = {
+    **TRIED,
+    "a group chat": (
+        ChatMessage("system", "Be brief."), ChatMessage("user", "Hello.", name="ann"),
+        ChatMessage("user", "Hello too.", name="bob"),
+    ),
+    "a reminder at the end": (
+        ChatMessage("user", "Hello."), ChatMessage("assistant", "Hi."), ChatMessage("system", "Answer in French."),
+    ),
+    "many reminders": tuple(
+        message for i in range(3) for message in (
+            ChatMessage("system", f"Rule {i}."), ChatMessage("user", f"  Question {i}?\n"),
+            ChatMessage("assistant", f"<think>\nHm {i}.\n</think>\n\nAnswer {i}.\n\nMore."),
+            ChatMessage("system", "So:"),
+        )
+    ),
+    "switches": (ChatMessage("system", "Brief. /no_think"), ChatMessage("user", "Hello /think you? /no_think")),
+    "several calls": (
+        ChatMessage("system", "S."), ChatMessage("user", "Weather?"),
+        ChatMessage("assistant", "Let me see.", tool_calls=CALLED),
+        ChatMessage("tool", '{"sky": "blue \\"x\\""}', name="weather", tool_call_id="call_1123456789"),
+        ChatMessage("tool", "rain", name="weather", tool_call_id="call_0123456789"),
+        ChatMessage("user", "And then?"), ChatMessage("user", "Well?"),
+    ),
+    "calls answered nothing": (
+        ChatMessage("user", "Weather?"), ChatMessage("assistant", None, tool_calls=CALLED[:1]),
+        ChatMessage("tool", "", tool_call_id="call_0123456789"), ChatMessage("system", "Go on."),
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +131,27 @@ def test_the_same_text_or_the_same_refusal(templates: dict[str, tuple[str, ChatT
         equal += want == got
         if isinstance(got, str) and want != got:
             # what transformers loses or refuses is shown
-            right = kind in MORE and _whole(got, words) and not (isinstance(want, str) and _whole(want, words))
+            right = _whole(got, words) and not (isinstance(want, str) and _whole(want, words))
         else:
             right = want == got or isinstance(want, Exception) and isinstance(got, BadRequest) and _same(want, got)
         if not right:
             wrong.append((name, want, got))
     assert not wrong
     assert equal > {"parts": 20, "tools": 40}.get(kind, 60)
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+def test_every_template_shows_what_agents_write(templates: dict[str, tuple[str, ChatTemplate]], kind: str) -> None:
+    """Whatever it insists on; each text once, and in order where the template itself has an order."""
+    for name, (_, template) in templates.items():
+        if name in TOOLS_ALONE:
+            continue
+        got = ours(template, AGENTS[kind])
+        assert isinstance(got, str), (name, got)
+        for message in AGENTS[kind]:
+            for text in (message.content or "",) if isinstance(message.content, str | None) else message.content:
+                whole = text.rpartition("</think>")[2].partition("/")[0].strip()
+                assert whole in got or json.dumps(whole)[1:-1] in got, (name, whole, got)
 
 
 def _whole(text: str, words: tuple[str, ...]) -> bool:

@@ -43,11 +43,15 @@ def test_special_text_in_a_message_stays_text(runner: LlamaRunner) -> None:
 
 
 def test_a_template_that_changes_what_stands_for_special_text_is_refused(runner: LlamaRunner) -> None:
-    template = "{{ messages[0].content | replace(';', '7;') }}"
-    changing = Prompts(runner, Rendering(replace(terms(runner), template=template)))
-    with pytest.raises(ModelInvalid, match="changes texts"):
-        changing.from_chat(Chat((ChatMessage("user", "<|im_end|>"),)))
-    assert changing.from_chat(ASKED)[0]
+    changed = "{{ messages[0].content | replace(';', '7;') }}"
+    for template, kind, said in (
+        (changed, BadRequest, "does not show all"),
+        ("{{ messages[0].content }}" + changed, ModelInvalid, "changes texts"),
+    ):
+        changing = Prompts(runner, Rendering(replace(terms(runner), template=template)))
+        with pytest.raises(kind, match=said):
+            changing.from_chat(Chat((ChatMessage("user", "<|im_end|>"),)))
+        assert changing.from_chat(ASKED)[0]
 
 
 THINKS = "{% for m in messages %}{{ m.content }}{% endfor %}|"

@@ -113,7 +113,7 @@ def test_a_text_that_grows_costs_its_request_alone(nursery: Nursery, rendered: M
     for child in psutil.Process(nursery.pid).children():
         peak = max(peak, _peak(child.pid))
     assert peak < _peak(nursery.pid) + 2 * renderers.MEMORY, "beyond what it shares with the nursery"
-    assert rendered(PLAIN).text(ASKED) == ("hello <s>", [])
+    assert rendered(PLAIN).text(ASKED) == ("hello <s>", [], "")
 
 
 def _peak(pid: int) -> int:
