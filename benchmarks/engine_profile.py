@@ -17,7 +17,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from llmd.daemon.engine import llama, messages
+from llmd.daemon.engine import frames, llama, messages
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.sampling import Sampling
 from llmd.daemon.engine.types import Chunk, Request
@@ -63,7 +63,7 @@ def sink() -> socket.socket:
 def level(runner: llama.LlamaRunner, out: socket.socket, spent: Spent, a: argparse.Namespace, streams: int) -> None:
     """`streams` requests at once."""
     rng = random.Random(streams)
-    engine = Engine(runner, lambda m: out.sendall(messages.encode(m)), batch=a.batch, chunk=a.chunk)
+    engine = Engine(runner, lambda m: out.sendall(frames.encode(m)), batch=a.batch, chunk=a.chunk)
     scheduler = engine.scheduler
     plans: list[Any] = []
     make = scheduler.plan

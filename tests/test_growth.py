@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from llmd.api.http import body
 from llmd.api.openai import schema as openai
 from llmd.daemon import limits
+from llmd.daemon.engine import frames as wire
 from llmd.daemon.engine import layouts, output, prefixes, turns
 from llmd.daemon.engine import messages as engine
 from llmd.daemon.engine.answers import arguments, check, grammar, loosening, matching, places, reader, schemas, stops
@@ -51,7 +52,7 @@ READING = [
     "api/http/body.py", "api/http/protocol.py", *(f"api/openai/{name}.py" for name in ("messages", "schema")),
     *(f"daemon/serving/{name}.py" for name in ("ask", "holding", "routing")),
     *(f"daemon/engine/{name}.py" for name in (
-        "layouts", "messages", "output", "prefixes", "prompts", "rendering", "templates", "turns")),
+        "frames", "layouts", "messages", "output", "prefixes", "prompts", "rendering", "templates", "turns")),
     *(f"daemon/engine/answers/{file.name}" for file in (ROOT / "daemon" / "engine" / "answers").glob("[a-z]*.py")),
     *(f"quantize/{name}.py" for name in ("check", "header", "shape")),
     *(f"quantize/checkpoints/{name}.py" for name in ("checkpoint", "safetensors")),
@@ -324,7 +325,7 @@ def of_work(*prompts: Chat, wanted: Wanted | None = None, **params: Any) -> Ask:
 
 def frames(data: bytes) -> None:
     """As they come from a socket."""
-    decoder = engine.from_daemon()
+    decoder = wire.from_daemon()
     for at in range(0, len(data), 100):
         list(decoder.feed(data[at : at + 100]))
 
@@ -523,9 +524,9 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     ),
     "daemon/engine/answers/spelling.py:GemmaRules.arguments": of_schemas(lambda made: rules(GemmaRules, made)),
     "daemon/engine/answers/spelling.py:XmlRules.arguments": of_schemas(lambda made: rules(XmlRules, made)),
-    "daemon/engine/messages.py:Decoder.feed": (
-        on(frames, lambda n: engine.encode(engine.Cancel(1)) * n),
-        on(frames, lambda n: engine.encode(engine.Open(1, "a", engine.Tokenize("a" * 100 * n)))),
+    "daemon/engine/frames.py:Decoder.feed": (
+        on(frames, lambda n: wire.encode(engine.Cancel(1)) * n),
+        on(frames, lambda n: wire.encode(engine.Open(1, "a", engine.Tokenize("a" * 100 * n)))),
     ),
     "quantize/header.py:read_header": of_gguf(header.read_header),
     "quantize/check.py:check_model": of_gguf(lambda path: quantize_check.check_model(header.read_header(path))),
@@ -578,7 +579,7 @@ BOUNDED: dict[str, str] = {
     },
     f"{HTTP}:may_administer": ONE,
     **{
-        f"daemon/engine/messages.py:{name}": "msgspec's, in one pass"
+        f"daemon/engine/frames.py:{name}": "msgspec's, in one pass"
         for name in ("encode", "encode_chat", "decode_chat", "from_daemon", "from_worker")
     },
     **{

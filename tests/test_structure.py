@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "daemon/admin/": {"llmd.daemon"},
     "daemon/serving/": {
         "llmd.daemon.serving", "llmd.daemon.audit", "llmd.daemon.planning", "llmd.daemon.gpus", "llmd.daemon.identity",
-        "llmd.daemon.engine.messages", *LEAVES,
+        "llmd.daemon.engine.messages", "llmd.daemon.engine.frames", *LEAVES,
     },
     "daemon/planning/": {
         "llmd.daemon.planning", "llmd.daemon.gpus", "llmd.daemon.engine.messages", "llmd.quantize", *LEAVES,
@@ -91,7 +91,7 @@ MAY_USE = {
     "jinja2": {"daemon/engine/templates.py"},
     "llguidance": {"daemon/engine/answers/matching.py"},
     "jsonschema_rs": {"daemon/engine/answers/schemas.py"},
-    "msgspec": {"daemon/engine/messages.py"},
+    "msgspec": {"daemon/engine/messages.py", "daemon/engine/frames.py"},
     "fastapi": {"api/*"},
     "starlette": {"api/*"},
     "uvicorn": {"api/http/protocol.py", "api/http/listener.py"},

@@ -17,7 +17,8 @@ from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import Config, ConfigError, changes
 from llmd.daemon.confined import lacks, landlock
 from llmd.daemon.engine.answers.detecting import named
-from llmd.daemon.engine.messages import Busy, Chat, ChatMessage, encode_chat
+from llmd.daemon.engine.frames import encode_chat
+from llmd.daemon.engine.messages import Busy, Chat, ChatMessage
 from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, NotFound, Unavailable
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.identity.pki import Authority

@@ -22,17 +22,17 @@ from typing import Any
 
 from llmd.daemon import cores
 from llmd.daemon.confined import lacks
-from llmd.daemon.engine import faults, messages, reach
+from llmd.daemon.engine import faults, frames, messages, reach
 from llmd.daemon.engine.answers.answering import Answering, Answers
 from llmd.daemon.engine.answers.formats import Thoughts
 from llmd.daemon.engine.deadline import Deadline, Timeout
 from llmd.daemon.engine.fair import FairQueue
+from llmd.daemon.engine.frames import Decoder
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.messages import (
     Beat,
     Cancel,
     Chat,
-    Decoder,
     Detokenize,
     Detokenized,
     Failed,
@@ -75,7 +75,7 @@ class Worker:
         self._prompts: Prompts
 
     def send(self, message: FromWorker) -> None:
-        data = messages.encode(message)
+        data = frames.encode(message)
         with self._lock:
             try:
                 self._sock.sendall(data)
@@ -83,7 +83,7 @@ class Worker:
                 os._exit(0)  # the daemon is gone, and nobody is left to answer
 
     def serve(self) -> None:
-        received = self._received(messages.from_daemon())
+        received = self._received(frames.from_daemon())
         load = next(received, None)
         if not isinstance(load, Load):
             return

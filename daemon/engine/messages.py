@@ -7,19 +7,15 @@ events of one engine step) and `Beat` (once a second). An opened request is answ
     Tokenize      Tokenized
     Detokenize    Detokenized
 
-or, at any point, by one Failed, after which nothing comes. A frame is a message's length, 4 bytes big-endian, and its
-msgpack.
+or, at any point, by one Failed, after which nothing comes. How they travel: `frames.py`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import msgspec
 
 LOGPROB_BYTES = 160  # a token with its log-probability, as an object
-# a request body's limit and what msgpack adds; a frame that is larger is a broken peer
-MAX_FRAME = 64 * 1024 * 1024
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -346,55 +342,3 @@ class Beat(Message, frozen=True):
 
 
 FromWorker: TypeAlias = Ready | Fatal | Step | Beat
-
-
-# --- frames
-
-_encoder = msgspec.msgpack.Encoder()
-_M = TypeVar("_M")
-
-
-def encode(message: ToWorker | FromWorker) -> bytes:
-    body = _encoder.encode(message)
-    return len(body).to_bytes(4, "big") + body
-
-
-class Decoder(Generic[_M]):
-    """Bytes in, whole messages of `kind` out. Raises ValueError on what is none of them, or larger than MAX_FRAME."""
-
-    def __init__(self, kind: Any) -> None:
-        self._decode = msgspec.msgpack.Decoder(kind).decode
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[_M]:
-        self._buffer += data
-        while len(self._buffer) >= 4:
-            size = int.from_bytes(self._buffer[:4], "big")
-            if size > MAX_FRAME:
-                raise ValueError("not a frame")
-            if len(self._buffer) < 4 + size:
-                return
-            body = bytes(self._buffer[4 : 4 + size])
-            del self._buffer[: 4 + size]
-            try:
-                message: _M = self._decode(body)
-            except msgspec.DecodeError as e:
-                raise ValueError("not a frame") from e
-            yield message
-
-
-def encode_chat(chat: Chat) -> bytes:
-    return _encoder.encode(chat)
-
-
-def decode_chat(data: bytes) -> Chat:
-    """Raises ValueError."""
-    return msgspec.msgpack.decode(data, type=Chat)
-
-
-def from_daemon() -> Decoder[ToWorker]:
-    return Decoder(ToWorker)
-
-
-def from_worker() -> Decoder[FromWorker]:
-    return Decoder(FromWorker)

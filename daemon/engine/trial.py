@@ -18,8 +18,8 @@ import sys
 from typing import Any
 
 from llmd.daemon import cores
-from llmd.daemon.engine import messages
 from llmd.daemon.engine.answers.detecting import name_of
+from llmd.daemon.engine.frames import decode_chat
 from llmd.daemon.engine.messages import Chat
 from llmd.daemon.engine.reach import hold_trial
 from llmd.daemon.engine.renderers import Nursery, Rendered
@@ -63,7 +63,7 @@ def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
         rendered = Rendered(nursery, terms)
         if wanted.isdecimal():
             with open(int(wanted), "rb") as file:
-                return {"ok": True, "prompt": rendered.text(messages.decode_chat(file.read()))[0]}
+                return {"ok": True, "prompt": rendered.text(decode_chat(file.read()))[0]}
         if not vocabulary.ends:
             raise ModelInvalid("the tokenizer has no token that ends a text: no answer would end")
         (found, laid), written = conversations(rendered), syntax(rendered)

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from llmd.daemon import children, groups
-from llmd.daemon.engine import messages
+from llmd.daemon.engine import frames
 from llmd.daemon.engine.messages import (
     Beat,
     Busy,
@@ -85,7 +85,7 @@ class _Link(asyncio.Protocol):
     """The daemon's end of the socket."""
 
     def __init__(self, worker: "Worker") -> None:
-        self._decoder, self._worker = messages.from_worker(), worker
+        self._decoder, self._worker = frames.from_worker(), worker
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -338,7 +338,7 @@ class Worker:
 
     def send(self, message: ToWorker) -> None:
         if self._transport and not self.lost.is_set():
-            self._transport.write(messages.encode(message))
+            self._transport.write(frames.encode(message))
 
     # --- what it says
 

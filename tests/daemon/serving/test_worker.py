@@ -421,11 +421,11 @@ async def test_a_request_that_fails_while_it_is_prepared_fails_alone(
 
 BABBLING = """
 import socket, sys, time
-from llmd.daemon.engine import messages
+from llmd.daemon.engine import frames
 from llmd.daemon.engine.messages import Beat, Finished, Load, Open, Ready, Started, Step, Text
 
 sock = socket.socket(fileno=int(sys.argv[1]))
-decoder = messages.from_daemon()
+decoder = frames.from_daemon()
 
 def heard():
     while data := sock.recv(65536):
@@ -433,9 +433,9 @@ def heard():
 
 for message in heard():
     if isinstance(message, Load):
-        sock.sendall(messages.encode(Ready(256, 2, 10, 1, 1, "babbling", True)))
+        sock.sendall(frames.encode(Ready(256, 2, 10, 1, 1, "babbling", True)))
     elif isinstance(message, Open):
-        sock.sendall(messages.encode(Step((Started(message.id, 1),))))
+        sock.sendall(frames.encode(Step((Started(message.id, 1),))))
         id_ = message.id
         sock.sendall(SAID)
         time.sleep(60)
@@ -445,10 +445,10 @@ NONSENSE = {
     "a frame that is too large": "b'\\xff' * 8",
     "no message": "(3).to_bytes(4, 'big') + b'abc'",
     "another message": "(2).to_bytes(4, 'big') + bytes([0x91, 0x01])",
-    "a choice that there is not": "messages.encode(Step((Text(id_, 7, 'a', 1, 0),)))",
-    "a choice before the first": "messages.encode(Step((Finished(id_, -1, 'stop', 1, 0),)))",
-    "ready again": "messages.encode(Ready(256, 2, 10, 1, 1, 'again', True))",
-    "text that is none": "messages.encode(Step((Text(id_, 0, 5, 1, 0),)))",
+    "a choice that there is not": "frames.encode(Step((Text(id_, 7, 'a', 1, 0),)))",
+    "a choice before the first": "frames.encode(Step((Finished(id_, -1, 'stop', 1, 0),)))",
+    "ready again": "frames.encode(Ready(256, 2, 10, 1, 1, 'again', True))",
+    "text that is none": "frames.encode(Step((Text(id_, 0, 5, 1, 0),)))",
 }
 
 

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from llmd.daemon.engine import messages
+from llmd.daemon.engine import frames
 from llmd.daemon.engine.messages import (
     Beat,
     Busy,
@@ -55,8 +55,8 @@ UP: list[FromWorker] = [
 
 
 def test_messages_survive_any_cut() -> None:
-    for decoder, sent in ((messages.from_daemon, DOWN), (messages.from_worker, UP)):
-        data = b"".join(messages.encode(m) for m in sent)
+    for decoder, sent in ((frames.from_daemon, DOWN), (frames.from_worker, UP)):
+        data = b"".join(frames.encode(m) for m in sent)
         for cut in range(len(data)):
             of = decoder()
             assert [*of.feed(data[:cut]), *of.feed(data[cut:])] == sent
@@ -65,14 +65,14 @@ def test_messages_survive_any_cut() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        (messages.MAX_FRAME + 1).to_bytes(4, "big"),
+        (frames.MAX_FRAME + 1).to_bytes(4, "big"),
         b"\0\0\0\x01\xc1",
         b"\0\0\0\x00",
-        messages.encode(Cancel(1)),  # the other direction's
+        frames.encode(Cancel(1)),  # the other direction's
         b"\0\0\0\x11" + msgspec.msgpack.encode(["Beat", "long", 1.0])[:17].ljust(17, b"\0"),
     ],
     ids=["too large", "not msgpack", "empty", "foreign", "wrong types"],
 )
 def test_what_is_no_message_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a frame"):
-        list(messages.from_worker().feed(data))
+        list(frames.from_worker().feed(data))
