@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from llmd.api.http import body
 from llmd.api.openai import schema as openai
+from llmd.api.openai import wanted as openai_wanted
 from llmd.daemon import limits
 from llmd.daemon.engine import frames as wire
 from llmd.daemon.engine import layouts, output, prefixes, turns
@@ -49,7 +50,8 @@ pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).parents[1]
 READING = [
-    "api/http/body.py", "api/http/protocol.py", *(f"api/openai/{name}.py" for name in ("messages", "schema")),
+    "api/http/body.py", "api/http/protocol.py",
+    *(f"api/openai/{name}.py" for name in ("given", "messages", "schema", "wanted")),
     *(f"daemon/serving/{name}.py" for name in ("ask", "holding", "routing")),
     *(f"daemon/engine/{name}.py" for name in (
         "frames", "layouts", "messages", "output", "prefixes", "prompts", "rendering", "templates", "turns")),
@@ -411,10 +413,10 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     "api/openai/messages.py:ToolCall.called": (
         lambda n: whole(lambda: chat_body(messages=[turn("assistant", tool_calls=[call('{"a": 1}' * n)])])),
     ),
-    "api/openai/schema.py:ToolDefinition.engine": of_schemas(
+    "api/openai/wanted.py:ToolDefinition.engine": of_schemas(
         lambda made: whole(lambda: chat_body(tools=[tool(parameters=made)]))()
     ),
-    "api/openai/schema.py:ResponseFormat.wanted": of_schemas(
+    "api/openai/wanted.py:ResponseFormat.wanted": of_schemas(
         lambda made: whole(lambda: chat_body(response_format={
             "type": "json_schema", "json_schema": {"name": "a", "schema": made}}))()
     ),
@@ -584,7 +586,14 @@ BOUNDED: dict[str, str] = {
     },
     **{
         f"daemon/engine/messages.py:{name}": ONE
-        for name in ("Generate.sequences", "Text.weight", "Reasoning.weight", "ToolCalled.weight", "Ready.positions")
+        for name in (
+            "Chat.thinks",
+            "Generate.sequences",
+            "Text.weight",
+            "Reasoning.weight",
+            "ToolCalled.weight",
+            "Ready.positions",
+        )
     },
     **{
         f"quantize/shape.py:Shape.{name}": "of at most 1,024 blocks"
@@ -599,6 +608,9 @@ BOUNDED: dict[str, str] = {
     "api/openai/messages.py:Part.said": PARTS + "Message.turn",
     "api/openai/messages.py:FunctionCall.text": ONE,
     "api/openai/messages.py:CustomCall.text": ONE,
+    "api/openai/given.py:given_template": "16 names, 16 KiB",
+    "api/openai/wanted.py:among": "of 128 tools at most",
+    "api/openai/wanted.py:written": PARTS + "ToolDefinition.engine",
     "api/openai/schema.py:ChatBody.limit": ONE,
     "api/openai/schema.py:ChatBody.wanted_logprobs": ONE,
     "api/openai/schema.py:ChatBody.prompts": PARTS + "the fields below",
@@ -736,6 +748,7 @@ FIELDS: dict[str, Callable[[int], Any]] = {
     "functions": lambda n: [{"name": "a"}] * n,
     "modalities": lambda n: ["text"] * n,
     "audio": lambda n: {f"k{i}": 1 for i in range(n)},
+    "chat_template_kwargs": lambda n: {f"k{i}": 1 for i in range(n)},
     "web_search_options": lambda n: {f"k{i}": 1 for i in range(n)},
     "moderation": lambda n: {f"k{i}": 1 for i in range(n)},
     "metadata": lambda n: {f"k{i}": "a" for i in range(n)},
@@ -831,5 +844,5 @@ def test_what_grows_faster_is_found(counted: dict[str, list[int]], name: str) ->
 
 
 if __name__ == "__main__":
-    openai.LARGE_VALUES = 0  # type: ignore[attr-defined]  # schemas are written in one way, however large
+    openai_wanted.LARGE_VALUES = 0  # type: ignore[attr-defined]  # schemas are written in one way, however large
     print(json.dumps({name: grows(grow) for name, grow in (ALL | {k: v for k, (v, _) in SELF.items()}).items()}))

@@ -150,7 +150,8 @@ class ChatChunkChoice(_Answer):
 
 
 class ChatCompletionChunk(_Answer):
-    """The data of an event. `usage` is there where it was asked for, and null but in the last one."""
+    """The data of an event. `usage` is there where it was asked for: in the last one and null in the others, or in each
+    (`continuous_usage_stats`)."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -168,7 +169,8 @@ class TextChunkChoice(_Answer):
 
 
 class CompletionChunk(_Answer):
-    """The data of an event. `usage` is there where it was asked for, and null but in the last one."""
+    """The data of an event. `usage` is there where it was asked for: in the last one and null in the others, or in each
+    (`continuous_usage_stats`)."""
 
     id: str
     object: Literal["text_completion"]

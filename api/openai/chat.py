@@ -19,8 +19,8 @@ from llmd.api.openai.answers import (
     DetokenizeAnswer,
     TokenizeAnswer,
 )
-from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, Generation, TokenizeBody
-from llmd.api.openai.stream import EventEncoder, Shape, encoded, whole
+from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, Generation, StreamOptions, TokenizeBody
+from llmd.api.openai.stream import Counts, EventEncoder, Shape, encoded, whole
 from llmd.daemon import limits
 from llmd.daemon.engine.messages import (
     Detokenize,
@@ -61,8 +61,7 @@ async def _generate(
         return Shape(chat, shown, answer.model, work.params.logprobs is not None)
 
     if body.stream:
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(_stream(serving, principal, ask, shape, usage=usage))
+        return EventStream(_stream(serving, principal, ask, shape, body.stream_options or StreamOptions()))
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         return WholeJson(await whole(answer, shape(answer)), {"X-Request-Id": answer.request_id})
 
@@ -74,10 +73,11 @@ def _work(body: Generation) -> Generate:
 
 @asynccontextmanager
 async def _stream(
-    serving: Serving, principal: Principal, ask: Ask, shape: Callable[[Answer], Shape], *, usage: bool
+    serving: Serving, principal: Principal, ask: Ask, shape: Callable[[Answer], Shape], options: StreamOptions
 ) -> AsyncIterator[Opened]:
     async with serving.open(principal, ask) as answer:
-        events = encoded(answer, EventEncoder(shape(answer), usage=usage))
+        counts = Counts(answer) if options.continuous_usage_stats else None
+        events = encoded(answer, EventEncoder(shape(answer), usage=bool(options.include_usage), counts=counts))
         yield Opened({"X-Request-Id": answer.request_id}, events)
 
 

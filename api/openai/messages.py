@@ -15,16 +15,23 @@ Name = Annotated[str, Field(max_length=256)]
 Identifier = Annotated[str, Field(max_length=limits.MAX_IDENTIFIER_CHARS)]
 
 
+# what other servers, gateways and clients keep in a conversation; nothing of it is needed to go on
+FOREIGN = frozenset({
+    "id", "type", "annotations", "cache_control", "reasoning_details", "thinking_blocks", "provider_specific_fields",
+    "extra_content",
+})  # fmt: skip
+
+
 class Said(Fields):
     """A part of a conversation. Clients keep fields of their own in what they send back: they are taken where they say
-    nothing (null), and refused by name where they do."""
+    nothing (null, an empty list) or are FOREIGN, and refused by name else."""
 
     model_config = {**Fields.model_config, "extra": "allow"}
 
     def check(self, where: str) -> None:
         """Raises BadRequest for a field that is not known."""
         for field, value in (self.model_extra or {}).items():
-            if value is not None:
+            if value not in (None, []) and field not in FOREIGN:
                 shown = quoted(f"{where}.{field}", 80)
                 raise BadRequest(f"there is no parameter {shown} here; remove it", param="messages")
 
@@ -96,7 +103,7 @@ _EVERY = frozenset({"role", "content", "name"})
 # what only some roles have
 _OWN = {
     "assistant": _EVERY
-    | {"refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content", "parsed"},
+    | {"refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content", "reasoning", "parsed"},
     "tool": _EVERY | {"tool_call_id"},
 }
 
@@ -115,6 +122,7 @@ class Message(Said):
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=1024)] | None = None
     tool_call_id: Identifier | None = None
     reasoning_content: Text | None = None
+    reasoning: Text | None = None  # how other servers call it
     parsed: Any = None
 
     def turn(self, number: int) -> engine.ChatMessage:
@@ -125,14 +133,13 @@ class Message(Said):
         if self.audio is not None:
             raise BadRequest(f"{where}: this server's models speak text, not audio; remove audio", param="messages")
         role = _ROLES.get(self.role, self.role)
-        return engine.ChatMessage(
-            role, self._said(where), self.name, self._calls(where), self.tool_call_id, self.reasoning_content
-        )
+        thought = self.reasoning if self.reasoning_content is None else self.reasoning_content
+        return engine.ChatMessage(role, self._said(where), self.name, self._calls(where), self.tool_call_id, thought)
 
     def _check_role(self, where: str) -> None:
         self.check(where)
-        for field in sorted(self.model_fields_set - _OWN.get(self.role, _EVERY)):
-            if getattr(self, field) is not None:
+        for field in sorted(self.model_fields_set - _OWN.get(self.role, _EVERY) - FOREIGN):
+            if getattr(self, field) not in (None, []):
                 raise BadRequest(f"{where}: a message of role {self.role} has no {field}; remove it", param="messages")
 
     def _said(self, where: str) -> str | tuple[str, ...] | None:

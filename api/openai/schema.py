@@ -5,18 +5,18 @@ cannot do is refused by name, as is a field of another engine (`grammar_file`, `
 """
 
 import abc
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llmd.api.http.body import LARGE_VALUES, Body, Fields, few
+from llmd.api.http.body import Body, Fields, few
+from llmd.api.openai.given import given_template
 from llmd.api.openai.messages import Message, Name, Text
+from llmd.api.openai.wanted import NamedTool, ResponseFormat, ToolDefinition, ToolsAllowed, among
 from llmd.daemon import limits
 from llmd.daemon.engine import messages as engine
-from llmd.daemon.engine.answers.loosening import shaped
 from llmd.daemon.engine.messages import Prompt, RawText, SamplingParams, Tokens
 from llmd.daemon.errors import BadRequest
 
@@ -47,7 +47,10 @@ _Labels = Annotated[
 
 
 class StreamOptions(Body):
+    """`continuous_usage_stats`: usage in each event, as load generators ask for it."""
+
     include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
     include_obfuscation: bool | None = None  # accepted, without effect
 
 
@@ -67,6 +70,7 @@ class Generation(Body, abc.ABC):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None  # how other engines call it
     logit_bias: _Bias | None = None
     ignore_eos: bool | None = False
     user: _Label | None = None  # accepted, without effect
@@ -95,7 +99,7 @@ class Generation(Body, abc.ABC):
             "temperature": 0.0 if self.top_p == 0 else self.temperature, "top_p": self.top_p, "min_p": self.min_p,
             "top_k": None if self.top_k is None else max(0, self.top_k),
             "presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty,
-            "repeat_penalty": self.repeat_penalty, "ignore_eos": self.ignore_eos,
+            "repeat_penalty": self._repeat_penalty(), "ignore_eos": self.ignore_eos,
             # OpenAI takes any 64-bit seed, llama.cpp 32 bits
             "seed": None if self.seed is None else (self.seed ^ (self.seed >> 32)) & 0xFFFFFFFF,
         }  # fmt: skip
@@ -107,6 +111,12 @@ class Generation(Body, abc.ABC):
             unset=tuple(name for name in OF_MODELS if given[name] is None),
             **{k: v for k, v in given.items() if v is not None},
         )
+
+    def _repeat_penalty(self) -> float | None:
+        one, other = self.repeat_penalty, self.repetition_penalty
+        if one is not None and other is not None and one != other:
+            raise BadRequest("repetition_penalty is another repeat_penalty; send one", param="repetition_penalty")
+        return other if one is None else one
 
     def _max_tokens(self) -> int:
         limit = self.limit()
@@ -132,95 +142,6 @@ class Function(Fields):
     name: Name
 
 
-# parameters with one of these may have others than their `properties`
-_OPEN = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
-
-
-class FunctionDefinition(Body):
-    """`parameters`: a JSON schema of an object; without it the function takes none, and where they say nothing of
-    others those that they name alone. `strict`: calls are held to all of it, and refused beforehand where that cannot
-    be; else to what of it can be."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
-    description: Text | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ToolDefinition(Body):
-    type: Literal["function"]
-    function: FunctionDefinition
-
-    def engine(self, number: int) -> engine.Tool:
-        """Raises BadRequest."""
-        function = self.function
-        parameters = function.parameters or {}
-        if not function.strict:
-            parameters = shaped(parameters)
-        elif parameters.get("type", "object") != "object":
-            raise BadRequest(f"tools.{number}.function.parameters: their type is object", param="tools")
-        shown = {
-            "name": function.name,
-            "description": function.description or "",
-            "parameters": {"type": "object", "properties": {}} | parameters | {"type": "object"},
-        }
-        definition = _written({"type": "function", "function": shown}, ensure_ascii=False)
-        # a model that may write what the function does not name would do so, perhaps for ever
-        open_ = not parameters.keys().isdisjoint(_OPEN) or (parameters and "properties" not in parameters)
-        closed = {} if open_ else {"additionalProperties": False}
-        schema = _written({**parameters, "type": "object", **closed})
-        return engine.Tool(function.name, definition, schema, bool(function.strict))
-
-
-class NamedFunction(Body):
-    name: Name
-
-
-class NamedTool(Body):
-    type: Literal["function"]
-    function: NamedFunction
-
-
-class AllowedTools(Body):
-    mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(fail_fast=True, min_length=1, max_length=limits.MAX_TOOLS)]
-
-
-class ToolsAllowed(Body):
-    type: Literal["allowed_tools"]
-    allowed_tools: AllowedTools
-
-
-class JsonSchema(Body):
-    """Answers are held to all of the schema, `strict` or not. Without one: a JSON object."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    description: Text | None = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    strict: bool | None = None
-
-
-class ResponseFormat(Body):
-    """`schema` is how llama-server's clients write it, without a name."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-
-    def wanted(self) -> str | None:
-        """The schema that an answer is held to. Raises BadRequest."""
-        if self.type == "text":
-            if self.schema_ is not None:
-                raise BadRequest("response_format.schema: a text has none; send json_object", param="response_format")
-            return None
-        if self.json_schema is not None and self.schema_ is not None:
-            raise BadRequest("response_format.schema: json_schema has one too; send one", param="response_format")
-        if self.type == "json_schema" and self.json_schema is None and self.schema_ is None:
-            raise BadRequest("response_format.json_schema is missing", param="response_format")
-        schema = self.json_schema.schema_ if self.json_schema else self.schema_
-        return _written({"type": "object"} if schema is None else schema)
-
-
 _Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -231,6 +152,8 @@ class ChatBody(Generation):
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS)] | None = None
     reasoning_effort: _Effort | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[ToolDefinition], Field(fail_fast=True, max_length=limits.MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | ToolsAllowed | None = None
@@ -264,7 +187,7 @@ class ChatBody(Generation):
     def prompts(self) -> Sequence[Prompt]:
         self._refuse()
         turns = tuple(message.turn(i) for i, message in enumerate(self.messages))
-        return (engine.Chat(turns, self.reasoning_effort, self.told),)
+        return (engine.Chat(turns, self.reasoning_effort, self.told, *self._given()),)
 
     def wanted(self) -> engine.Wanted | None:
         schema = self.response_format.wanted() if self.response_format else None
@@ -273,13 +196,22 @@ class ChatBody(Generation):
             raise BadRequest("tool_choice: there are no tools to choose from; send tools", param="tool_choice")
         must = choice == "required" or isinstance(choice, NamedTool)
         if isinstance(choice, NamedTool):
-            tools = _among(tools, [choice])
+            tools = among(tools, [choice])
         elif isinstance(choice, ToolsAllowed):
-            tools, must = _among(tools, choice.allowed_tools.tools), choice.allowed_tools.mode == "required"
+            tools, must = among(tools, choice.allowed_tools.tools), choice.allowed_tools.mode == "required"
         if schema is None and not tools:
             return None
         parallel = self.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
         return engine.Wanted(schema, tools, must, parallel)
+
+    def _given(self) -> tuple[bool | None, str]:
+        """Whether the model is to think, and what else its chat template is given. Raises BadRequest."""
+        given = {name: value for name, value in (self.chat_template_kwargs or {}).items() if value is not None}
+        thinks = self.enable_thinking
+        for name in ("enable_thinking", "thinking"):
+            if thinks is None and isinstance(given.get(name), bool):
+                thinks = given[name]
+        return thinks, given_template(given) if given else ""
 
     @cached_property
     def told(self) -> tuple[engine.Tool, ...]:
@@ -349,30 +281,6 @@ class CompletionBody(Generation):
                 return [[t for t in self.prompt if isinstance(t, int)]]
             case several:
                 return [p for p in several if not isinstance(p, int)]
-
-
-def _written(value: dict[str, Any], *, ensure_ascii: bool = True) -> str:
-    """JSON; of a large one in short steps, between which other threads have the interpreter."""
-    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii)
-    return "".join(encoder.iterencode(value)) if _is_large(value) else encoder.encode(value)
-
-
-def _is_large(value: dict[str, Any]) -> bool:
-    count, level = 0, list[Any]([value])
-    while level and count < LARGE_VALUES:
-        one = level.pop()
-        count += len(one)
-        level += [part for part in (one.values() if isinstance(one, dict) else one) if isinstance(part, dict | list)]
-    return count >= LARGE_VALUES
-
-
-def _among(tools: Sequence[engine.Tool], named: Sequence[NamedTool]) -> tuple[engine.Tool, ...]:
-    """The tools of these names. Raises BadRequest."""
-    names = {tool.function.name for tool in named}
-    found = tuple(tool for tool in tools if tool.name in names)
-    if len(found) < len(names):
-        raise BadRequest("tool_choice: it names a function that is not among tools", param="tool_choice")
-    return found
 
 
 def _prompt(given: str | list[int]) -> RawText | Tokens:

@@ -14,7 +14,16 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from llmd.api.http.streams import event as sse
-from llmd.daemon.engine.messages import ChosenLogprob, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
+from llmd.daemon.engine.messages import (
+    ChosenLogprob,
+    Event,
+    Failed,
+    Finished,
+    Reasoning,
+    Text,
+    TokenLogprob,
+    ToolCalled,
+)
 from llmd.daemon.errors import from_wire
 from llmd.daemon.serving.answer import Answer
 
@@ -100,11 +109,28 @@ def usage(answer: Answer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class EventEncoder:
-    """One stream's events to bytes. `usage`: the client asked for a last event with the token counts."""
+class Counts:
+    """The usage of an answer as far as it is shown: `note` its events in their order."""
 
-    def __init__(self, shape: Shape, *, usage: bool) -> None:
-        self._shape, self._usage = shape, usage
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._tokens = [0] * answer.choices
+
+    def note(self, event: Event) -> None:
+        if isinstance(event, Text | Reasoning | ToolCalled | Finished):
+            self._tokens[event.choice] = event.tokens
+
+    def usage(self) -> dict[str, Any]:
+        found, generated = usage(self._answer), sum(self._tokens)
+        return {**found, "completion_tokens": generated, "total_tokens": found["prompt_tokens"] + generated}
+
+
+class EventEncoder:
+    """One stream's events to bytes. `usage`: the client asked for a last event with the token counts. `counts`:
+    each event is to have some."""
+
+    def __init__(self, shape: Shape, *, usage: bool, counts: Counts | None = None) -> None:
+        self._shape, self._usage, self._counts = shape, usage, counts
         self._kind = "chat.completion.chunk" if shape.chat else "text_completion"
         # what stands before the choice's number, between it and the text, and after the text
         self._before, self._between, self._after = self._chunk(_MARK, self._content(_MARK), None, None).split(_CUT)
@@ -117,9 +143,24 @@ class EventEncoder:
             self._chunk(c, {"delta": {"role": "assistant", "content": ""}}, None, None) for c in range(choices)
         )
 
+    def event(self, event: Event) -> bytes:
+        """What a client sees of it."""
+        if self._counts:
+            self._counts.note(event)
+        match event:
+            case Text():
+                return self.text(event)
+            case Reasoning():
+                return self.reasoning(event)
+            case ToolCalled():
+                return self.called(event)
+            case Finished():
+                return self.finished(event)
+        return b""
+
     def text(self, event: Text) -> bytes:
         shown = self._shape.show_logprobs(event.logprobs, event.choice)
-        if shown is None:
+        if shown is None and not self._counts:
             return b"%s%d%s%s%s" % (self._before, event.choice, self._between, quoted(event.text).encode(), self._after)
         return self._chunk(event.choice, self._content(event.text), shown, None)
 
@@ -156,7 +197,11 @@ class EventEncoder:
             **self._shape.head(self._kind),
             "choices": [{"index": choice, **content, "logprobs": logprobs, "finish_reason": finish}],
         }
-        return sse(_json({**value, "usage": None} if self._usage else value))
+        if self._counts:
+            value["usage"] = self._counts.usage()
+        elif self._usage:
+            value["usage"] = None
+        return sse(_json(value))
 
 
 async def encoded(answer: Answer, encoder: EventEncoder) -> AsyncIterator[bytes]:
@@ -167,18 +212,10 @@ async def encoded(answer: Answer, encoder: EventEncoder) -> AsyncIterator[bytes]
     async for events in answer:
         out = bytearray()
         for event in events:
-            match event:
-                case Text():
-                    out += encoder.text(event)
-                case Reasoning():
-                    out += encoder.reasoning(event)
-                case ToolCalled():
-                    out += encoder.called(event)
-                case Finished():
-                    out += encoder.finished(event)
-                case Failed():
-                    yield bytes(out) + encoder.failed(event)
-                    return
+            if isinstance(event, Failed):
+                yield bytes(out) + encoder.failed(event)
+                return
+            out += encoder.event(event)
         if out:
             yield bytes(out)
     yield encoder.end(usage(answer))

@@ -101,11 +101,19 @@ class Tool(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Chat(Message, frozen=True):
-    """A prompt that the model's chat template renders; `reasoning_effort` is for those that look at it."""
+    """A prompt that the model's chat template renders; `reasoning_effort` is for those that look at it, as are
+    `enable_thinking` and `arguments`, a JSON object or "", which the client gives it."""
 
     messages: tuple[ChatMessage, ...]
     reasoning_effort: str | None = None
     tools: tuple[Tool, ...] = ()
+    enable_thinking: bool | None = None
+    arguments: str = ""
+
+    @property
+    def thinks(self) -> bool | None:
+        """What the model is told; None: nothing."""
+        return self.enable_thinking if self.reasoning_effort is None else self.reasoning_effort != "none"
 
 
 class RawText(Message, frozen=True):

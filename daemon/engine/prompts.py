@@ -50,7 +50,7 @@ class Prompts:
         if not self._renders.terms.template:
             raise BadRequest("this model has no chat template; use /v1/completions with a prompt", param="messages")
         text, escaped, _ = self._renders.text(chat)
-        thinking, thoughts = self.syntax.thinking, Thoughts.NONE if chat.reasoning_effort == "none" else Thoughts.MAY
+        thinking, thoughts = self.syntax.thinking, Thoughts.NONE if chat.thinks is False else Thoughts.MAY
         if thinking is not None and begins_thinking(text, thinking):
             if thoughts == Thoughts.NONE:
                 text += f"\n{thinking.end}\n\n" if text.endswith("\n") else thinking.end

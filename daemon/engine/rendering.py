@@ -1,6 +1,7 @@
 """A chat as its model's own template lays it out, and how that model writes. What a template costs is bounded where
 this runs: `renderers.py`."""
 
+import json
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ from llmd.daemon.engine.answers.detecting import named as named_syntax
 from llmd.daemon.engine.answers.formats import Syntax
 from llmd.daemon.engine.messages import Chat
 from llmd.daemon.engine.templates import chat_template
+from llmd.daemon.engine.turns import escaped
 from llmd.daemon.errors import BadRequest, ContextExceeded
 
 # the most characters of a prompt where the tokenizer sets no bound
@@ -131,24 +133,23 @@ class Rendering:
 
         syntax = self.syntax if chat.tools else None
         template = chat_template(self.terms.template)
-        for effort, last in self._efforts(chat.reasoning_effort):
+        given = json.loads(chat.arguments or "{}")
+        for told, last in _told(chat):
             found.clear()
+            asked = {**escaped(given, escape), **told}
             try:
-                text, layout = template.laid_out(
-                    chat.messages, escape, check, chat.tools, syntax, **self._given, **effort
-                )
+                text, layout = template.laid_out(chat.messages, escape, check, chat.tools, syntax, asked, **self._given)
                 return Written(text, found, layout.done)
             except BadRequest:
                 if last:
                     raise
         raise AssertionError("the last one returns or raises")
 
-    def _efforts(self, effort: str | None) -> Iterator[tuple[dict[str, Any], bool]]:
-        """What a template is told of how much to think, and whether that is all to be tried: some take two or three
-        efforts and refuse every other."""
-        if effort is None:
-            yield {}, True
-            return
-        told = {"enable_thinking": effort != "none", "thinking": effort != "none"}
-        yield {**told, "reasoning_effort": effort}, False
-        yield told, True
+
+def _told(chat: Chat) -> Iterator[tuple[dict[str, Any], bool]]:
+    """What a template is told of how much to think, and whether that is all to be tried: some take two or three efforts
+    and refuse every other."""
+    told = {} if chat.thinks is None else {"enable_thinking": chat.thinks, "thinking": chat.thinks}
+    if chat.reasoning_effort is not None:
+        yield {**told, "reasoning_effort": chat.reasoning_effort}, False
+    yield told, True

@@ -6,7 +6,8 @@ knows no tools, calls and answers are text; where it shows a user's text in no f
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -39,6 +40,9 @@ _ARGUMENTS = tojson({_KEY: _VALUE})
 _PARAMETERS = {"type": "object", "properties": {_KEY: {"type": "string", "description": _KEY}}, "required": [_KEY]}
 _FUNCTION = {"name": _NAME, "description": _TEXT, "parameters": _PARAMETERS}
 _TOOL = Tool(_NAME, tojson({"type": "function", "function": _FUNCTION}), tojson(_PARAMETERS))
+
+
+NOTHING: Mapping[str, Any] = {}
 
 
 def _short(size: int) -> None:
@@ -87,6 +91,17 @@ class _Lost(Exception):
     """A template does not show a text."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What one prompt is made with. `values` are the model's: with them alone it is found out what the template shows;
+    `all` is everything that it gets beside the messages."""
+
+    values: dict[str, Any]
+    all: dict[str, Any]
+    escape: Escape
+    check: Check
+
+
 class ChatTemplate:
     """One template. It is anybody's code: it may do and raise what it likes. Raises ModelInvalid where it does not
     compile."""
@@ -113,10 +128,11 @@ class ChatTemplate:
         check: Check,
         tools: Sequence[Tool] = (),
         syntax: Syntax | None = None,
+        asked: Mapping[str, Any] = NOTHING,
         **values: Any,
     ) -> str:
         """The prompt of `laid_out`."""
-        return self.laid_out(messages, escape, check, tools, syntax, **values)[0]
+        return self.laid_out(messages, escape, check, tools, syntax, asked, **values)[0]
 
     def laid_out(
         self,
@@ -125,17 +141,20 @@ class ChatTemplate:
         check: Check,
         tools: Sequence[Tool] = (),
         syntax: Syntax | None = None,
+        asked: Mapping[str, Any] = NOTHING,
         **values: Any,
     ) -> tuple[str, Layout]:
         """The prompt, in the first of LAYOUTS and the first manner that the template does not refuse and shows all of,
         and that layout. Each text of a message and of a tool goes through `escape`. Tools that it does not show are
-        explained, in the way that `syntax` has them called (None: its own).
+        explained, in the way that `syntax` has them called (None: its own). `values` are a model's, `asked` are this
+        prompt's alone: what it shows of probes is not found out with those.
 
         Raises ModelInvalid and BadRequest for what the template does, what `check` raises, and MemoryError.
         """
         try:
-            given, values = self._with_tools(messages, escape, tools, syntax, values)
-            return self._first_taken(given, values, escape, check)
+            values = {**values, "tools": None}
+            given, shown = self._with_tools(messages, escape, tools, syntax, values)
+            return self._first_taken(given, _Given(values, {**asked, **values, "tools": shown}, escape, check))
         except (LlmdError, MemoryError):
             raise
         except jinja2.exceptions.SecurityError as e:
@@ -148,9 +167,7 @@ class ChatTemplate:
         except Exception as e:  # whatever it was, the next prompt is none of its business
             raise BadRequest("the model's chat template cannot handle these messages", param="messages") from e
 
-    def _first_taken(
-        self, messages: Sequence[ChatMessage], values: dict[str, Any], escape: Escape, check: Check
-    ) -> tuple[str, Layout]:
+    def _first_taken(self, messages: Sequence[ChatMessage], given: "_Given") -> tuple[str, Layout]:
         """Raises what it met first where it takes none."""
         tried: list[tuple[ChatMessage, ...]] = []
         met: Exception | None = None
@@ -160,7 +177,7 @@ class ChatTemplate:
                 continue
             tried.append(laid)
             try:
-                return self._rendered(laid, values, escape, check), layout
+                return self._rendered(laid, given), layout
             except (LlmdError, MemoryError, jinja2.exceptions.SecurityError):
                 raise
             except Exception as e:
@@ -175,31 +192,30 @@ class ChatTemplate:
         tools: Sequence[Tool],
         syntax: Syntax | None,
         values: dict[str, Any],
-    ) -> tuple[Sequence[ChatMessage], dict[str, Any]]:
-        """The messages and what else the template is given."""
-        values = {**values, "tools": None}
+    ) -> tuple[Sequence[ChatMessage], list[Any] | None]:
+        """The messages, and the tools that the template is given."""
         if not tools:
-            return messages, values
+            return messages, None
         own = self.syntax(values)
         if own.calls and self._shows_definitions(values) and (syntax is None or syntax.calls == own.calls):
-            return messages, {**values, "tools": definitions(tools, escape)}
+            return messages, definitions(tools, escape)
         system = self._shows_text("system", self._text_forms(values), values)
-        return explained(messages, tools, (syntax or own).written, system=system), values
+        return explained(messages, tools, (syntax or own).written, system=system), None
 
-    def _rendered(self, messages: Sequence[ChatMessage], values: dict[str, Any], escape: Escape, check: Check) -> str:
-        forms = self._text_forms(values)
-        manners = self._tool_manners(values) if _uses_tools(messages) else MANNERS[:1]
+    def _rendered(self, messages: Sequence[ChatMessage], given: "_Given") -> str:
+        forms = self._text_forms(given.values)
+        manners = self._tool_manners(given.values) if _uses_tools(messages) else MANNERS[:1]
         for manner in manners[:-1]:
             try:
-                return self._whole(messages, Turns(manner, forms, escape), check, values)
+                return self._whole(messages, Turns(manner, forms, given.escape), given)
             except (jinja2.TemplateError, TypeError, _Lost):
                 continue  # it takes one call a turn, say
-        return self._whole(messages, Turns(manners[-1], forms, escape), check, values)
+        return self._whole(messages, Turns(manners[-1], forms, given.escape), given)
 
-    def _whole(self, messages: Sequence[ChatMessage], turns: Turns, check: Check, values: dict[str, Any]) -> str:
+    def _whole(self, messages: Sequence[ChatMessage], turns: Turns, given: "_Given") -> str:
         """Raises _Lost where a text is missing."""
         walked = turns.of(messages)
-        prompt = self._walked(walked, check, values)
+        prompt = self._walked(walked, given.check, given.all)
         if not shows(walked, prompt):
             raise _Lost
         return prompt

@@ -300,7 +300,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "messages": [
         [], "x", [{"role": "x", "content": "a"}], [{"role": "user"}], [{"role": "user", "content": None}],
         [CHAT[0]] * 100_000, [{"role": None, "content": "a"}], [{"role": "tool", "content": "a"}],
-        [{"role": "user", "content": "a", "tool_calls": []}], [{"role": "function", "content": "a"}],
+        [{"role": "user", "content": "a", "tool_calls": [{}]}], [{"role": "function", "content": "a"}],
         [{"role": "assistant", "content": "a", "audio": {"id": "a"}}],
         [{"role": "assistant", "tool_calls": [{"id": "1", "type": "function"}]}],
         [{"role": "user", "content": [{"type": "text"}]}], [{"role": "user", "content": []}],

@@ -13,7 +13,6 @@ TOOL = {"type": "function", "function": {"name": 'a"\n', "parameters": {"$ref": 
 REFUSED: dict[str, dict[str, Any]] = {
     "P1 temperature -1": {"temperature": -1},
     "P1 temperature 1e30": {"temperature": 1e30},
-    "P2 top_p 0": {"top_p": 0},
     "P2 top_p -1": {"top_p": -1},
     "P2 top_p 2": {"top_p": 2},
     "P2 top_k -5": {"top_k": -5},

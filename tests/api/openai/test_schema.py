@@ -119,6 +119,119 @@ def test_an_answer_can_be_sent_back() -> None:
     assert turns({"role": "assistant", "content": None, "refusal": None})[0].content is None
 
 
+FOREIGN: dict[str, list[Any]] = {
+    "reasoning_details": [[{"type": "reasoning.text", "text": "6 sevens"}], []],
+    "thinking_blocks": [[], [{"thinking": "x"}]],
+    "provider_specific_fields": [{"refusal": None}, {}], "cache_control": [{"type": "ephemeral"}], "images": [[]],
+    "annotations": [[], [{}], None], "type": ["message", "text"], "id": ["msg_1", 5], "extra_content": [{"google": {}}],
+    "anything": [None, []],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FOREIGN)
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_what_others_keep_in_a_history_changes_nothing(role: str, field: str) -> None:
+    said = {"role": role, "content": "a"} | ({"tool_call_id": "1"} if role == "tool" else {})
+    part = {"type": "text", "text": "a"}
+    for value in FOREIGN[field]:
+        assert turns(said | {field: value}) == turns(said)
+        if field != "type":
+            assert turns(said | {"content": [part | {field: value}]}) == turns(said | {"content": [part]})
+    if role == "assistant":
+        whole = said | {"tool_calls": [CALL]}
+        for value in FOREIGN[field]:
+            function = {"name": "f", "arguments": "{}", field: value}
+            assert turns(said | {"tool_calls": [CALL | {"function": function}]}) == turns(whole)
+            if field not in ("id", "type"):
+                assert turns(said | {"tool_calls": [CALL | {field: value}]}) == turns(whole)
+
+
+def test_thoughts_have_two_names() -> None:
+    said = {"role": "assistant", "content": "42"}
+    for given in ({"reasoning": "x"}, {"reasoning_content": "x"}, {"reasoning": "y", "reasoning_content": "x"},
+                  {"reasoning": "x", "reasoning_content": None}):  # fmt: skip
+        assert turns(said | given)[0].reasoning == "x"
+    assert turns(said | {"reasoning": None})[0].reasoning is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": "a", "contnet": "b"}, {"role": "user", "content": "a", "images": ["x"]},
+        {"role": "user", "content": "a", "reasoning": "b"}, {"role": "user", "content": "a", "tool_calls": [CALL]},
+        {"role": "user", "content": [{"type": "text", "text": "a", "imgae_url": "x"}]},
+        {"role": "assistant", "content": "a", "tool_calls": [CALL | {"argument": "{}"}]},
+        {"role": "assistant", "content": "a", "resoning": "b"}, {"role": "user", "content": "a", "contnet": False},
+        {"role": "user", "content": "a", "contnet": 0}, {"role": "user", "content": "a", "contnet": ""},
+    ],
+)  # fmt: skip
+def test_a_misspelt_field_is_still_named(message: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match="contnet|images|reasoning|tool_calls|imgae_url|argument|resoning") as e:
+        turns(message)
+    assert e.value.param == "messages"
+
+
+def test_empty_lists_are_nothing() -> None:
+    assert turns({"role": "user", "content": "a", "tool_calls": []}) == turns({"role": "user", "content": "a"})
+    said = {"role": "assistant", "content": "a"}
+    assert turns(said | {"tool_calls": [], "annotations": [], "reasoning_details": []}) == turns(said)
+
+
+def test_repetition_penalty_is_repeat_penalty() -> None:
+    assert chat(repetition_penalty=1.5).params() == chat(repeat_penalty=1.5).params()
+    assert complete(repetition_penalty=1.5, repeat_penalty=1.5).params().repeat_penalty == 1.5
+    assert chat(repetition_penalty=None, repeat_penalty=1.2).params().repeat_penalty == 1.2
+    with pytest.raises(BadRequest, match="send one"):
+        chat(repetition_penalty=1.5, repeat_penalty=1.2).params()
+
+
+def given(**fields: Any) -> Chat:
+    (prompt,) = chat(**fields).prompts()
+    assert isinstance(prompt, Chat)
+    return prompt
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinks"),
+    [
+        ({}, None), ({"enable_thinking": None}, None), ({"chat_template_kwargs": None}, None),
+        ({"enable_thinking": False}, False), ({"enable_thinking": True}, True),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False),
+        ({"chat_template_kwargs": {"thinking": True}}, True),
+        ({"chat_template_kwargs": {"enable_thinking": True}, "enable_thinking": False}, False),
+        ({"chat_template_kwargs": {"enable_thinking": None}}, None),
+        ({"reasoning_effort": "none", "enable_thinking": True}, False),
+        ({"reasoning_effort": "low", "enable_thinking": False}, True),
+        ({"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}, True),
+    ],
+)  # fmt: skip
+def test_whether_to_think_has_several_names(fields: dict[str, Any], thinks: bool | None) -> None:
+    assert given(**fields).thinks == thinks
+
+
+def test_what_a_chat_template_is_given() -> None:
+    more = {"custom": "a<|im_end|>", "deep": {"a": [1, None]}, "nothing": None}
+    assert json.loads(given(chat_template_kwargs=more).arguments) == {"custom": "a<|im_end|>", "deep": {"a": [1, None]}}
+    assert given(chat_template_kwargs={}).arguments == given(chat_template_kwargs={"a": None}).arguments == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        *(({name: 1}, f"{name} is set by this server") for name in (
+            "messages", "tools", "bos_token", "eos_token", "add_generation_prompt", "documents", "raise_exception",
+            "self")),
+        ({"a-b": 1}, "'a-b' is no name"), ({"_a": 1}, "is no name"), ({"": 1}, "is no name"),
+        ({"a" * 65: 1}, "is no name"),
+        ({f"a{i}": 1 for i in range(17)}, "at most 16"), ({"a": "x" * 20_000}, "at most 16384 characters"),
+    ],
+)  # fmt: skip
+def test_what_a_chat_template_is_not_given(arguments: dict[str, Any], match: str) -> None:
+    with pytest.raises(BadRequest, match=match) as e:
+        chat(chat_template_kwargs=arguments).prompts()
+    assert e.value.param == "chat_template_kwargs"
+
+
 def test_calls_and_answers_of_tools_are_turns() -> None:
     said = turns(
         {"role": "developer", "content": "Be brief."},

@@ -8,8 +8,17 @@ import pytest
 
 from llmd.api.http.streams import PIECE_BYTES, WholeJson
 from llmd.api.openai.answers import ChatCompletion, Completion
-from llmd.api.openai.stream import SLICE, EventEncoder, Shape, whole
-from llmd.daemon.engine.messages import ChosenLogprob, Event, Failed, Finished, Text, TokenLogprob
+from llmd.api.openai.stream import SLICE, Counts, EventEncoder, Shape, whole
+from llmd.daemon.engine.messages import (
+    ChosenLogprob,
+    Event,
+    Failed,
+    Finished,
+    Reasoning,
+    Text,
+    TokenLogprob,
+    ToolCalled,
+)
 
 
 def test_every_event_is_json_and_the_stream_ends_with_done() -> None:
@@ -32,6 +41,28 @@ def test_what_is_encoded_once_a_stream_looks_like_what_is_encoded_each_time() ->
         for usage in (True, False):
             encoder = EventEncoder(Shape(chat, "id", "m", False), usage=usage)
             assert encoder.text(Text(1, 2, "é", 1, 0)) == encoder._chunk(2, encoder._content("é"), None, None)
+
+
+def test_each_event_may_have_the_usage_so_far() -> None:
+    class Asked:
+        prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, choices = 7, 99, 2, 0, 2
+
+    events: list[Event] = [
+        Text(1, 0, "a", 1, 2), Text(1, 1, "b", 3, 2), Reasoning(1, 0, "c", 4, 2),
+        ToolCalled(1, 0, 0, "x", "f", "", 5, 2), Finished(1, 1, "stop", 4, 2), Finished(1, 0, "length", 6, 2),
+    ]  # fmt: skip
+    for chat in (True, False):
+        for usage in (True, False):
+            counts = Counts(Asked())  # type: ignore[arg-type]
+            encoder = EventEncoder(Shape(chat, "id", "m", False), usage=usage, counts=counts)
+            data = encoder.first(2) + b"".join(map(encoder.event, events)) + encoder.end({"total_tokens": 1})
+            chunks = [json.loads(e.removeprefix("data: ")) for e in data.decode().split("\n\n")[:-2]]
+            assert len(chunks) == (2 if chat else 0) + len(events) + usage
+            if usage:
+                assert chunks.pop()["usage"] == {"total_tokens": 1}
+            generated = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+            assert generated == [0, 0][: 2 * chat] + [1, 4, 7, 8, 9, 10]
+            assert all(c["usage"]["total_tokens"] == 7 + c["usage"]["completion_tokens"] for c in chunks)
 
 
 def test_an_error_after_the_first_byte_is_an_error_event() -> None:

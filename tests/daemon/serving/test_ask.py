@@ -39,6 +39,7 @@ def other(value: Any, kind: str) -> Any:
     known: dict[str, Any] = {
         "stop": ("x",), "unset": ("top_p",), "logit_bias": ((1, 2.0),), "tools": (), "prompts": (RawText("y"),),
         "messages": (ChatMessage("user", "y"),), "schema": '{"type": "null"}', "reasoning_effort": "low",
+        "enable_thinking": True,
         "wanted": None, "params": SamplingParams(2),
     }  # fmt: skip
     if kind in known:

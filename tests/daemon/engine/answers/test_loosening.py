@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmd.api.openai.schema import ToolDefinition
+from llmd.api.openai.wanted import ToolDefinition
 from llmd.daemon.engine.answers import grammar, loosening
 from llmd.daemon.engine.answers.check import answer, held
 from llmd.daemon.engine.answers.formats import CALLS, Calls, Syntax
