@@ -91,12 +91,10 @@ def _wrapped() -> Iterator[Schema]:
 SCHEMAS: list[Schema] = [*BARE, *_wrapped()]
 # one of each keyword that nothing is held to, with what it says in a schema that has others beside it
 UNSUPPORTED: list[Schema] = [
-    {"type": "array", "items": A, "uniqueItems": True}, {"type": "array", "contains": A}, {"not": {"type": "string"}},
-    {"if": {"type": "string"}, "then": {"minLength": 1}}, {"type": "object", "propertyNames": {"maxLength": 2}},
+    {"type": "array", "contains": A}, {"not": {"type": "string"}}, {"if": {"type": "string"}, "then": {"minLength": 1}},
     {"type": "object", "dependentRequired": {"a": ["b"]}}, {"type": "object", "dependencies": {"a": ["b"]}},
     {"type": "object", "properties": {"a": A}, "unevaluatedProperties": False},
-    {"type": "array", "prefixItems": [A], "unevaluatedItems": False}, {"type": "string", "contentEncoding": "base64"},
-    {"type": "string", "format": "idn-email"}, {"type": "string", "pattern": "(?=a)b"},
+    {"type": "array", "prefixItems": [A], "unevaluatedItems": False}, {"type": "string", "pattern": "(?=a)b"},
     {"type": "string", "pattern": r"\bx"},
     {"oneOf": [{"type": "integer"}, {"minimum": 3}]}, {"type": "array", "items": [A]}, {"$dynamicRef": "#a"},
     {"type": "object", "dependentSchemas": {"a": {"required": ["b"]}}}, {"$ref": "https://example.com/schema"},

@@ -28,10 +28,23 @@ from llmd.daemon import limits
 from llmd.daemon.engine import frames as wire
 from llmd.daemon.engine import layouts, output, prefixes, turns
 from llmd.daemon.engine import messages as engine
-from llmd.daemon.engine.answers import arguments, check, grammar, loosening, matching, places, reader, schemas, stops
+from llmd.daemon.engine.answers import (
+    arguments,
+    check,
+    fitting,
+    grammar,
+    loosening,
+    matching,
+    places,
+    reader,
+    schemas,
+    stops,
+)
 from llmd.daemon.engine.answers.answering import Answers, Choice
 from llmd.daemon.engine.answers.formats import CALLS, THINKINGS, Syntax, Thoughts
+from llmd.daemon.engine.answers.least import least
 from llmd.daemon.engine.answers.loosening import Loosening
+from llmd.daemon.engine.answers.rewriting import rewritten
 from llmd.daemon.engine.answers.spelling import GemmaRules, XmlRules
 from llmd.daemon.engine.fake import FakeRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage, Generate, SamplingParams, Tool, ToolCall, Wanted
@@ -489,7 +502,17 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     "daemon/engine/answers/arguments.py:Json.read": (
         lambda n: lambda: arguments.Json().read('{"a": [' + '"b\\"", ' * n),
     ),
-    "daemon/engine/answers/check.py:check": of_schemas(lambda made: check.check(json.dumps(made), "a")),
+    "daemon/engine/answers/fitting.py:whole": of_schemas(lambda made: fitting.whole(json.dumps(made), "a")),
+    "daemon/engine/answers/rewriting.py:rewritten": (
+        *of_schemas(rewritten),
+        *(on(rewritten, make) for make in (
+            lambda n: {"oneOf": [{"properties": {"k": {"const": str(i)}, "v": {}}} for i in range(n)]},
+            lambda n: {"propertyNames": {"enum": [str(i) for i in range(n)]}},
+            lambda n: {"properties": {
+                str(i): {"uniqueItems": True, "items": {"enum": [1, 2, 3, 4, 5, 6]}} for i in range(n)}},
+        )),
+    ),
+    "daemon/engine/answers/least.py:least": of_schemas(least),
     "daemon/engine/answers/check.py:answer": of_schemas(
         lambda made: check.answer(json.dumps(["schemas", [[json.dumps(made), "a", False]], ""]).encode(), Kept(1, 1))
     ),
@@ -500,7 +523,7 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     ),
     "daemon/engine/answers/loosening.py:shaped": of_schemas(loosening.shaped),
     "daemon/engine/answers/loosening.py:Loosening.of": (
-        *of_schemas(lambda made: Loosening(check.refused).of(made)),
+        *of_schemas(lambda made: Loosening(lambda _: False).of(made)),
         *of_schemas(lambda made: Loosening(lambda _: True).of(made)),
     ),
     "daemon/engine/answers/matching.py:refusal": of_schemas(lambda made: matching.refusal(json.dumps(made))),
@@ -514,7 +537,10 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     ),
     "daemon/engine/answers/reader.py:Reader.push": tuple(of_texts()),
     "daemon/engine/answers/schemas.py:parsed": of_schemas(lambda made: schemas.parsed(json.dumps(made), "a")),
-    "daemon/engine/answers/schemas.py:patterns": of_schemas(lambda made: [*schemas.patterns(made)]),
+    "daemon/engine/answers/schemas.py:places": of_schemas(lambda made: [*schemas.places(made)]),
+    "daemon/engine/answers/loosening.py:Loosening.first_refused": of_schemas(
+        lambda made: Loosening(lambda _: True).first_refused(made)
+    ),
     "daemon/engine/answers/schemas.py:prepared": of_schemas(
         lambda made: schemas.prepared(json.dumps(made), "a", strict=False)
     ),
@@ -644,8 +670,7 @@ BOUNDED: dict[str, str] = {
     "daemon/engine/answers/arguments.py:overlap": WORD,
     "daemon/engine/answers/arguments.py:Gemma.read": PARTS + "Reader.push",
     "daemon/engine/answers/arguments.py:Xml.read": PARTS + "Reader.push",
-    "daemon/engine/answers/check.py:refused": PARTS + "matching.py:refusal",
-    "daemon/engine/answers/check.py:held": PARTS + "answer",
+    "daemon/engine/answers/fitting.py:held": PARTS + "answer",
     "daemon/engine/answers/places.py:below": PARTS + "parts",
     "daemon/engine/answers/places.py:refers": PARTS + "parts",
     "daemon/engine/answers/places.py:move_back": PARTS + "moved",

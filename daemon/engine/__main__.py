@@ -10,6 +10,7 @@ Before it opens the model, and before there is a second thread, it gives away wh
 """
 
 import gc
+import json
 import os
 import socket
 import sys
@@ -25,6 +26,7 @@ from llmd.daemon.confined import lacks
 from llmd.daemon.engine import faults, frames, messages, reach
 from llmd.daemon.engine.answers.answering import Answering, Answers
 from llmd.daemon.engine.answers.formats import Thoughts
+from llmd.daemon.engine.answers.least import least
 from llmd.daemon.engine.deadline import Deadline, Timeout
 from llmd.daemon.engine.fair import FairQueue
 from llmd.daemon.engine.frames import Decoder
@@ -57,7 +59,7 @@ from llmd.daemon.engine.prompts import Prompts, named, terms
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import overflow
 from llmd.daemon.engine.types import Request, Runner
-from llmd.daemon.errors import BadRequest, LlmdError, SchemaTooComplex
+from llmd.daemon.errors import BadRequest, LlmdError, SchemaTooComplex, SchemaUnsupported
 
 BIND_SECONDS = 2.0
 
@@ -202,10 +204,24 @@ class Worker:
         while True:
             request, wanted, thoughts = self._unbound.get()
             try:
+                self._check_room(request, wanted)
                 answering = self._bound(request.owner, wanted, thoughts)
                 self._begin([replace(request, answering=answering)])
             except BaseException as e:  # a panic of a library in Rust is no Exception
                 self._refuse(request.id, e)
+
+    def _check_room(self, request: Request, wanted: Wanted) -> None:
+        """Raises SchemaUnsupported for a schema that no answer fits which the context holds."""
+        info = self._runner.info
+        room = (info.context - len(request.prompt)) * info.longest_token
+        held = [(tool.parameters, f"tools.{tool.name}") for tool in wanted.tools if tool.strict]
+        for text, param in [*held, *([(wanted.schema, "response_format")] if wanted.schema else [])]:
+            if info.longest_token and least(json.loads(text)) > room:
+                raise SchemaUnsupported(
+                    f"{param}: no answer that fits is so short that this model's context of {info.context} tokens "
+                    "holds it; look at minItems, minLength and minProperties",
+                    param=param.partition(".")[0],
+                )
 
     def _bound(self, owner: str, wanted: Wanted, thoughts: Thoughts) -> Answering | None:
         """Raises SchemaUnsupported, and SchemaTooComplex where it takes too long."""

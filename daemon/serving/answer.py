@@ -182,8 +182,8 @@ class Serving:
         books = _Books(self, principal, ask, model)
         outcome: tuple[str, str | None] = ("cancelled", None)
         try:
-            worker, info, place, ask = await self._admitted(books, principal.name, ask, model)
-            books.stream = stream = worker.open(principal.name, ask.work, place.leave)
+            worker, info, place, held = await self._admitted(books, principal.name, ask, model)
+            books.stream = stream = worker.open(principal.name, held.work, place.leave)
             fit = partial(self.schemas.fit, principal.name)
             books.answer = answer = Answer(books.request_id, model, info.context, stream, ask.work, fit)
             try:

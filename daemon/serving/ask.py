@@ -58,10 +58,10 @@ class Ask:
         if not schemas:
             return self
         assert isinstance(self.work, Generate) and self.work.wanted is not None
-        tools = list(self.work.wanted.tools)
-        for number, text in schemas.items():
-            tools[number] = _with(tools[number], parameters=text)
-        return replace(self, work=_with(self.work, wanted=_with(self.work.wanted, tools=tuple(tools))))
+        wanted = self.work.wanted
+        tools = tuple(_with(t, parameters=schemas.get(i, t.parameters)) for i, t in enumerate(wanted.tools))
+        wanted = _with(wanted, tools=tools, schema=schemas.get(len(tools), wanted.schema))
+        return replace(self, work=_with(self.work, wanted=wanted))
 
     def prompt(self) -> bytes:
         """What the audit log's keyed hash covers. One text is its own bytes; what is none begins with a byte that no

@@ -26,7 +26,7 @@ PROGRAM = "llmd.daemon.engine.answers.check"
 PROCESSES = 2
 START_SECONDS = 30.0
 KEPT, KEPT_EACH = 4096, 1024  # schemas that are known to be good, as hashes: of all clients, and of one
-# what answers are held to instead of some, as texts of so many characters at most
+# what grammars are made of instead of some, as texts of so many characters at most
 KEPT_LOOSE, KEPT_LOOSE_EACH, KEPT_CHARS = 64, 16, 1 << 18
 LIMITS = children.Limits(address_space=2 << 30, file_size=1 << 20)
 MAX_ANSWER_BYTES = 4 * limits.MAX_BODY_BYTES  # schemas of a body, as texts in JSON
@@ -109,8 +109,8 @@ class Schemas:
         await asyncio.gather(*(child.process.wait() for child in self._killed))
 
     async def check(self, principal: str, schemas: list[Schema]) -> dict[int, str]:
-        """What answers are held to instead of those that need not hold and cannot, by their number. Raises
-        SchemaUnsupported, SchemaTooComplex, and Unavailable."""
+        """What grammars are made of instead of some, by their number. Raises SchemaUnsupported, SchemaTooComplex, and
+        Unavailable."""
         if not schemas:
             return {}
         line, key = await self._line("schemas", schemas, principal)

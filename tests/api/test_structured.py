@@ -83,14 +83,28 @@ def test_an_answer_that_is_cut_says_so(llmd: Llmd) -> None:
 
 
 def test_what_cannot_be_held_is_refused_and_named(llmd: Llmd) -> None:
-    status, answer = ask(llmd, response_format=form({"type": "array", "uniqueItems": True}))
+    status, answer = ask(llmd, response_format=form({"type": "array", "contains": {}}))
     assert status == 400 and answer["error"]["code"] == "schema_unsupported"
-    assert answer["error"]["param"] == "response_format" and "uniqueItems" in answer["error"]["message"]
+    assert answer["error"]["param"] == "response_format" and "contains" in answer["error"]["message"]
     strict = {"name": "f", "strict": True, "parameters": {"type": "object", "properties": {"a": {"not": {}}}}}
     status, answer = ask(llmd, tools=[{"type": "function", "function": strict}])
     assert status == 400 and answer["error"]["param"] == "tools" and "tools.f" in answer["error"]["message"]
     status, _ = ask(llmd, tools=[{"type": "function", "function": strict | {"strict": False}}], max_tokens=2)
     assert status == 200
+
+
+def test_what_no_answer_in_the_context_can_be_is_refused_at_once(llmd: Llmd) -> None:
+    for schema in (
+        {"type": "array", "minItems": 10**9}, {"type": "string", "minLength": 10**9},
+        {"type": "object", "minProperties": 10**9, "additionalProperties": {"type": "null"}},
+        {"type": "object", "properties": {"a": {"type": "array", "minItems": 10**5, "items": {"const": "x" * 100}}},
+         "required": ["a"]},
+    ):  # fmt: skip
+        status, answer = ask(llmd, response_format=form(schema))
+        assert status == 400 and answer["error"]["code"] == "schema_unsupported", answer
+        assert answer["error"]["param"] == "response_format" and "context of" in answer["error"]["message"]
+    optional = {"type": "object", "properties": {"a": {"type": "array", "minItems": 10**9}}, "maxProperties": 0}
+    assert ask(llmd, response_format=form(optional))[0] == 200
 
 
 def test_the_first_request_after_a_schema_that_killed_its_process_is_answered(llmd: Llmd) -> None:

@@ -5,8 +5,8 @@ may take any time and any memory, in which nothing else of the process runs.
 
 It says `{}` once it can be asked. A line in, `["schemas", [[SCHEMA, PARAM, STRICT], …], OWNER]` or
 `["answers", [[SCHEMA, PARAM, ANSWER, WHAT], …], OWNER]`, is a line out: `{"ok": true}`, with `"held": {N: SCHEMA, …}`
-where answers are held to that instead of the Nth schema, which need not hold and cannot; or the error: `{"ok": false,
-"code": CODE, "message": TEXT, "param": PARAM}`. `daemon/serving/schemas.py` runs it.
+where grammars are made of that instead of the Nth schema (`fitting.py`); or the error: `{"ok": false, "code": CODE,
+"message": TEXT, "param": PARAM}`. `daemon/serving/schemas.py` runs it.
 """
 
 import json
@@ -15,50 +15,12 @@ import sys
 from typing import Any
 
 from llmd.daemon.confined import seal
-from llmd.daemon.engine.answers.loosening import Loosening
-from llmd.daemon.engine.answers.matching import refusal
-from llmd.daemon.engine.answers.schemas import MAX_NAMED, Validator, line, parsed, patterns, prepared
-from llmd.daemon.errors import LlmdError, SchemaUnsupported, quoted
+from llmd.daemon.engine.answers.fitting import held
+from llmd.daemon.engine.answers.schemas import Validator, parsed
+from llmd.daemon.errors import LlmdError
 from llmd.daemon.kept import Kept
 
 KEPT, KEPT_EACH = 64, 32  # schemas that answers were held against: of all clients, and of one
-
-
-def check(text: str, param: str) -> None:
-    """Raises SchemaUnsupported."""
-    schema = parsed(text, param)
-    for where, pattern in patterns(schema):
-        if why := refusal(json.dumps({"type": "string", "pattern": pattern})):
-            # what is said of it, and not as what the library made of it
-            reason = line(why.rpartition("error: ")[2].partition(" in regex /")[0])
-            raise SchemaUnsupported(
-                f"{param}: {where}: answers cannot be held to the pattern {quoted(pattern, MAX_NAMED)}: {reason}",
-                param=param.partition(".")[0],
-            )
-    Validator(schema, param)
-    if why := refusal(prepared(text, param, strict=True)):
-        raise SchemaUnsupported(
-            f"{param}: no answer can be held to this schema: {line(why)}", param=param.partition(".")[0]
-        )
-
-
-def refused(schema: dict[str, Any]) -> bool:
-    return bool(refusal(prepared(json.dumps(schema), "", strict=False)))
-
-
-def held(schemas: list[tuple[str, str, bool]]) -> dict[int, str]:
-    """What answers are held to instead of the schemas that need not hold and cannot, by number. Raises
-    SchemaUnsupported for one that must."""
-    loosening, found = Loosening(refused), dict[int, str]()
-    for i, (text, param, strict) in enumerate(schemas):
-        if strict:
-            check(text, param)
-            continue
-        schema = json.loads(text)
-        loose = loosening.of(schema)
-        if loose is not schema:
-            found[i] = json.dumps({**loose, "type": "object"})
-    return found
 
 
 def validator(text: str, param: str, owner: str, kept: Kept[Validator]) -> Validator:

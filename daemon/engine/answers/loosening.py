@@ -131,6 +131,22 @@ class Loosening:
         move_back(self._root)
         return self._root
 
+    def first_refused(self, schema: Schema) -> tuple[tuple[str, ...], str, bool]:
+        """The way to the innermost schema in one that is refused, the keyword with which it is, and whether by itself
+        too; "": none."""
+        self._root = moved(schema)
+        part, way = self._root, tuple[str, ...]()
+        while found := next(
+            (one for one in below(part) if isinstance(one[1], dict) and self._is_refused([one[1]])), None
+        ):
+            way, part = (*way, *found[0]), found[1]
+        tried: Schema = {}
+        for keyword, value in sorted(part.items(), key=_turn):
+            tried[keyword] = value
+            if self._is_refused([tried]):
+                return way, keyword, self._is_refused([{keyword: value}])
+        return way, "", False
+
     def _loosen(self, part: Schema) -> None:
         """In its place: others may refer to it."""
         inner = [child for _, child in below(part) if isinstance(child, dict)]

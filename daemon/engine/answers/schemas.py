@@ -1,8 +1,8 @@
 """JSON schemas that answers are held to: which can be, and whether an answer fits one. Pure, but for the validator.
 
-Draft 2020-12 as `matching.py` can turn it into a grammar. What it cannot is refused by name, and never passed over:
-UNSUPPORTED are the keywords of any draft that say something of a value that no grammar says. Words of no draft are what
-JSON Schema says they are, remarks.
+Draft 2020-12 as `matching.py` can turn it into a grammar, with what `rewriting.py` makes of it. What neither a grammar
+says nor is worth to be held against the whole answer alone is refused by name, and never passed over: UNSUPPORTED are
+such keywords of any draft. Words of no draft, and what 2020-12 calls annotations, are remarks.
 """
 
 import json
@@ -16,11 +16,12 @@ from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported, printable, quot
 
 MAX_NAMED = 120  # characters of the client's own words that an error repeats
 MAX_SAID = 200
+MAX_BACKTRACKS = 100_000
 UNSUPPORTED = frozenset({
-    "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "propertyNames",
-    "unevaluatedProperties", "unevaluatedItems", "contains", "minContains", "maxContains", "uniqueItems",
-    "additionalItems", "contentEncoding", "contentMediaType", "contentSchema", "$dynamicRef", "$recursiveRef",
-    "$dynamicAnchor", "$recursiveAnchor", "$vocabulary", "extends", "disallow", "divisibleBy",
+    "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies",
+    "unevaluatedProperties", "unevaluatedItems", "contains", "minContains", "maxContains", "additionalItems",
+    "$dynamicRef", "$recursiveRef", "$dynamicAnchor", "$recursiveAnchor", "$vocabulary", "extends", "disallow",
+    "divisibleBy",
 })  # fmt: skip
 
 # values that answers are held to, and the largest whole number that a grammar and everybody's JSON keep to the digit
@@ -63,22 +64,21 @@ def _parts(schema: Any, path: _Path) -> Iterator[tuple[_Path, dict[str, Any]]]:
 
 
 def _shown(path: _Path) -> str:
-    """As a pointer, at most MAX_NAMED characters of it."""
+    return quoted(_pointer(path) or "/", MAX_NAMED)
+
+
+def _pointer(path: _Path) -> str:
     steps: list[str] = []
     while path:
         path, step = path
-        steps.append(step[:MAX_NAMED])
-    return quoted("/" + "/".join(reversed(steps)), MAX_NAMED)
+        steps.append("/" + step[:MAX_NAMED])
+    return "".join(reversed(steps))[:MAX_NAMED]
 
 
-def patterns(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each of its patterns, with where it stands, as an error shows that."""
+def places(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every schema in a schema, with a pointer to it, at most MAX_NAMED characters of that."""
     for path, part in _parts(schema, None):
-        if isinstance(part.get("pattern"), str):
-            yield _shown((path, "pattern")), part["pattern"]
-        named = part.get("patternProperties")
-        for pattern in named if isinstance(named, dict) else ():
-            yield _shown((path, "patternProperties")), pattern
+        yield _pointer(path), part
 
 
 def _check(path: _Path, schema: dict[str, Any], param: str) -> None:
@@ -117,17 +117,17 @@ def _check_refs(root: dict[str, Any], param: str) -> None:
 
 class Validator:
     """Whether answers fit a schema. Raises SchemaUnsupported where it is none. It reads no file and asks no network,
-    and patterns take linear time."""
+    and patterns take linear time, but where one of them looks around: then MAX_BACKTRACKS steps each."""
 
     def __init__(self, schema: dict[str, Any], param: str) -> None:
         self._field = _field(param)
+        schema = {k: v for k, v in schema.items() if k != "$schema"}
         try:
-            self._validator = jsonschema_rs.Draft202012Validator(
-                {k: v for k, v in schema.items() if k != "$schema"},
-                validate_formats=True,
-                offline=True,
-                pattern_options=jsonschema_rs.RegexOptions(),
-            )
+            try:
+                self._validator = _validator(schema, jsonschema_rs.RegexOptions())
+            except jsonschema_rs.ValidationError:
+                options = jsonschema_rs.FancyRegexOptions(backtrack_limit=MAX_BACKTRACKS)
+                self._validator = _validator(schema, options)
         except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as e:
             at = "/".join(["", *(str(step) for step in getattr(e, "instance_path", ()))])
             said, value = getattr(e, "message", str(e)), getattr(e, "instance", None)
@@ -148,6 +148,10 @@ class Validator:
             raise AnswerInvalid(
                 f"{what} does not fit its schema; ask again, or write the schema more simply", param=self._field
             )
+
+
+def _validator(schema: dict[str, Any], patterns: Any) -> jsonschema_rs.Draft202012Validator:
+    return jsonschema_rs.Draft202012Validator(schema, validate_formats=True, offline=True, pattern_options=patterns)
 
 
 def _field(param: str) -> str:

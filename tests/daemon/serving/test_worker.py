@@ -190,10 +190,14 @@ async def test_one_that_crashes_again_and_again_is_left_alone_until_it_is_deploy
     metrics = Metrics()
     pool = Pool(metrics, Tasks(), pause=(0.01, 0.01), audit=lambda kind, **fields: rows.append((kind, fields)))
     deployment = await deploy(pool, wish=fake())
+    killed = None
     for crashes in range(1, MAX_CRASHES + 1):
-        await until(deployment, "ready")
-        assert deployment.worker is not None
-        os.kill(deployment.worker.pid, signal.SIGSEGV)
+        async with asyncio.timeout(30):
+            while deployment.state != "ready" or deployment.worker in (None, killed):
+                await asyncio.sleep(0.01)
+        killed = deployment.worker
+        assert killed is not None
+        os.kill(killed.pid, signal.SIGSEGV)
         async with asyncio.timeout(10):
             while len([kind for kind, _ in rows if kind == "worker.lost"]) < crashes:
                 await asyncio.sleep(0.01)
