@@ -103,8 +103,8 @@ def test_what_no_answer_in_the_context_can_be_is_refused_at_once(llmd: Llmd) -> 
         status, answer = ask(llmd, response_format=form(schema))
         assert status == 400 and answer["error"]["code"] == "schema_unsupported", answer
         assert answer["error"]["param"] == "response_format" and "context of" in answer["error"]["message"]
-    optional = {"type": "object", "properties": {"a": {"type": "array", "minItems": 10**9}}, "maxProperties": 0}
-    assert ask(llmd, response_format=form(optional))[0] == 200
+    optional = {"type": "object", "properties": {"a": {"type": "array", "minItems": 10**9}}}
+    assert ask(llmd, response_format=form(optional), max_tokens=2)[0] == 200
 
 
 def test_the_first_request_after_a_schema_that_killed_its_process_is_answered(llmd: Llmd) -> None:

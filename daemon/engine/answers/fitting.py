@@ -87,8 +87,7 @@ def _located(schema: Schema) -> str:
     way, keyword, alone = Loosening(lambda tried: _refused(tried, lenient=False)).first_refused(schema)
     where = quoted("/" + "/".join(way), MAX_NAMED)
     if not alone:
-        together = quoted(keyword, MAX_NAMED) if keyword else "all"
-        return f"{where}: no value fits {together} of what is said here together with the rest"
+        return f"{where}: no value fits all that is said here; {quoted(keyword, MAX_NAMED)} leaves none"
     why = _WHY.get(keyword, "")
     return f"{where}: answers cannot be held to {quoted(keyword, MAX_NAMED)} as it stands{': ' if why else ''}{why}"
 

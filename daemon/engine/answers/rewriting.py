@@ -81,8 +81,9 @@ def _values(schema: Schema) -> list[Any] | None:
     if schema.get("type") == "boolean" and not schema.keys() - _REMARKS:
         return [False, True]
     named = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    plain = isinstance(named, list) and all(isinstance(v, str | int | float | None) for v in named)
-    return list(dict.fromkeys(named)) if plain and not schema.keys() - _REMARKS - {"enum", "const"} else None
+    if not isinstance(named, list) or schema.keys() - _REMARKS - {"enum", "const"}:
+        return None
+    return list(dict.fromkeys(named)) if all(isinstance(v, str | int | float | None) for v in named) else None
 
 
 # --- names of properties

@@ -233,7 +233,7 @@ def test_an_annotation_is_a_remark() -> None:
         ({"properties": {"a": {"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}}},
          "response_format: '/properties/a': answers cannot be held to 'oneOf' as it stands: its choices may overlap"),
         ({"type": "object", "properties": {"a": {"type": "integer", "minimum": 5, "maximum": 1}}, "required": ["a"]},
-         "response_format: '/properties/a': no value fits 'maximum'"),
+         "response_format: '/properties/a': no value fits all that is said here; 'maximum' leaves none"),
         ({"anyOf": [{"type": "null"}, {"pattern": "(?=a)"}]},
          "response_format: '/anyOf/1/pattern': answers cannot be held to the pattern '(?=a)'"),
         ({"items": {"multipleOf": 0}}, "response_format: '/items/multipleOf' is no JSON schema"),
