@@ -5,6 +5,7 @@ import json
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,18 @@ class Llmd:
         return code
 
 
-def start_llmd(state: Path, model: Path, config: str = "") -> Llmd:
-    """Start a daemon and wait until its model answers."""
+# `llmd` with another program for its workers, which the environment's PYTHONPATH has
+_WITH_WORKER = """
+import sys
+from llmd.daemon.main import main
+from llmd.daemon.serving import worker
+worker.PROGRAM = sys.argv.pop(1)
+main()
+"""
+
+
+def start_llmd(state: Path, model: Path, config: str = "", worker: str = "") -> Llmd:
+    """Start a daemon and wait until its model answers. `worker`: a module that its workers run."""
     state.mkdir(exist_ok=True)
     (state / "llmd.toml").write_text(f'state_dir = "{state}"\nnode = "test"\n{config}')
     with socket.socket() as free:
@@ -99,7 +110,12 @@ def start_llmd(state: Path, model: Path, config: str = "") -> Llmd:
         port = free.getsockname()[1]
     arguments = ["--config", state / "llmd.toml", "--listen", f"127.0.0.1:{port}", "--default-model", f"smol={model}"]
     with (state / "log").open("a") as log:
-        process = forker().start("serve", *arguments, stdout=subprocess.PIPE, stderr=log)
+        process: Forked | subprocess.Popen[str]
+        if worker:
+            command = [sys.executable, "-P", "-c", _WITH_WORKER, worker, "serve", *map(str, arguments)]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        else:
+            process = forker().start("serve", *arguments, stdout=subprocess.PIPE, stderr=log)
     assert process.stdout is not None
     banner = ""
     for line in process.stdout:

@@ -27,7 +27,7 @@ PROCESSES = 2
 START_SECONDS = 30.0
 KEPT, KEPT_EACH = 4096, 1024  # schemas that are known to be good, as hashes: of all clients, and of one
 # what grammars are made of instead of some, as texts of so many characters at most
-KEPT_LOOSE, KEPT_LOOSE_EACH, KEPT_CHARS = 64, 16, 1 << 18
+KEPT_LOOSE, KEPT_LOOSE_EACH, KEPT_CHARS = 256, 64, 1 << 17
 LIMITS = children.Limits(address_space=2 << 30, file_size=1 << 20)
 MAX_ANSWER_BYTES = 4 * limits.MAX_BODY_BYTES  # schemas of a body, as texts in JSON
 LARGE_CHARS = 1 << 16  # what is asked is written in a thread

@@ -4,17 +4,23 @@ second turn, a stream, an agent's history. The files beside this one go on where
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from real_daemon import Llmd
+from real_daemon import Llmd, start_llmd
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "clients.md").read_text()
 CLIENTS = {
     "openai (Python)": "openai_python.py", "langchain-openai": "langchain_openai.py", "llama-index": "llama_index.py",
     "litellm": "litellm.py", "openai (npm)": "openai_npm.mjs", "Vercel AI SDK": "ai_sdk.mjs",
+}  # fmt: skip
+
+# each in an environment of its own, with a model that says what the test tells it to
+FRAMEWORKS = {
+    "instructor": "instructor", "pydantic-ai": "pydantic_ai", "openai-agents": "openai_agents",
+    "smolagents": "smolagents", "guidellm": "guidellm",
 }  # fmt: skip
 
 GREEDY = ("-o", "max_tokens", "16", "-o", "temperature", "0")
@@ -103,6 +109,35 @@ def test_openapi_is_true_for_a_minute(llmd: Llmd, clients: Path, tmp_path: Path)
     assert generated and int(generated[1]) > 100, done.stdout
 
 
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Iterator[Llmd]:
+    """A daemon whose model says what it is told to (`scripted_worker.py`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        llmd = start_llmd(
+            tmp_path_factory.mktemp("scripted"), model_file, "slots = 4\ncontext = 8192\n", "scripted_worker"
+        )
+        yield llmd
+        assert llmd.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_framework(scripted: Llmd, clients: Path, tmp_path: Path, framework: str) -> None:
+    pki = scripted.state / "pki"
+    for made, name in (("clients/demo.crt", "alice.crt"), ("clients/demo.key", "alice.key"), ("ca.crt", "ca.crt")):
+        (tmp_path / name).symlink_to(pki / made)
+    code = (Path(__file__).parent / "frameworks" / f"{FRAMEWORKS[framework]}.py").read_text()
+    code = code.replace("https://127.0.0.1:8443", scripted.url).replace("smollm2-135m-instruct", "smol")
+    (tmp_path / "asks.py").write_text(code)
+    done = subprocess.run(
+        [clients / framework / "bin/python", "-I", "asks.py"], cwd=tmp_path, env=os.environ | {"HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0 and framework in done.stdout, done.stdout[-4000:] + done.stderr[-4000:]
+
+
 @pytest.mark.slow
 def test_llm_goes_on(run: Run) -> None:
     assert run(snippet("llm"), "llmd.py", "-m", "smol", "Hello!", *GREEDY).strip()
@@ -128,3 +163,10 @@ def test_the_page_begins_with_what_was_run() -> None:
         assert versions and all(any(version in cell for cell in said.values()) for version in versions), name
     for version in re.findall(r'": "([0-9.]+)"', modules):
         assert any(version in cell for cell in said.values()), version
+    frameworks = {
+        row.split("|")[1].strip(): row.split("|")[2].strip() for row in PAGE.splitlines() if row.count("|") == 4
+    }
+    for name in FRAMEWORKS:
+        pinned = (ROOT / "packaging" / "clients" / f"framework-{name}.txt").read_text().split()
+        package = "pydantic-ai-slim" if name == "pydantic-ai" else name
+        assert f"{package}=={frameworks[name]}" in pinned
