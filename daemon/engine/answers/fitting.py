@@ -37,8 +37,8 @@ def whole(text: str, param: str) -> Schema:
         choices = part.get("anyOf")
         if isinstance(choices, list):
             possible = [choice for choice in choices if not any(patterns.refused(one)[0] for one in parts(choice))]
-            # what is left must say something: nothing is no stand-in for a text
-            if any(choice != {"type": "null"} for choice in possible):
+            # a number that may be a text too, as a decimal is: the number says as much
+            if any(isinstance(choice, dict) and choice.get("type") == "number" for choice in possible):
                 part["anyOf"] = possible
     for where, part in places(made):
         keyword, why = patterns.refused(part)

@@ -236,6 +236,8 @@ def test_an_annotation_is_a_remark() -> None:
          "response_format: '/properties/a': no value fits all that is said here; 'maximum' leaves none"),
         ({"anyOf": [{"type": "null"}, {"pattern": "(?=a)"}]},
          "response_format: '/anyOf/1/pattern': answers cannot be held to the pattern '(?=a)'"),
+        ({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "(?=a)"}]},
+         "response_format: '/anyOf/1/pattern': answers cannot be held to the pattern '(?=a)'"),
         ({"items": {"multipleOf": 0}}, "response_format: '/items/multipleOf' is no JSON schema"),
     ],
 )  # fmt: skip
