@@ -114,8 +114,6 @@ def test_the_first_request_after_a_schema_that_killed_its_process_is_answered(ll
 ODD: dict[str, Any] = {
     "look-ahead": {"city": {"type": "string", "pattern": r"^(?!\.)\d*$"}},
     "null": None,
-    "an unknown type": {"city": {"type": "any"}},
-    "nowhere": {"city": {"$ref": "#/$defs/Place"}},
     "elsewhere": {"city": {"$ref": "https://example.com/place.json"}},
 }
 
@@ -219,7 +217,7 @@ def test_of_a_call_that_is_cut_there_is_nothing_but_what_was_streamed(llmd: Llmd
     whole, _ = called(llmd, client, max_tokens=200)
     (call,) = whole["message"]["tool_calls"]
     began = False
-    for most in (1, 4, 11, 18, 30):
+    for most in (1, 11, 30):
         choice, deltas = called(llmd, client, max_tokens=most)
         if choice["finish_reason"] == "tool_calls":
             break
@@ -235,7 +233,7 @@ def test_of_a_call_that_is_cut_there_is_nothing_but_what_was_streamed(llmd: Llmd
 
 def test_a_stop_string_ends_no_call(llmd: Llmd, client: openai.OpenAI) -> None:
     whole, _ = called(llmd, client, max_tokens=200)
-    for stop in ('"', "<tool_call>", "\n"):
+    for stop in ('"', "<tool_call>"):
         choice, _ = called(llmd, client, max_tokens=200, stop=[stop])
         assert choice["finish_reason"] == "tool_calls"
         assert choice["message"]["tool_calls"][0]["function"] == whole["message"]["tool_calls"][0]["function"]
