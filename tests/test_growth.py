@@ -463,11 +463,8 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     ),
     "daemon/engine/turns.py:tojson": (lambda n: lambda: turns.tojson(properties(n)),),
     "daemon/engine/layouts.py:Layout.of": of_chats(lambda chat: [one.of(chat.messages) for one in layouts.LAYOUTS]),
-    "daemon/engine/templates.py:ChatTemplate.laid_out": of_chats(
-        lambda chat: laid_out(INSISTS, chat)
-    ),
-    "daemon/engine/templates.py:ChatTemplate.render": of_chats(
-        lambda chat: ChatTemplate(TEMPLATE).render(chat.messages, str, lambda _: None, chat.tools)
+    "daemon/engine/templates.py:ChatTemplate.laid_out": (
+        *of_chats(lambda chat: laid_out(INSISTS, chat)), *of_chats(lambda chat: laid_out(TEMPLATE, chat)),
     ),
     "daemon/engine/rendering.py:Rendering.text": of_chats(lambda chat: rendering().text(chat)),
     "daemon/engine/rendering.py:any_of": (
@@ -695,6 +692,7 @@ BOUNDED: dict[str, str] = {
     **{f"daemon/engine/answers/reader.py:Reader.{name}": ONE for name in ("thinking", "stopped", "shown")},
     "daemon/engine/answers/reader.py:Reader.end": PARTS + "Reader.push",
     "daemon/engine/answers/schemas.py:Validator.check": "the library's, in a child: 2 s, 2 GiB (`serving/schemas.py`)",
+    "daemon/engine/answers/schemas.py:field": WORD,
     "daemon/engine/answers/schemas.py:line": "of what a library says, 200 characters",
     "daemon/engine/answers/spelling.py:Rules.add": ONE,
     "daemon/engine/answers/stops.py:Stops.flush": ONE,

@@ -121,19 +121,6 @@ class ChatTemplate:
         self._syntax: Syntax | None = None
         self._defines: bool | None = None
 
-    def render(
-        self,
-        messages: Sequence[ChatMessage],
-        escape: Escape,
-        check: Check,
-        tools: Sequence[Tool] = (),
-        syntax: Syntax | None = None,
-        asked: Mapping[str, Any] = NOTHING,
-        **values: Any,
-    ) -> str:
-        """The prompt of `laid_out`."""
-        return self.laid_out(messages, escape, check, tools, syntax, asked, **values)[0]
-
     def laid_out(
         self,
         messages: Sequence[ChatMessage],

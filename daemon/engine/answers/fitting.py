@@ -7,7 +7,7 @@ from llmd.daemon.engine.answers.loosening import Loosening
 from llmd.daemon.engine.answers.matching import refusal
 from llmd.daemon.engine.answers.places import Schema, parts
 from llmd.daemon.engine.answers.rewriting import FORMATS, rewritten
-from llmd.daemon.engine.answers.schemas import MAX_NAMED, Validator, line, parsed, places, prepared
+from llmd.daemon.engine.answers.schemas import MAX_NAMED, Validator, field, line, parsed, places, prepared
 from llmd.daemon.errors import SchemaUnsupported, quoted
 
 # what is to be said of a keyword that is refused by itself
@@ -44,10 +44,10 @@ def whole(text: str, param: str) -> Schema:
         keyword, why = patterns.refused(part)
         if keyword:
             at = quoted(f"{where}/{keyword}", MAX_NAMED)
-            raise SchemaUnsupported(f"{param}: {at}: answers cannot be held to {why}", param=_field(param))
+            raise SchemaUnsupported(f"{param}: {at}: answers cannot be held to {why}", param=field(param))
     Validator(schema, param)
     if _refused(made, lenient=False):
-        raise SchemaUnsupported(f"{param}: {_located(made)}", param=_field(param))
+        raise SchemaUnsupported(f"{param}: {_located(made)}", param=field(param))
     return made
 
 
@@ -86,12 +86,9 @@ def _located(schema: Schema) -> str:
     """Which keyword of which part of it is refused, in its own words."""
     way, keyword, alone = Loosening(lambda tried: _refused(tried, lenient=False)).first_refused(schema)
     where = quoted("/" + "/".join(way), MAX_NAMED)
+    if not keyword:
+        return "no answer can be held to all that it says"
     if not alone:
         return f"{where}: no value fits all that is said here; {quoted(keyword, MAX_NAMED)} leaves none"
     why = _WHY.get(keyword, "")
     return f"{where}: answers cannot be held to {quoted(keyword, MAX_NAMED)} as it stands{': ' if why else ''}{why}"
-
-
-def _field(param: str) -> str:
-    """A request's own field."""
-    return param.partition(".")[0]

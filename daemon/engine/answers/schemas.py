@@ -44,7 +44,7 @@ def parsed(text: str, param: str) -> dict[str, Any]:
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
-        raise SchemaUnsupported(f"{param}: a schema is a JSON object", param=_field(param))
+        raise SchemaUnsupported(f"{param}: a schema is a JSON object", param=field(param))
     for path, part in _parts(schema, None):
         _check(path, part, param)
     _check_refs(schema, param)
@@ -85,20 +85,20 @@ def _check(path: _Path, schema: dict[str, Any], param: str) -> None:
     where = f"{param}: {_shown(path)}"
     for keyword in schema:
         if keyword in UNSUPPORTED:
-            raise SchemaUnsupported(f"{where}: answers cannot be held to {keyword}; remove it", param=_field(param))
+            raise SchemaUnsupported(f"{where}: answers cannot be held to {keyword}; remove it", param=field(param))
     for keyword in _VALUES:
         if _too_long(schema.get(keyword)):
             raise SchemaUnsupported(
                 f"{where}: answers cannot be held to whole numbers beyond {MAX_WHOLE} in {keyword}, which are rounded "
                 "on their way; write them as texts",
-                param=_field(param),
+                param=field(param),
             )
     if isinstance(schema.get("items"), list):
-        raise SchemaUnsupported(f"{where}: items is a list; write prefixItems", param=_field(param))
+        raise SchemaUnsupported(f"{where}: items is a list; write prefixItems", param=field(param))
     ref = schema.get("$ref")
     if ref is not None and not (isinstance(ref, str) and ref.startswith("#")):
         raise SchemaUnsupported(
-            f"{where}: $ref leads out of the schema; write what it refers to into $defs", param=_field(param)
+            f"{where}: $ref leads out of the schema; write what it refers to into $defs", param=field(param)
         )
 
 
@@ -112,7 +112,7 @@ def _too_long(value: Any) -> bool:
 def _check_refs(root: dict[str, Any], param: str) -> None:
     for part in circular(root):
         path = next(path for path, one in _parts(root, None) if one is part)
-        raise SchemaUnsupported(f"{param}: {_shown(path)}: $ref leads back to itself", param=_field(param))
+        raise SchemaUnsupported(f"{param}: {_shown(path)}: $ref leads back to itself", param=field(param))
 
 
 class Validator:
@@ -120,7 +120,7 @@ class Validator:
     and patterns take linear time, but where one of them looks around: then MAX_BACKTRACKS steps each."""
 
     def __init__(self, schema: dict[str, Any], param: str) -> None:
-        self._field = _field(param)
+        self._field = field(param)
         schema = {k: v for k, v in schema.items() if k != "$schema"}
         try:
             try:
@@ -154,7 +154,7 @@ def _validator(schema: dict[str, Any], patterns: Any) -> jsonschema_rs.Draft2020
     return jsonschema_rs.Draft202012Validator(schema, validate_formats=True, offline=True, pattern_options=patterns)
 
 
-def _field(param: str) -> str:
+def field(param: str) -> str:
     """A request's own field."""
     return param.partition(".")[0]
 

@@ -116,7 +116,7 @@ def theirs(source: str, messages: list[dict[str, Any]]) -> str | Exception:
 
 def ours(template: ChatTemplate, messages: tuple[ChatMessage, ...]) -> str | LlmdError:
     try:
-        return template.render(messages, str, lambda size: None, documents=None, **VALUES)
+        return template.laid_out(messages, str, lambda size: None, documents=None, **VALUES)[0]
     except LlmdError as e:
         return e
 

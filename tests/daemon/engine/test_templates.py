@@ -58,7 +58,7 @@ HISTORY = (
 
 
 def shown(template: str, messages: Sequence[ChatMessage] = HISTORY) -> str:
-    return ChatTemplate(template).render(messages, str, lambda size: None, bos_token="", eos_token="")
+    return ChatTemplate(template).laid_out(messages, str, lambda size: None, bos_token="", eos_token="")[0]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_every_text_of_a_message_is_escaped_also_what_json_escapes_hide() -> Non
         ChatMessage("assistant", evil, reasoning=evil),
     ]
     every = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
-    text = ChatTemplate(every).render(messages, lambda text: text.replace(evil, "*"), lambda size: None)
+    text = ChatTemplate(every).laid_out(messages, lambda text: text.replace(evil, "*"), lambda size: None)[0]
     assert evil not in text
     # two of the first, four of the call, three of its answer, three of the last: reasoning has two names
     assert text.count("*") == 12
@@ -154,5 +154,5 @@ def test_what_it_refuses_is_told_as_it_says_it() -> None:
 
 def test_the_length_is_told_as_it_grows() -> None:
     sizes: list[int] = []
-    ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}").render(HISTORY[:1] * 2, str, sizes.append)
+    ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}").laid_out(HISTORY[:1] * 2, str, sizes.append)[0]
     assert sizes == [8, 16]

@@ -67,25 +67,25 @@ def test_tools_are_shown_or_explained_whatever_the_template(templates: Path) -> 
     for file in sorted(templates.glob("*.jinja")):
         template = ChatTemplate(file.read_text())
         try:
-            plain = template.render(ASKED, str, lambda size: None, **VALUES)
+            plain = template.laid_out(ASKED, str, lambda size: None, **VALUES)[0]
         except BadRequest:
             continue  # it takes no conversation without tools
-        shown = template.render(ASKED, lambda t: t.replace("<|im_end|>", "*"), lambda size: None, [TOOL], **VALUES)
+        shown = template.laid_out(ASKED, lambda t: t.replace("<|im_end|>", "*"), lambda size: None, [TOOL], **VALUES)[0]
         assert "weather" in shown and "city" in shown and "Weather?" in shown, file.name
         assert shown.count("<|im_end|>") <= plain.count("<|im_end|>") + 1 and "of a city *" in shown, file.name
 
 
 def test_a_template_without_tools_has_them_explained_in_the_models_way() -> None:
     plain = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-    text = ChatTemplate(plain).render(ASKED, str, lambda size: None, [TOOL], **VALUES)
+    text = ChatTemplate(plain).laid_out(ASKED, str, lambda size: None, [TOOL], **VALUES)[0]
     assert text.startswith("[system]# Tools") and TOOL.definition in text and text.endswith("[user]Weather?")
     assert '<tool_call>\n{"name": "<function-name>", "arguments": <args-json-object>}\n</tool_call>' in text
     brief = (ChatMessage("system", "Be brief."), *ASKED)
-    text = ChatTemplate(plain).render(brief, str, lambda size: None, [TOOL], **VALUES)
+    text = ChatTemplate(plain).laid_out(brief, str, lambda size: None, [TOOL], **VALUES)[0]
     assert text.startswith("[system]Be brief.\n\n# Tools") and text.count("[system]") == 1
     refusing = "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
     no_system = "{% for m in messages %}" + refusing + "{{ m.content }}{% endfor %}"
-    text = ChatTemplate(no_system).render(ASKED, str, lambda size: None, [TOOL], **VALUES)
+    text = ChatTemplate(no_system).laid_out(ASKED, str, lambda size: None, [TOOL], **VALUES)[0]
     assert text.startswith("# Tools") and text.endswith("\n\nWeather?")
 
 
@@ -99,7 +99,7 @@ def test_a_template_without_tools_has_them_explained_in_the_models_way() -> None
 )
 def test_a_call_is_explained_as_the_model_is_to_write_it(syntax: str, call: str) -> None:
     plain = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
-    assert call in plain.render(ASKED, str, lambda size: None, [TOOL], named(syntax), **VALUES)
+    assert call in plain.laid_out(ASKED, str, lambda size: None, [TOOL], named(syntax), **VALUES)[0]
 
 
 BEGUN = """{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
@@ -136,7 +136,7 @@ def test_an_admin_may_say_another_format() -> None:
         with pytest.raises(BadRequest, match="give hermes, qwen"):
             named(wrong)
     qwen = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}"
-    text = ChatTemplate(qwen).render(ASKED, str, lambda size: None, [TOOL], Syntax(HERMES), **VALUES)
+    text = ChatTemplate(qwen).laid_out(ASKED, str, lambda size: None, [TOOL], Syntax(HERMES), **VALUES)[0]
     assert "# Tools" in text
 
 
