@@ -25,9 +25,7 @@ def text(config: Config, model: str) -> str:
     """Where the demo client's certificate is, and curl and openai snippets that use it."""
     pki = config.state.absolute() / "pki"
     ca, cert, key = (str(pki / part) for part in ("ca.crt", "clients/demo.crt", "clients/demo.key"))
-    host, port = config.address
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    url = f"https://{host}:{port}"
+    url = config.url
     messages = [{"role": "user", "content": "Hello!"}]
     body = json.dumps({"model": model, "messages": messages, "max_tokens": 64, "stream": True})
     curl = [

@@ -1,14 +1,17 @@
 """The configuration: one frozen dataclass, one TOML file, no environment variables. An unknown key is an error."""
 
+import ipaddress
 import os
 import re
 import socket
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from llmd.daemon import files
+from llmd.daemon.errors import MAX_GIVEN, quoted
 
 DEFAULT_FILE = Path("/etc/llmd/llmd.toml")
 # bytes that the kernel takes
@@ -16,7 +19,7 @@ MAX_SOCKET_PATH = 107
 
 
 class ConfigError(Exception):
-    """The file cannot be used; the message is one line with file and line number."""
+    """The file or what was given beside it cannot be used; the message is one line, with file and line number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,39 +63,62 @@ class Config:
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
 
+    @property
+    def url(self) -> str:
+        """Where this machine finds it, by a name that the server's certificate has: none has that of every address."""
+        host, port = self.address
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
 
 def load(file: Path | None, **given: Any) -> Config:
     """The file's values (the default file need not exist), over them `given` ones that are not None. Raises
     ConfigError."""
-    values: dict[str, Any] = {}
     where = file or DEFAULT_FILE
-    text = ""
-    if file is not None or where.exists():
-        try:
-            if why := files.foreign(where):
-                raise ConfigError(why)
-            text = where.read_text()
-            values = tomllib.loads(text)
-        except OSError as e:
-            raise ConfigError(f"{where}: {e.strerror}") from e
-        except UnicodeDecodeError as e:
-            raise ConfigError(f"{where}: this is not UTF-8 text") from e
-        except tomllib.TOMLDecodeError as e:
-            at = re.search(r" \(at line (\d+), column \d+\)$", str(e))
-            line = at[1] if at else str(text.count("\n") + 1)
-            raise ConfigError(f"{where}:{line}: {str(e).partition(' (at ')[0]}") from e
+    text = _text(where) if file is not None or where.exists() else ""
+    told = {key: value for key, value in given.items() if value is not None}
+
+    def wrong(key: str, why: str) -> ConfigError:
+        at = f"--{key.replace('_', '-')}" if key in told else f"{where}:{_line(text, key)}"
+        return ConfigError(f"{at}: {why}")
+
     kinds = {f.name: type(f.default) for f in fields(Config)}
+    values = _parsed(where, text)
     for key, value in values.items():
-        line = _line(text, key)
         if key not in kinds:
-            raise ConfigError(f"{where}:{line}: there is no setting {key!r}")
+            raise wrong(key, f"there is no setting {quoted(key, MAX_GIVEN)}")
         if kinds[key] is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
             values[key] = tuple(value)
         elif type(value) is not kinds[key]:
-            raise ConfigError(f"{where}:{line}: {key} takes {_KINDS[kinds[key]]}")
-    config = replace(Config(), **values, **{k: v for k, v in given.items() if v is not None})
-    _check(config)
+            raise ConfigError(f"{where}:{_line(text, key)}: {key} takes {_KINDS[kinds[key]]}")
+    config = replace(Config(), **{**values, **told})
+    for key, why in _faults(config):
+        raise wrong(key, why)
     return config
+
+
+def _text(where: Path) -> str:
+    try:
+        if why := files.foreign(where):
+            raise ConfigError(why)
+        return where.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+    except OSError as e:
+        raise ConfigError(f"{where}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{where}: this is not UTF-8 text") from e
+
+
+def _parsed(where: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        at = re.search(r" \(at line (\d+), column \d+\)$", str(e))
+        line = at[1] if at else str(text.count("\n") + 1)
+        raise ConfigError(f"{where}:{line}: {str(e).partition(' (at ')[0][:MAX_GIVEN]}") from e
+    except (ValueError, RecursionError) as e:  # a number of thousands of digits, a list in a list in a list …
+        digits = re.search("[0-9_]{4000}", text)
+        line = f":{text.count(chr(10), 0, digits.start()) + 1}" if digits else ""
+        raise ConfigError(f"{where}{line}: a value is too long or too deep to be read") from e
 
 
 # fixed by what was made or opened with them
@@ -114,19 +140,36 @@ _RANGES = {
 }  # fmt: skip
 
 
-def _check(config: Config) -> None:
+def _faults(config: Config) -> Iterator[tuple[str, str]]:
+    """The settings whose values cannot be used, and why."""
+    texts = (f.name for f in fields(Config) if isinstance(f.default, str))
+    for key in (key for key in texts if not getattr(config, key).isprintable()):
+        yield key, f"{key} takes a text of one line, without control characters"
     for key, (low, high) in _RANGES.items():
-        if not low <= getattr(config, key) <= high:
-            raise ConfigError(f"{key} is {getattr(config, key)}; it takes {low} to {high}")
-    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):[0-9]{1,5}", config.listen) or config.address[1] > 65535:
-        raise ConfigError(f"listen is {config.listen!r}; it takes HOST:PORT")
+        value = getattr(config, key)
+        if not low <= value <= high:
+            # Python does not write a number of thousands of digits out
+            told = value if abs(value) < 1 << 64 else "larger than that"
+            yield key, f"{key} is {told}; it takes {low} to {high}"
+    written = re.fullmatch(r"(\[[^\]]+\]|[^\[\]:]+):[0-9]{1,5}", config.listen)
+    if not (written and _host(config.address[0]) and config.address[1] < 1 << 16):
+        yield "listen", f"listen is {quoted(config.listen, MAX_GIVEN)}; it takes HOST:PORT"
+    if not config.state_dir:
+        yield "state_dir", "state_dir is empty; it takes a folder"
     if config.node and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", config.node):
-        raise ConfigError("node takes lower-case letters, digits, dots and hyphens")
-    for name in config.server_names:
-        if not re.fullmatch(r"[A-Za-z0-9_.*-]{1,253}|[0-9a-fA-F:.]+", name):
-            raise ConfigError(f"server_names holds {name!r}; it takes DNS names and addresses")
+        yield "node", "node takes lower-case letters, digits, dots and hyphens"
+    for name in (name for name in config.server_names if not _host(name.removeprefix("*."))):
+        yield "server_names", f"server_names holds {quoted(name, MAX_GIVEN)}; it takes DNS names and addresses"
     if config.audit_on_failure not in ("refuse", "serve"):
-        raise ConfigError('audit_on_failure takes "refuse" or "serve"')
+        yield "audit_on_failure", 'audit_on_failure takes "refuse" or "serve"'
+
+
+def _host(name: str) -> bool:
+    """A DNS name (RFC 1035: labels of up to 63 characters, 253 in all; `_` is seen in them too), or an address."""
+    try:
+        return ipaddress.ip_address(name) is not None and "%" not in name  # an interface is no part of an address
+    except ValueError:
+        return len(name) <= 253 and all(re.fullmatch("[A-Za-z0-9_-]{1,63}", label) for label in name.split("."))
 
 
 def _line(text: str, key: str) -> int:

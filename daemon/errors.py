@@ -41,6 +41,8 @@ from typing import Any, Self
 
 # names that an error lists
 MAX_NAMES = 20
+# characters of what somebody gave that an error repeats
+MAX_GIVEN = 200
 
 
 class LlmdError(Exception):
@@ -199,6 +201,14 @@ def _tree(root: type[LlmdError]) -> dict[str, type[LlmdError]]:
     for child in root.__subclasses__():
         found |= _tree(child)
     return found
+
+
+def cut(text: str, most: int = MAX_GIVEN) -> str:
+    """At most so many characters of what somebody gave; both its ends are there, which names and paths differ in."""
+    if len(text) <= most:
+        return text
+    head = most // 2
+    return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
 
 
 def quoted(text: str, most: int) -> str:

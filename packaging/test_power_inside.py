@@ -82,7 +82,12 @@ def held(lines: list[list[str]]) -> str:
     if done.returncode:
         return f"the chain: {done.stdout}{done.stderr}"
     clients = {c["name"]: c for c in admin("GET", "/clients")["clients"]}
-    rows = admin("GET", "/audit/query", limit=100_000)["rows"]
+    rows: list[dict[str, Any]] = []
+    after = 0
+    while after is not None:
+        page = admin("GET", "/audit/query", limit=0, after=after)
+        rows += page["rows"]
+        after = page["after"]
     admitted = {row["request"] for row in rows if row["kind"] == "admit"}
     begun = {(row["kind"], row["body"].get("client")) for row in rows if row["body"].get("result") == "begun"}
     for kind, *names in lines:

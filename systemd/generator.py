@@ -40,8 +40,8 @@ def _said(config: Path) -> object:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
                 return None
-            return tomllib.load(file).get("listen")
-    except (OSError, ValueError):
+            return tomllib.loads(file.read().decode("utf-8-sig")).get("listen")
+    except (OSError, ValueError, RecursionError):
         return None
 
 

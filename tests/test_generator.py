@@ -40,6 +40,11 @@ def test_what_is_written_is_what_was_read_and_not_how_it_was_spelled(tmp_path: P
     assert generated(tmp_path, f'listen = "{listen}"')[0].splitlines()[-1] == f"ListenStream={said}"
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    said = "[Socket]\nListenStream=\nListenStream=0.0.0.0:443\n"
+    assert generated(tmp_path, b'\xef\xbb\xbflisten = "0.0.0.0:443"') == (said, False)
+
+
 @pytest.mark.parametrize("listen", ["0.0.0.0:8443", "10.1.2.3:443", "[::]:8443", "[fd00::1]:8443"])
 def test_an_address(tmp_path: Path, listen: str) -> None:
     said = f"[Socket]\nListenStream=\nListenStream={listen}\n"

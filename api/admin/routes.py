@@ -1,8 +1,9 @@
 """The admin socket's routes: what `llmctl` calls. The kernel says who calls; the listener lets only admins in."""
 
 import asyncio
+import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -12,16 +13,19 @@ from starlette.responses import JSONResponse, Response
 
 from llmd.api.admin import forms
 from llmd.api.admin.service import Admin, who
+from llmd.api.http import probes
 from llmd.api.http.body import Body
 from llmd.api.http.routes import ADMIN, Caller, Route
 from llmd.api.http.streams import progress
 from llmd.api.openai import chat
+from llmd.api.openai import models as models_of_clients
 from llmd.api.openai.messages import Message
 from llmd.daemon import limits
 from llmd.daemon.admin.doctor import rfc3339
 from llmd.daemon.admin.fitting import Deploying
 from llmd.daemon.admin.service import Service
-from llmd.daemon.errors import BadRequest, Conflict, ModelNotReady
+from llmd.daemon.audit.chain import KINDS, OUTCOMES
+from llmd.daemon.errors import MAX_GIVEN, BadRequest, Conflict, ModelNotReady, quoted
 from llmd.daemon.planning.plan import Placement
 from llmd.daemon.serving.deployment import Deployment
 
@@ -249,12 +253,14 @@ async def clients(service: Admin) -> dict[str, Any]:
 
 async def issue(body: IssueBody, service: Admin, caller: Caller) -> dict[str, Any]:
     issued = await service.clients.issue(body.name, body.days, caller.name, role=body.role, again=body.again)
+    role, config = service.clients.roles[issued.name], service.config
+    # what the role may call and that answers whatever is deployed
+    path = next(route.path for route in (*models_of_clients.ROUTES, *probes.ROUTES) if role in route.roles)
     return {
-        "name": issued.name, "uri": issued.uri, "role": service.clients.roles[issued.name],
-        "serial": f"{issued.serial:x}",
+        "name": issued.name, "uri": issued.uri, "role": role, "serial": f"{issued.serial:x}",
         "not_after": rfc3339(issued.not_after.timestamp()), "certificate_pem": issued.certificate_pem.decode(),
         "key_pem": issued.key_pem.decode(), "ca_pem": service.authority.ca_pem.decode(),
-        "listen": service.config.listen,
+        "listen": config.listen, "try": {"url": config.url + path, "host": next(iter(config.allowed_hosts), None)},
     }  # fmt: skip
 
 
@@ -301,7 +307,7 @@ _Word = Annotated[str, Field(max_length=256)]
 
 
 class AuditQuery(Body):
-    """`since` and `until`: a date or time, in this server's zone where it names none."""
+    """`since` and `until`: a date or time, in this server's zone where it names none. `limit` 0: all."""
 
     model_config = ConfigDict(strict=False)
 
@@ -312,12 +318,25 @@ class AuditQuery(Body):
     request: _Word | None = None
     since: _Word | None = None
     until: _Word | None = None
-    limit: Annotated[int, Digits, Field(ge=1, le=10**18)] = 100
+    after: Count | None = None
+    limit: Annotated[int, Digits, Field(ge=0, le=10**18)] = 100
 
 
-async def audit_query(asked: Annotated[AuditQuery, Query()], service: Admin) -> JSONResponse:
+async def audit_query(asked: Annotated[AuditQuery, Query()], service: Admin) -> Response:
+    """A page of rows, `older` where more match before it, and `after` for the next one."""
+    _one_of(asked.outcome, OUTCOMES, "outcome")
+    _one_of(asked.kind, KINDS, "kind")
     given = asked.model_dump() | {name: _moment(getattr(asked, name), name) for name in ("since", "until")}
-    return JSONResponse({"rows": await service.serving.audit.query(**given)})
+    found = await service.serving.audit.query(**{**given, "limit": asked.limit or None})
+    # thousands of rows: on the loop they would hold up every stream
+    return Response(await asyncio.to_thread(lambda: json.dumps(found.to_dict())), media_type="application/json")
+
+
+def _one_of(given: str | None, known: Collection[str], name: str) -> None:
+    if given is not None and given not in known:
+        raise BadRequest(
+            f"there is no {name} {quoted(given, MAX_GIVEN)}; there is {', '.join(sorted(known))}", param=name
+        )
 
 
 async def audit_verify(service: Admin) -> dict[str, Any]:

@@ -15,6 +15,7 @@ doctor.py      `llmctl doctor`
 network.py     `llmctl network`
 credential.py  `llmctl ca-key`
 unit.py        what systemd knows of the installed service, and drop-ins to its units
+completion.py  what the shell completes
 connection.py  HTTP over the admin socket
 terminal.py    tables, progress bars, text that is safe to print
 """

@@ -1,14 +1,22 @@
 """`llmctl audit`: who asked what."""
 
+import csv
 import json
 import sys
+from collections.abc import Iterator
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from llmd.api.cli.completion import clients, models
 from llmd.api.cli.connection import Client, DaemonError, NoDaemon
-from llmd.api.cli.terminal import as_json, json_before, safe, short, show_json
+from llmd.api.cli.terminal import as_json, json_before, moment, safe, short, show_json
+
+# of what a row says is shown whole: a name
+MAX_NAME = 64
 
 
 @click.group()
@@ -22,9 +30,10 @@ def _print(row: dict[str, Any], json_: bool) -> None:
         return click.echo(json.dumps(row))
     body = {k: v for k, v in row["body"].items() if v not in (None, "", 0)}
     details = " ".join(
-        f"{k}={short(v)}" for k, v in body.items() if k not in ("digest", "params", "prompt_mac", "serial")
+        f"{k}={short(v, MAX_NAME)}" for k, v in body.items() if k not in ("digest", "params", "prompt_mac", "serial")
     )
-    click.echo(f"{row['seq']:>8} {safe(row['ts'])[:19]} {safe(row['kind']):<8} {safe(row['request'] or '')} {details}")
+    when = moment(row["ts"], seconds=True)
+    click.echo(f"{row['seq']:>8} {when} {safe(row['kind']):<8} {safe(row['request'] or '')} {details}")
 
 
 @audit.command()
@@ -43,24 +52,85 @@ def tail(client: Client, count: int, follow: bool, json_: bool) -> None:
         sys.stdout.flush()
 
 
+class _Time(click.ParamType[str]):
+    """A date or a time, in this machine's zone where it names none. As the daemon takes it: with its zone."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return datetime.fromisoformat(value).astimezone().isoformat()
+        except (ValueError, OverflowError):  # a zone can move the first or the last day out of the calendar
+            self.fail("it takes a date or time, as in 2026-11-23, 2026-11-23T18:00 or 2026-11-23T18:00+01:00")
+
+
 @audit.command()
-@click.option("--principal", help="A client's name.")
-@click.option("--model")
+@click.option("--principal", help="A client's name.", shell_complete=clients)
+@click.option("--model", shell_complete=models)
 @click.option("--outcome", help="ok, stop, length, cancelled, error or lost.")
 @click.option("--kind", help="admit, finish, refused, start, stop or an admin's action.")
 @click.option("--request", "request_", metavar="ID")
-@click.option("--since", metavar="TIME", help="As in 2026-11-23 or 2026-11-23T18:00.")
-@click.option("--until", metavar="TIME")
-@click.option("--limit", type=click.IntRange(1, 2000), default=100, show_default=True)
+@click.option("--since", type=_Time(), metavar="TIME", help="As in 2026-11-23 or 2026-11-23T18:00.")
+@click.option("--until", type=_Time(), metavar="TIME", help="What was before it.")
+@click.option("--after", type=click.IntRange(0), metavar="ROW", help="The first rows after that one, not the newest.")
+@click.option("--limit", type=click.IntRange(0), default=100, show_default=True, help="How many rows; 0: all.")
+@click.option("--format", "format_", type=click.Choice(["text", "jsonl", "csv"]), help="jsonl is --json.")
 @as_json
 @click.pass_obj
-def query(client: Client, /, json_: bool, request_: str | None, **given: Any) -> None:
-    """Rows that match everything given."""
-    rows = client.call("GET", "/audit/query", request=request_, **given)["rows"]
-    for row in rows:
-        _print(row, json_)
-    if not rows:
-        click.echo("llmctl: no row matches", err=True)
+def query(client: Client, /, json_: bool, request_: str | None, format_: str | None, **given: Any) -> None:
+    """Rows that match everything given: the newest, oldest first. What is left out is told."""
+    if json_ and format_ in ("text", "csv"):
+        raise click.UsageError(f"--json is not --format {format_}: give one of them")
+    show = _Csv().show if format_ == "csv" else partial(_print, json_=json_ or format_ == "jsonl")
+    empty, older = True, False
+    for page in pages(client, request=request_, **given):
+        for row in page["rows"]:
+            show(row)
+        empty, older = empty and not page["rows"], older or page["older"]
+    if empty:
+        say("no row matches")
+    if older:
+        say("these are the newest: older rows match too; --after 0 begins with the first, --limit 0 shows all")
+    if page["after"] is not None:
+        say(f"more rows match: --after {page['after']} goes on")
+
+
+def say(text: str) -> None:
+    """Beside what was asked for."""
+    click.echo(f"llmctl: {text}", err=True)
+
+
+def pages(client: Client, *, limit: int, after: int | None = None, **query: Any) -> Iterator[dict[str, Any]]:
+    """The daemon's pages of rows, one after the other, until there are `limit` of them; 0: all."""
+    left = limit
+    while True:
+        page = client.call("GET", "/audit/query", limit=left, after=after, **query)
+        yield page
+        left, after = max(0, left - len(page["rows"])), page["after"]
+        if after is None or limit and not left:
+            return
+
+
+class _Csv:
+    """Rows as CSV (RFC 4180), times in UTC, with the fields that are asked for most in columns and all of them in
+    `body`, which is JSON."""
+
+    FIELDS = ("principal", "actor", "model", "outcome", "result")
+
+    def __init__(self) -> None:
+        self._write = csv.writer(sys.stdout, lineterminator="\n").writerow
+        self._write(["seq", "ts", "kind", "request", *self.FIELDS, "body", "hash"])
+
+    def show(self, row: dict[str, Any]) -> None:
+        named = (row["body"].get(name) for name in self.FIELDS)
+        cells = (row["ts"], row["kind"], row["request"], *named, json.dumps(row["body"]), row["hash"])
+        self._write([row["seq"], *map(_cell, cells)])
+
+
+def _cell(value: Any) -> str:
+    """A text that no spreadsheet takes for a formula: clients choose models' names (OWASP: CSV Injection)."""
+    text = safe(value)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) else text
 
 
 @audit.command()
@@ -74,7 +144,9 @@ def verify(client: Client, file: Path | None, json_: bool) -> None:
     """
     report = _report(client, file)
     read = f"{report['rows']} rows" + (
-        f", {report['earliest'][:19]}Z to {report['latest'][:19]}Z" if report["rows"] else ""
+        f", {moment(report['earliest'], seconds=True)} to {moment(report['latest'], seconds=True)}"
+        if report["rows"]
+        else ""
     )
     if json_:
         show_json(report)

@@ -17,6 +17,8 @@ from urllib.parse import quote
 
 import click
 
+from llmd.api.cli.audit import pages
+from llmd.api.cli.completion import deployed
 from llmd.api.cli.connection import Client
 from llmd.api.cli.terminal import as_json, show_json, table
 
@@ -143,7 +145,7 @@ def _levels(_: click.Context, __: click.Parameter, given: str) -> list[int]:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=deployed)
 @click.option("--streams", default="1,8,32", show_default=True, callback=_levels, help="Requests at a time.")
 @click.option("--requests", type=click.IntRange(1), help="A level. Default: 3 a stream, and 8 at least.")
 @click.option("--prompt-words", type=click.IntRange(1, 100_000), default=96, show_default=True)
@@ -175,10 +177,8 @@ def bench(
             if not json_:
                 click.echo(f"{level} at a time …", err=True)
             seen, seconds = load.run(level, requests or max(8, 3 * level))
-            rows = daemon.call("GET", "/audit/query", principal=NAME, kind="finish", limit=max(1, len(seen.whole)))[
-                "rows"
-            ]
-            levels[str(level)] = measured(seen, seconds, [row["body"] for row in rows])
+            found = pages(daemon, principal=NAME, kind="finish", limit=max(1, len(seen.whole)))
+            levels[str(level)] = measured(seen, seconds, [row["body"] for page in found for row in page["rows"]])
     show_json({"model": model, "streams": levels}) if json_ else _print(levels)
     if any(level["failed"] for level in levels.values()):
         sys.exit(1)

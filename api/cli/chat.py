@@ -5,12 +5,13 @@ from typing import Any
 
 import click
 
+from llmd.api.cli.completion import deployed
 from llmd.api.cli.connection import Client, DaemonError
 from llmd.api.cli.terminal import as_json, safe, show_json
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=deployed)
 @click.argument("message", required=False)
 @click.option("--system", help="The system message.")
 @click.option("--temperature", type=float)
@@ -36,6 +37,8 @@ def chat(
     if message == "-" or (message is None and not sys.stdin.isatty()):
         message = sys.stdin.read().strip()
     if message is not None:
+        if not message.strip():
+            raise click.UsageError("there is no message to send: give one, or write it to standard input")
         messages.append({"role": "user", "content": message})
         if json_:
             return show_json(client.call("POST", "/v1/chat/completions", {**options, "messages": messages}))
@@ -60,16 +63,16 @@ def _talk(client: Client, options: dict[str, Any], messages: list[dict[str, str]
             continue
         asked = [*messages, {"role": "user", "content": text}]
         try:
-            answer = _answer(client, options, asked)
+            answer = _answer(client, options, asked, goes_on=True)
         except DaemonError as e:
             click.echo(f"llmctl: {safe(e)}", err=True)
             continue
         messages = [*asked, {"role": "assistant", "content": answer}]
 
 
-def _answer(client: Client, options: dict[str, Any], messages: list[dict[str, str]]) -> str:
-    """Print an answer as it comes; Ctrl-C ends it. What the model thinks goes to standard error, dimmed. Returns the
-    answer."""
+def _answer(client: Client, options: dict[str, Any], messages: list[dict[str, str]], *, goes_on: bool = False) -> str:
+    """Print an answer as it comes; Ctrl-C ends it, and where it `goes_on` with another question nothing else. What the
+    model thinks goes to standard error, dimmed. Returns the answer."""
     parts: list[str] = []
     thinking = False
     stream = client.events("POST", "/v1/chat/completions", {**options, "messages": messages, "stream": True})
@@ -88,7 +91,8 @@ def _answer(client: Client, options: dict[str, Any], messages: list[dict[str, st
                 sys.stdout.flush()
     except KeyboardInterrupt:
         stream.close()  # type: ignore[attr-defined]
-        if not sys.stdin.isatty():
+        if not goes_on:
+            click.echo()
             raise
     click.echo()
     return "".join(parts)

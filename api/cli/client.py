@@ -1,14 +1,19 @@
 """`llmctl client`: who may connect."""
 
 import os
+import shlex
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import click
 
-from llmd.api.cli.connection import Client
-from llmd.api.cli.terminal import SHORT, as_json, json_before, moment, safe, short, show_json, table
+from llmd.api.cli import completion
+from llmd.api.cli.connection import Client, DaemonError
+from llmd.api.cli.terminal import as_json, begins, json_before, moment, safe, show_json, table
 
 
 @click.group()
@@ -31,33 +36,89 @@ def issue(
 ) -> None:
     """Make a certificate: NAME.crt, NAME.key and ca.crt. The key is kept nowhere else."""
     files = {"certificate": out / f"{name}.crt", "key": out / f"{name}.key", "ca": out / "ca.crt"}
-    taken = [str(files[part]) for part in ("certificate", "key") if files[part].exists()]
-    if taken and not force:
-        raise click.UsageError(f"{taken[0]} is there already; give --force or another --out")
-    made = daemon.call("POST", "/clients", {"name": name, "days": days, "role": role, "again": again})
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for part, mode in (("certificate", 0o644), ("key", 0o600), ("ca", 0o644)):
-            _write(files[part], made.pop(f"{part}_pem"), mode)
-    except OSError as e:
-        raise click.ClickException(
-            f"{e.filename}: {e.strerror}; the certificate was made but its key is lost: revoke it with "
-            f"`llmctl client revoke {name}`"
-        ) from e
+    taken = [path for part in ("certificate", "key") if _there(path := files[part])]
+    if taken and (not force or taken[0].is_dir()):
+        do = "another --out" if taken[0].is_dir() else "--force or another --out"
+        raise click.UsageError(f"{taken[0]} is there already; give {do}")
+    with _room(out) as room:
+        made = daemon.call("POST", "/clients", {"name": name, "days": days, "role": role, "again": again})
+        try:
+            for part, mode in (("certificate", 0o644), ("key", 0o600), ("ca", 0o644)):
+                room.keep(files[part], made.pop(f"{part}_pem"), mode)
+        except OSError as e:
+            daemon.call("DELETE", f"/clients/{quote(name, safe='')}", serial=made["serial"])
+            raise DaemonError(f"{e.filename}: {e.strerror}; the certificate that was made is revoked again") from e
+    tried = made.pop("try")
     if json_:
         return show_json({**made, "files": {part: str(path.absolute()) for part, path in files.items()}})
     click.echo(f"{safe(made['uri'])}, role {safe(made['role'])}, until {moment(made['not_after'])}")
     for path in files.values():
-        click.echo(f"  {path}")
-    where = f"--cacert {files['ca']} --cert {files['certificate']} --key {files['key']}"
-    click.echo(f"try it: curl {where} https://{made['listen']}/v1/models")
+        click.echo(f"  {safe(path)}")
+    host = ["-H", f"Host: {tried['host']}"] if tried["host"] else []
+    where = ["--cacert", files["ca"], "--cert", files["certificate"], "--key", files["key"]]
+    click.echo(f"try it: {safe(shlex.join(map(str, ['curl', *where, *host, tried['url']])))}")
 
 
-def _write(path: Path, text: str, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(fd, "w") as file:
-        os.fchmod(fd, mode)
-        file.write(text)
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have: the daemon says which there are
+        return False
+
+
+class _Room:
+    """Files that can be written, before there is anything to write: what they will take of the disk is theirs."""
+
+    BYTES = 16384  # more than a certificate with its chain, or a key
+
+    def __init__(self, folder: Path) -> None:
+        self._files: list[Path] = []
+        try:
+            for _ in range(3):
+                fd, name = tempfile.mkstemp(prefix=".llmctl-", dir=folder)
+                self._files.append(Path(name))
+                with os.fdopen(fd, "wb"):
+                    os.posix_fallocate(fd, 0, self.BYTES)
+        except OSError:
+            self.close()
+            raise
+
+    def keep(self, path: Path, text: str, mode: int) -> None:
+        """One more of them, under its name."""
+        file = self._files[-1]
+        with file.open("r+") as out:
+            out.write(text)
+            out.truncate()
+            out.flush()
+            os.fchmod(out.fileno(), mode)
+            os.fsync(out.fileno())
+        file.replace(path)
+        self._files.pop()
+
+    def close(self) -> None:
+        for file in self._files:
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[_Room]:
+    """Raises DaemonError for a folder that cannot be written. What fails leaves nothing."""
+    with ExitStack() as failed:
+        try:
+            for one in [one for one in (folder, *folder.parents) if not one.exists()][::-1]:
+                one.mkdir()
+                failed.callback(_remove, one)
+            room = _Room(folder)
+        except OSError as e:
+            raise DaemonError(f"{folder} cannot be written: {e.strerror}; nothing was made. Give another --out") from e
+        with closing(room):
+            yield room
+        failed.pop_all()
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @client.command("list")
@@ -74,7 +135,7 @@ def list_(daemon: Client, json_: bool) -> None:
             (
                 c["name"],
                 c["role"],
-                short(cert["serial"], SHORT),
+                begins(cert["serial"]),
                 moment(cert["not_after"]),
                 moment(cert["revoked_at"]) if cert["known"] else "not known here: refused",
             )
@@ -85,7 +146,7 @@ def list_(daemon: Client, json_: bool) -> None:
 
 
 @client.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completion.clients)
 @click.argument("role")
 @as_json
 @click.pass_obj
@@ -98,7 +159,7 @@ def role(daemon: Client, name: str, role: str, json_: bool) -> None:
 
 
 @client.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completion.clients)
 @click.option("--serial", metavar="S", help="Only the certificate whose serial number begins so.")
 @as_json
 @click.pass_obj

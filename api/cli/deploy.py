@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import click
 
+from llmd.api.cli.completion import models_or_paths
 from llmd.api.cli.connection import Client, DaemonError
 from llmd.api.cli.jobs import DONE, follow
 from llmd.api.cli.sources import is_path, long, made_of
@@ -17,7 +18,7 @@ NO_ROOM = {"does_not_fit", "unavailable"}
 
 
 @click.command()
-@click.argument("model", metavar="MODEL|FILE|FOLDER")
+@click.argument("model", metavar="MODEL|FILE|FOLDER", shell_complete=models_or_paths)
 @click.option("--ctx", type=int, metavar="N", help="Tokens a slot. Default: the configuration's.")
 @click.option("--slots", type=int, metavar="N", help="Requests answered at once. Default: the configuration's.")
 @click.option("--gpus", metavar="UUID,…", help="The GPUs that it is to lie on. Default: those of `llmctl plan`.")

@@ -3,10 +3,12 @@
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon, 130 interrupted.
 """
 
+import itertools
 import json
 import os
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import click
 
@@ -22,33 +24,80 @@ from llmd.api.cli import jobs as cli_jobs
 from llmd.api.cli import model as cli_model
 from llmd.api.cli import network as cli_network
 from llmd.api.cli import plan as cli_plan
+from llmd.api.cli.completion import deployed
 from llmd.api.cli.connection import SOCKETS, Client, DaemonError, NoDaemon
-from llmd.api.cli.terminal import as_json, json_before, moment, safe, show_json, span, table, wants_json
+from llmd.api.cli.terminal import as_json, json_before, moment, safe, short, show_json, span, table
+from llmd.daemon.errors import MAX_GIVEN, cut
+
+GIVEN = "llmctl.given"
 
 
 class Llmctl(click.Group):
-    """Errors become one line on standard error, or one JSON object with --json."""
+    """Errors become one line on standard error, or one JSON object with --json: wrong usage too."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        # an option that is wrong ends the reading before a --json behind it is met
+        given = _Given(list(args), "--json" in itertools.takewhile(lambda word: word != "--", args))
+        try:
+            ctx = super().make_context(info_name, args, parent, **extra)
+        except click.ClickException as e:
+            self._wrong(e, given)
+        ctx.meta[GIVEN] = given
+        return ctx
 
     def invoke(self, ctx: click.Context) -> Any:
+        given: _Given = ctx.meta[GIVEN]
         try:
             return super().invoke(ctx)
         except NoDaemon as e:
-            self._fail(ctx, 3, str(e), "no_daemon")
+            self._fail(3, str(e), "no_daemon", given)
         except DaemonError as e:
-            self._fail(ctx, 1, str(e), e.code)
+            self._fail(1, str(e), e.code, given)
+        except click.ClickException as e:
+            self._wrong(e, given)
+        except click.Abort as e:  # a question: Ctrl-C, or No
+            sys.exit(130 if isinstance(e.__context__, KeyboardInterrupt) else 1)
         except BrokenPipeError:
             # the reader of our output has gone: that is no failure, and nothing may be printed at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except OSError as e:
+            self._fail(1, f"{cut(str(e.filename))}: {e.strerror}" if e.filename else str(e), "", given)
         except KeyboardInterrupt:
             sys.exit(130)
 
-    def _fail(self, ctx: click.Context, code: int, message: str, kind: str) -> None:
-        if wants_json(ctx):
-            click.echo(json.dumps({"error": {"message": message, "code": kind}}), err=True)
+    def _wrong(self, error: click.ClickException, given: "_Given") -> NoReturn:
+        if given.json:
+            kind = "usage" if isinstance(error, click.UsageError) else ""
+            self._fail(error.exit_code, error.format_message(), kind, given)
+        text = given.cut(error.format_message())
+        raise click.UsageError(text, error.ctx) if isinstance(error, click.UsageError) else click.ClickException(text)
+
+    def _fail(self, code: int, message: str, kind: str, given: "_Given") -> NoReturn:
+        message = given.cut(message)
+        if given.json:
+            click.echo(json.dumps({"error": {"message": message, "code": kind or "failed"}}), err=True)
         else:
             click.echo(f"llmctl: {safe(message)}", err=True)
         sys.exit(code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What was typed, and whether errors are to be JSON."""
+
+    words: list[str]
+    json: bool
+
+    def cut(self, message: str) -> str:
+        """An error without more of a word that was typed than a person needs to know it by."""
+        for word in {part for typed in self.words for part in (typed, typed.partition("=")[2])}:
+            for written in (word, repr(word)[1:-1]):
+                if len(written) > MAX_GIVEN:
+                    message = message.replace(written, short(written, MAX_GIVEN))
+        return message
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -59,7 +108,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=Llmctl)
+@click.group(cls=Llmctl, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--socket",
     "path",
@@ -138,7 +187,7 @@ def _replicas(model: dict[str, Any]) -> str:
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", shell_complete=deployed)
 @as_json
 @click.pass_obj
 def undeploy(client: Client, model: str, json_: bool) -> None:

@@ -10,18 +10,18 @@ from typing import Any, TextIO
 
 import click
 
+from llmd.api.cli.completion import models
 from llmd.api.cli.connection import Client
 from llmd.api.cli.jobs import DONE, follow
 from llmd.api.cli.sources import import_file, import_folder
 from llmd.api.cli.terminal import (
-    SHORT,
     Progress,
     as_json,
+    begins,
     facts,
     json_before,
     moment,
     safe,
-    short,
     show_json,
     size,
     table,
@@ -65,7 +65,7 @@ def import_(client: Client, file: Path, name: str | None, no_wait: bool, json_: 
 
 
 def _told(found: dict[str, Any]) -> None:
-    click.echo(f"imported {safe(found['name'])} ({size(found['size'])}, sha256 {short(found['digest'], SHORT)})")
+    click.echo(f"imported {safe(found['name'])} ({size(found['size'])}, sha256 {begins(found['digest'])})")
     for line in _limits(found["info"]):
         click.echo(line)
     click.echo(f"serve it: llmctl deploy {safe(found['name'])}")
@@ -104,22 +104,22 @@ def _proven(proof: dict[str, Any]) -> str:
 @click.pass_obj
 def list_(client: Client, json_: bool) -> None:
     """Every imported model."""
-    models = client.call("GET", "/models")["models"]
+    found = client.call("GET", "/models")["models"]
     if json_:
-        return show_json(models)
+        return show_json(found)
     table(
         ("name", "size", "architecture", "context", "imported", "deployed", "forms", "sha256"),
         [
             (m["name"], size(m["size"]), m["info"].get("architecture"), m["info"].get("context_length"),
              moment(m["imported"]),
-             m["deployed"], " ".join(f["name"].partition("@")[2] for f in m["forms"]), short(m["digest"], SHORT))
-            for m in models
+             m["deployed"], " ".join(f["name"].partition("@")[2] for f in m["forms"]), begins(m["digest"]))
+            for m in found
         ],
     )  # fmt: skip
 
 
 @model.command()
-@click.argument("name")
+@click.argument("name", shell_complete=models)
 @as_json
 @click.pass_obj
 def show(client: Client, name: str, json_: bool) -> None:
@@ -144,7 +144,7 @@ def show(client: Client, name: str, json_: bool) -> None:
 
 
 @model.command()
-@click.argument("name")
+@click.argument("name", shell_complete=models)
 @click.option(
     "--conversation", type=click.File(), metavar="FILE", help="Messages as JSON, as chat completions take them."
 )
@@ -168,7 +168,7 @@ def template(client: Client, name: str, conversation: TextIO | None, json_: bool
 
 
 @model.command()
-@click.argument("name")
+@click.argument("name", shell_complete=models)
 @click.argument("format_", metavar="FORMAT")
 @as_json
 @click.pass_obj
@@ -189,7 +189,7 @@ def _writes(info: dict[str, Any]) -> str:
 
 
 @model.command()
-@click.argument("name")
+@click.argument("name", shell_complete=models)
 @click.argument("new")
 @as_json
 @click.pass_obj
@@ -200,7 +200,7 @@ def rename(client: Client, name: str, new: str, json_: bool) -> None:
 
 
 @model.command()
-@click.argument("name")
+@click.argument("name", shell_complete=models)
 @click.option("--type", "kind", metavar="TYPE", help="As Q4_K_M; --dry-run lists them.")
 @click.option("--budget", metavar="SIZE", help="The largest standard type that takes no more: 5GiB.")
 @click.option("--bpw", type=float, metavar="BITS", help="The largest standard type with no more bits a weight: 4.5.")
@@ -252,7 +252,7 @@ def _bytes(text: str) -> int:
 
 
 @model.command()
-@click.argument("name")
+@click.argument("name", shell_complete=models)
 @as_json
 @click.pass_obj
 def rm(client: Client, name: str, json_: bool) -> None:
@@ -264,7 +264,7 @@ def rm(client: Client, name: str, json_: bool) -> None:
 
 
 @model.command()
-@click.argument("name")
+@click.argument("name", shell_complete=models)
 @as_json
 @click.pass_obj
 def verify(client: Client, name: str, json_: bool) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from llmd.api.cli.completion import models
 from llmd.api.cli.connection import Client
 from llmd.api.cli.terminal import as_json, safe, show_json, size, table
 
@@ -11,7 +12,7 @@ HEADS = ("gpu", "name", "needs", "weights", "keys and values", "computing", "els
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=models)
 @click.option("--ctx", type=int, metavar="N", help="Tokens a slot. Default: the configuration's, or less.")
 @click.option(
     "--slots", type=int, metavar="N", help="Requests answered at once. Default: the configuration's, or less."

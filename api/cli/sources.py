@@ -40,7 +40,8 @@ def made_of(
 ) -> tuple[str, str | None]:
     """The model that was made of the file or folder `asked["model"]`, and the type of the form to deploy (None: the
     largest that fits)."""
-    if Path(asked["model"]).is_file():
+    # a folder's name may end so too; one that this user may not look into is the daemon's to read
+    if Path(asked["model"]).is_file() or (asked["model"].endswith(".gguf") and not Path(asked["model"]).is_dir()):
         return str(import_file(client, Path(asked["model"]), name, bar)["name"]), asked["form"]
     return _made_of_folder(client, asked, name, yes, bar, json_)
 

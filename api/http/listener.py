@@ -199,7 +199,8 @@ async def _listening(host: str, port: int) -> list[socket.socket]:
         for listening in sockets:
             listening.close()
         fix = FIXES.get(e.errno or 0, "give another listen")
-        raise OSError(e.errno, f"{host}:{port}: {os.strerror(e.errno or 0)}: {fix}") from e
+        why = e.strerror if isinstance(e, socket.gaierror) else os.strerror(e.errno or 0)
+        raise OSError(e.errno, f"{host}:{port}: {why}: {fix}") from e
     return sockets
 
 

@@ -36,6 +36,9 @@ class Upkeep:
         except (LlmdError, OSError) as e:
             log.error("reload failed: %s", e)
             return
+        except Exception as e:  # what serves goes on as it was: that it could not be changed takes nothing from it
+            log.critical("reload failed", exc_info=e)
+            return
         if done["next_start"]:
             log.warning("changed in llmd.toml, and used from the next start on: %s", ", ".join(done["next_start"]))
         if done["changed"]:

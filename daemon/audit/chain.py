@@ -24,6 +24,14 @@ PAGE_ROWS = 2000
 COLUMNS = "seq, ts, kind, request, body, prev, hash"
 OUTCOMES = frozenset({"ok", "stop", "length", "cancelled", "error", "lost"})
 RESERVED_KINDS = frozenset({"admit", "finish", "start", "stop", "interrupted"})
+# every kind of row, for whoever asks for one; a test holds it against what is written
+KINDS = RESERVED_KINDS | {
+    "refused", "reload", "admin.client_issue", "admin.client_revoke", "admin.client_role", "admin.deploy",
+    "admin.evict", "admin.form_remove", "admin.gpu_use", "admin.job_cancel", "admin.model_import",
+    "admin.model_quantize", "admin.model_remove", "admin.model_rename", "admin.model_syntax", "admin.undeploy",
+    "audit.on_failure", "gpu.fault", "job.ended", "model.quarantined", "model.ready", "pki.damaged", "pki.reconciled",
+    "pki.renewed", "state.completed", "state.restored", "worker.lost",
+}  # fmt: skip
 Value = str | int | float | bool | None
 
 _encode: Callable[[Any], str] = json.JSONEncoder(
@@ -45,6 +53,19 @@ class Row(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """For people and exports: `body` parsed (as text where it is damaged), hashes in hex."""
         return {**self._asdict(), "body": parsed(self.body), "prev": self.prev.hex(), "hash": self.hash.hex()}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Rows that were asked for, oldest first. `older`: more match before them; `after`: the row that the next ones come
+    after, None where there are none."""
+
+    rows: list[Row]
+    older: bool
+    after: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"rows": [row.to_dict() for row in self.rows], "older": self.older, "after": self.after}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,14 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from llmd.daemon.audit import chain
-from llmd.daemon.audit.chain import COLUMNS, PAGE_ROWS, Break, Entry, Report, Row, State, Value
+from llmd.daemon.audit.chain import COLUMNS, PAGE_ROWS, Break, Entry, Found, Report, Row, State, Value
 from llmd.daemon.audit.writer import OF_CLIENTS, Read, Writer
 from llmd.daemon.errors import AuditUnavailable
 
@@ -138,11 +138,11 @@ class AuditLog:
 
     def of_clients(self) -> list[Entry]:
         """What was done to clients, oldest first. It waits for the writer: for a start. Raises AuditUnavailable."""
-        future: Future[list[Row]] = Future()
+        future: Future[list[tuple[Any, ...]]] = Future()
         if not self._writer.put(Read(f"SELECT {COLUMNS} FROM audit WHERE {OF_CLIENTS} ORDER BY seq", (), future)):
             raise AuditUnavailable("the audit log is closed")
         try:
-            return [Entry(row.kind, row.ts, row.request, row.body) for row in future.result()]
+            return [Entry(row.kind, row.ts, row.request, row.body) for row in map(Row._make, future.result())]
         except sqlite3.Error as error:
             raise AuditUnavailable(f"the audit log cannot be read: {error}") from error
 
@@ -163,23 +163,39 @@ class AuditLog:
         since: datetime | None = None,
         until: datetime | None = None,
         request: str | None = None,
-        limit: int = 100,
-    ) -> list[dict[str, Any]]:
-        """The newest `limit` rows that match everything given, oldest first; `since <= ts < until`.
+        after: int | None = None,
+        limit: int | None = 100,
+    ) -> Found:
+        """Of the rows that match everything given the newest `limit` (None: all), or the first ones after the row
+        `after`; `since <= ts < until`. At most PAGE_ROWS of them: `Found.after` gets the next ones.
 
-        It reads the log in pages from its end, so that writes go on in between. Raises ValueError for a time without a
-        zone.
+        It reads the log in pages, so that writes go on in between. Raises ValueError for a time without a zone.
         """
         times = {"since": chain.timestamp(since) if since else None, "until": chain.timestamp(until) if until else None}
         names = {"principal": principal, "model": model, "outcome": outcome, "kind": kind, "request": request}
         where, arguments = chain.matching({**times, **names})
-        sql = f"SELECT {COLUMNS} FROM audit WHERE {where} ORDER BY seq DESC LIMIT ?"
-        found: list[Row] = []
         top, _ = await self._head()
-        while top > 0 and len(found) < limit:
-            found += await self._rows(sql, top - PAGE_ROWS, top, *arguments, limit - len(found))
+        older = False
+        if after is None:
+            after, older = (0, False) if limit is None else await self._before_newest(limit, where, arguments, top)
+        sql = f"SELECT {COLUMNS} FROM audit WHERE {where} ORDER BY seq LIMIT ?"
+        most = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
+        found: list[Row] = []
+        while after < top and len(found) <= most:
+            found += await self._rows(sql, after, after + PAGE_ROWS, *arguments, most + 1 - len(found))
+            after += PAGE_ROWS
+        return Found(found[:most], older, found[most - 1].seq if len(found) > most else None)
+
+    async def _before_newest(self, count: int, where: str, arguments: Sequence[Value], top: int) -> tuple[int, bool]:
+        """The row that the newest `count` matching ones come after, and whether older ones match too."""
+        sql = f"SELECT seq FROM audit WHERE {where} ORDER BY seq DESC LIMIT ?"
+        while top > 0:
+            seqs = [seq for (seq,) in await self._read(sql, top - PAGE_ROWS, top, *arguments, count + 1)]
+            if len(seqs) > count:
+                return seqs[count], True
+            count -= len(seqs)
             top -= PAGE_ROWS
-        return [row.to_dict() for row in reversed(found)]
+        return 0, False
 
     async def verify(self) -> Report:
         """Check the chain up to the head of this moment. The daemon knows that head, so a cut-off end is found too.
@@ -216,7 +232,10 @@ class AuditLog:
             raise AuditUnavailable("the audit log cannot be written: nothing was started") from error
 
     async def _rows(self, sql: str, *arguments: Value) -> list[Row]:
-        future: Future[list[Row]] = Future()
+        return [Row._make(row) for row in await self._read(sql, *arguments)]
+
+    async def _read(self, sql: str, *arguments: Value) -> list[tuple[Any, ...]]:
+        future: Future[list[tuple[Any, ...]]] = Future()
         if not self._writer.put(Read(sql, arguments, future)):
             raise AuditUnavailable("the audit log is closed")
         try:

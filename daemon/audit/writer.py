@@ -17,12 +17,13 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlite_utils import Database, Migrations
 
 from llmd.daemon import files
 from llmd.daemon.audit import chain
-from llmd.daemon.audit.chain import COLUMNS, GENESIS, Entry, Row, Value
+from llmd.daemon.audit.chain import COLUMNS, GENESIS, Entry, Value
 from llmd.daemon.errors import AuditUnavailable, Conflict
 
 MAX_BATCH = 512
@@ -68,7 +69,7 @@ class NotALog(Exception):
 class Read:
     sql: str
     arguments: tuple[Value, ...]
-    future: "Future[list[Row]]"
+    future: "Future[list[tuple[Any, ...]]]"
 
 
 class Writer:
@@ -284,7 +285,7 @@ def _explain(error: Exception) -> Exception:
 def _answer(read: Read, db: Database) -> None:
     if read.future.set_running_or_notify_cancel():
         try:
-            read.future.set_result([Row._make(row) for row in db.execute(read.sql, read.arguments)])
+            read.future.set_result(list(db.execute(read.sql, read.arguments)))
         except Exception as error:  # it belongs to the reader; the writer goes on
             read.future.set_exception(error)
 

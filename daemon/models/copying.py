@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from llmd.daemon.errors import BadRequest, LlmdError, NoSpace, NotFound, Unavailable
+from llmd.daemon.errors import BadRequest, LlmdError, NoSpace, NotFound, Unavailable, cut
 from llmd.daemon.files import sync_folder
 from llmd.quantize.header import refuse_foreign
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 def opened(path: Path) -> tuple[Path, int]:
     """The file that `path` leads to, and a descriptor that reads it: what is checked next is what is copied later."""
-    shown = str(path)
+    shown = cut(str(path))
     try:
         source = path.resolve(strict=True)
         # a FIFO would block the open without O_NONBLOCK; a regular file ignores it

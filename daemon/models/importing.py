@@ -18,7 +18,7 @@ from typing import Any
 
 from llmd.daemon import children
 from llmd.daemon.children import Limits
-from llmd.daemon.errors import BadRequest, Conflict, ModelInvalid, Unavailable
+from llmd.daemon.errors import BadRequest, Conflict, ModelInvalid, Unavailable, cut
 from llmd.daemon.models.checking import failed
 from llmd.daemon.models.copying import FILE, begin, in_thread
 from llmd.daemon.models.files import ModelStore
@@ -197,16 +197,17 @@ def interpreter() -> str:
 
 
 def _folder(path: str) -> Path:
+    shown = cut(path)
     try:
         folder = Path(path).resolve(strict=True)
         with os.scandir(folder):
             return folder
     except (FileNotFoundError, NotADirectoryError) as e:
-        raise BadRequest(f"there is no folder {path}, or llmd may not look into the one above it", param="path") from e
+        raise BadRequest(f"there is no folder {shown}, or llmd may not look into the one above it", param="path") from e
     except PermissionError as e:
-        raise BadRequest(f"llmd may not read {path}: let its user read the folder and its files", param="path") from e
+        raise BadRequest(f"llmd may not read {shown}: let its user read the folder and its files", param="path") from e
     except (OSError, RuntimeError, ValueError) as e:
-        raise BadRequest(f"{path!r} cannot be opened: {getattr(e, 'strerror', None) or e}", param="path") from e
+        raise BadRequest(f"{shown!r} cannot be opened: {getattr(e, 'strerror', None) or e}", param="path") from e
 
 
 def _words(proof: dict[str, Any]) -> str:

@@ -344,11 +344,6 @@ async def test_every_part_uses_what_a_reload_has_read(tmp_path: Path) -> None:
     await daemon.close()
 
 
-def test_a_missing_file_that_was_named_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError):
-        config_module.load(tmp_path / "none.toml")
-
-
 def test_a_port_that_is_taken_is_said(llmd: Llmd, tmp_path: Path) -> None:
     done = forker().run("serve", "--state-dir", tmp_path, "--listen", f"127.0.0.1:{llmd.port}")
     assert done.returncode == 1 and "in use" in done.stderr and "Traceback" not in done.stderr
@@ -436,6 +431,26 @@ async def test_upkeep_that_fails_is_tried_again_and_told_of_meanwhile(
     daemon.store.close()
     daemon.audit.close()
     os.close(daemon._lock)
+
+
+@pytest.mark.parametrize("error", [ConfigError("llmd.toml:1: it is wrong"), ZeroDivisionError()])
+async def test_a_reload_that_fails_takes_nothing_from_what_serves(
+    tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read() -> config_module.Config:
+        if reads.pop():
+            raise error
+        return config_module.Config(state_dir=str(tmp_path))
+
+    reads = [True, False]
+    daemon = main_module.Daemon(read(), read)
+    daemon.upkeep.reload()
+    async with asyncio.timeout(5):
+        while "reload failed" not in caplog.text:
+            await asyncio.sleep(0.01)
+    assert not reads and not daemon.tasks.failed
+    await daemon.pool.close(0)
+    await daemon.close()
 
 
 async def test_what_an_admin_does_reads_and_writes_the_state_in_its_thread(

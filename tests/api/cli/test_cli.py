@@ -268,7 +268,9 @@ def test_the_audit_log_is_shown_followed_and_verified(llmd: Llmd, tmp_path: Path
         with pytest.raises(DaemonError, match="n: "):
             Client(str(llmd.state / "admin.sock")).call("GET", "/audit/tail", n=spelling)
     for wrong in ("yesterday", "0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"):
-        assert "date or time" in run(llmd, "audit", "query", "--since", wrong, code=1)
+        assert "date or time" in run(llmd, "audit", "query", "--since", wrong, code=2)
+        with pytest.raises(DaemonError, match="since takes a date or time"):
+            Client(str(llmd.state / "admin.sock")).call("GET", "/audit/query", since=wrong)
     copy = tmp_path / "copy.db"
     for file in ("audit.db", "audit.db-wal"):
         (tmp_path / file.replace("audit", "copy")).write_bytes((llmd.state / file).read_bytes())

@@ -4,6 +4,7 @@ the process dies."""
 import asyncio
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -20,10 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlite_utils import Database, Migrations
 
+from llmd.daemon.admin import clients
 from llmd.daemon.audit import writer
 from llmd.daemon.audit.chain import (
     COLUMNS,
     GENESIS,
+    KINDS,
+    PAGE_ROWS,
+    RESERVED_KINDS,
     SCHEMA_VERSION,
     Entry,
     Report,
@@ -128,7 +133,7 @@ async def test_a_request_finishes_exactly_once(log: AuditLog) -> None:
         log.finish("r2", "ok")
     with pytest.raises(ValueError, match="before"):
         await log.admit("r1")
-    assert [row["body"]["outcome"] for row in await log.query(kind="finish")] == ["cancelled"]
+    assert [row["body"]["outcome"] for row in (await log.query(kind="finish")).to_dict()["rows"]] == ["cancelled"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1], {"a": 1}, b"x"])
@@ -161,7 +166,7 @@ async def test_an_admit_cancelled_in_its_wait_is_finished(log: AuditLog) -> None
     with pytest.raises(asyncio.CancelledError):
         await task
     log.finish("r1", "cancelled")  # a caller's `finally` does no harm
-    assert [row["kind"] for row in await log.query(request="r1")] == ["admit", "finish"]
+    assert [row.kind for row in (await log.query(request="r1")).rows] == ["admit", "finish"]
     assert (await log.verify()).ok
 
 
@@ -189,7 +194,7 @@ async def test_query_filters(path: Path) -> None:
     await log.event_durable("client.issue", uid=0)
 
     async def found(**filters: Any) -> list[tuple[str, str | None]]:
-        return [(row["kind"], row["request"]) for row in await log.query(**filters)]
+        return [(row.kind, row.request) for row in (await log.query(**filters)).rows]
 
     assert await found(principal="bob") == [("admit", "b"), ("finish", "b")]
     assert await found(principal="alice", outcome="error") == [("finish", "c")]
@@ -205,6 +210,76 @@ async def test_query_filters(path: Path) -> None:
     assert [row["seq"] for row in await log.tail(2)] == [7, 8]
     assert [row["seq"] for row in await log.tail(2, after_seq=3)] == [4, 5]
     log.close()
+
+
+async def test_what_a_query_leaves_out_is_told_and_read_next(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmd.daemon.audit.log.PAGE_ROWS", 4)
+    log = AuditLog(path, KEY)
+    log.open()  # row 1
+    for number in range(2, 32):
+        await log.event_durable("reload" if number % 3 == 0 else "refused", number=number)
+    thirds = list(range(3, 32, 3))
+
+    async def found(**asked: Any) -> tuple[list[int], bool, int | None]:
+        page = await log.query(kind="reload", **asked)
+        return [row.seq for row in page.rows], page.older, page.after
+
+    assert await found(limit=3) == (thirds[-3:], True, None)
+    assert await found(limit=10) == (thirds[:4], False, thirds[3])
+    assert await found(limit=9) == (thirds[1:5], True, thirds[4])
+    assert await found(limit=2, after=0) == (thirds[:2], False, thirds[1])
+    assert await found(limit=2, after=thirds[-2]) == (thirds[-1:], False, None)
+    assert await found(limit=2, after=99) == ([], False, None)
+    every: list[int] = []
+    after: int | None = 0
+    while after is not None:
+        await log.event_durable("refused")  # the log goes on meanwhile
+        page, _, after = await found(limit=None, after=after)
+        assert 1 <= len(page) <= 4
+        every += page
+    assert every == thirds
+    log.close()
+
+
+async def test_a_long_log_is_read_a_page_at_a_time_and_written_in_between(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = AuditLog(path, KEY)
+    log.open()
+    log.close()
+    moment, body = "2026-01-02T12:00:00.000000Z", '{"model":"m","principal":"p"}'
+    with closing(sqlite3.connect(path)) as other:  # no chain, which a query does not mind
+        rows = ((seq, moment, "reload", None, body, bytes(32), bytes(32)) for seq in range(3, 40_001))
+        other.executemany(f"INSERT INTO audit({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        other.commit()
+    log = AuditLog(path, KEY)
+    log.open()
+    sizes: list[int] = []
+    read = log._read
+
+    async def counted(sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        sizes.append(len(got := await read(sql, *arguments)))
+        return got
+
+    monkeypatch.setattr(log, "_read", counted)
+    rare, written = asyncio.create_task(log.query(model="nobody", after=0)), 0
+    while not rare.done():
+        await log.event_durable("refused")
+        written += 1
+    assert rare.result().rows == [] and max(sizes) == 0 and len(sizes) > 20 and written > 5
+    newest = await log.query(limit=30_000, kind="reload")
+    assert newest.older and newest.rows[0].seq == 10_001 and newest.after == 10_000 + PAGE_ROWS
+    assert max(sizes) <= PAGE_ROWS + 1
+    log.close()
+
+
+def test_every_kind_of_row_that_is_written_can_be_asked_for() -> None:
+    written = {clients.ISSUE, clients.REVOKE, *RESERVED_KINDS}
+    root = Path(__file__).parents[3]
+    for file in (*root.glob("daemon/**/*.py"), *root.glob("api/**/*.py")):
+        calls = r'\b(?:event|event_durable|acts|_audit)\(\s*"([a-z_.]+)"'
+        written.update(re.findall(calls, file.read_text()))
+    assert written == KINDS
 
 
 def test_timestamps_sort_as_text() -> None:
@@ -225,7 +300,7 @@ async def test_a_restart_closes_open_requests_as_lost(path: Path) -> None:
     for _ in range(2):
         again = AuditLog(path, KEY)
         again.open()
-        (lost,) = await again.query(outcome="lost")
+        (lost,) = (await again.query(outcome="lost")).to_dict()["rows"]
         assert lost["body"] == {"outcome": "lost", "reason": "daemon_restart", "principal": "alice"}
         assert (await again.verify()).open == 0
         again.close()
@@ -583,7 +658,8 @@ async def main():
     for i in range(20, 40): log.finish(f"a{i}", "ok")
     log.finish("b0", "ok")
     report = await log.verify(); assert report.ok and report.open == 0, report
-    (gap,) = await log.query(kind="interrupted"); assert gap["body"] == {"refused": 5, "dropped": 0}, gap
+    (gap,) = (await log.query(kind="interrupted")).to_dict()["rows"]
+    assert gap["body"] == {"refused": 5, "dropped": 0}, gap
     log.close()
 asyncio.run(main())
 """
@@ -615,7 +691,7 @@ async def test_what_memory_cannot_keep_is_counted(log: AuditLog, monkeypatch: py
     await log.event_durable("last")
     rows = await log.tail(5)
     assert [row["body"]["i"] for row in rows if row["kind"] == "note"] == [0, 1, 2]
-    (gap,) = await log.query(kind="interrupted")
+    (gap,) = (await log.query(kind="interrupted")).to_dict()["rows"]
     assert gap["body"] == {"refused": 1, "dropped": 2}
 
 
