@@ -23,6 +23,7 @@ tasks.py     the tasks that live as long as the daemon
 timers.py    timers that judge others
 records.py   what `state.db` holds, a row each
 schema.py    the tables of `state.db`
+stored.py    whether a model's stored file is what was put there
 store.py     `state.db`: clients, models, deployments
 versions.py  `state.db` from one version of llmd to the next, and back
 admin/       what an admin can do

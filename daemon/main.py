@@ -129,7 +129,7 @@ class Daemon:
             authority=authority,
             tls=self.tls,
             clients=clients,
-            doctor=Doctor(c, self.serving, store, state, authority, self.watcher, self._read, clients.register),
+            doctor=Doctor(c, self.serving, store, state, authority, self.watcher, self._read, clients.register, models),
             watcher=self.watcher,
             planner=self.planner,
             evictions=Evictions(self.pool, self.planner, store, state, self.acts),

@@ -38,6 +38,12 @@ class Model:
     info: dict[str, Any]
 
 
+def of_form(name: str) -> tuple[str, str | None]:
+    """A model's name, and the type of the form where one is named: `MODEL@TYPE`, in whatever case."""
+    model, _, kind = name.partition("@")
+    return model, kind.upper() or None
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """A file of a model: as it was imported, or quantized otherwise. `type` is what its weights are, as Q4_K_M."""

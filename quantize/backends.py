@@ -1,13 +1,17 @@
 """ggml's backends as loadable libraries, as the packages ship them: one for each generation of CPUs, and CUDA's.
 
 An engine that was compiled for one machine has its CPU code built in: there is nothing to load then. Standard library
-only, besides ggml itself.
+only, besides the engine itself.
 """
 
 import ctypes
 import importlib.util
 import os
+import re
 from pathlib import Path
+from typing import Any
+
+from llmd.daemon.errors import Unavailable
 
 # names the CPU's library; `daemon/cpu.py` finds out which one, and every child of the daemon gets it
 VARIABLE = "GGML_CPU_VARIANT"
@@ -34,9 +38,30 @@ def score(library: Path) -> int:
     return int(call())
 
 
+def engine() -> Any:
+    """llama.cpp. Raises Unavailable where one of its libraries cannot be loaded, which says nothing of a model."""
+    try:
+        import llama_cpp.llama_cpp as lib  # here only: the daemon imports this file, and must not load llama.cpp
+    except (ImportError, OSError, RuntimeError) as e:
+        raise _broken(e) from e
+    return lib
+
+
+def _broken(error: Exception) -> Unavailable:
+    said = re.sub(r"[^\s'\"]*/", "", str(error))  # without its folders
+    return Unavailable(f"a library of the engine cannot be loaded: {said}; install llmd, or the GPU's driver, again")
+
+
 def load(*, gpus: bool) -> None:
     """The library that the environment names, else the one that fits best; and CUDA's, if there is one. Once a
-    process, before anything else of llama.cpp. Raises OSError."""
+    process, before anything else of llama.cpp. Raises Unavailable."""
+    try:
+        _load(gpus=gpus)
+    except OSError as e:
+        raise _broken(e) from e
+
+
+def _load(*, gpus: bool) -> None:
     where = folder()
     known = variants(where)
     if where is None or not known:
@@ -49,9 +74,6 @@ def load(*, gpus: bool) -> None:
     wanted = [chosen, *([where / "libggml-cuda.so"] if gpus else [])]
     ggml.ggml_backend_load.restype, ggml.ggml_backend_load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     for library in (file for file in wanted if file.exists()):
-        try:
-            ctypes.CDLL(str(library))  # says what is missing; ggml only says that it failed
-        except OSError as e:
-            raise OSError(f"{library.name} cannot be loaded: {e}") from e
+        ctypes.CDLL(str(library))  # says what is missing; ggml only says that it failed
         if not ggml.ggml_backend_load(os.fsencode(library)):
             raise OSError(f"{library.name} is of another version")

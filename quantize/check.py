@@ -2,7 +2,7 @@
 
 `python -P -m llmd.quantize.check FILE` reads the header with our own reader, holds the model's keys against each other,
 and lets llama.cpp load everything but the weights. It prints one JSON line and exits with 0, whatever the verdict:
-`{"ok": true, "info": {...}}` or `{"ok": false, "code": "model_invalid", "message": "..."}`.
+`{"ok": true, "info": {...}}` or `{"ok": false, "code": CODE, "message": "..."}`.
 `daemon/models/checking.py` runs it.
 """
 
@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from typing import Any
 
-from llmd.daemon.errors import ModelInvalid
+from llmd.daemon.errors import LlmdError, ModelInvalid
 from llmd.quantize import backends
 from llmd.quantize.architectures import KNOWN
 from llmd.quantize.header import Array, Header, generation_defaults, read_header
@@ -191,10 +191,10 @@ def _verdict(path: str) -> dict[str, Any]:
         header = read_header(path)
         check_model(header)
         _let_llama_try(path)
-    except ModelInvalid as e:
+    except LlmdError as e:
         return {"ok": False, "code": e.code, "message": e.message[:MAX_MESSAGE_CHARS]}
     except OSError as e:
-        return {"ok": False, "code": ModelInvalid.code, "message": f"the file cannot be read: {e.strerror}"}
+        return {"ok": False, "code": ModelInvalid.code, "message": f"the file cannot be read: {e.strerror or e}"}
     except MemoryError:
         return {"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to check this file"}
     return {"ok": True, "info": describe(header)}
@@ -203,7 +203,7 @@ def _verdict(path: str) -> dict[str, Any]:
 def _let_llama_try(path: str) -> None:
     """Load all but the weights: architecture, hyperparameters, vocabulary and the shape of each tensor that it
     needs."""
-    import llama_cpp.llama_cpp as lib  # here only: the daemon imports this file, and must not load llama.cpp
+    lib = backends.engine()
 
     lines: list[str] = []
 

@@ -53,6 +53,15 @@ TENSOR_TYPES = {
     40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
 _REMOVED_TYPES = {4, 5, 31, 32, 33, 36, 37, 38}
+# what Git leaves in place of a large file that it did not fetch (github.com/git-lfs/git-lfs/blob/main/docs/spec.md)
+LFS = b"version https://git-lfs"
+LFS_LEFT = "what Git LFS leaves in place of a file: fetch the file itself (git lfs pull), and copy that"
+_FOLDER = "name the folder that it lies in, with its config.json and tokenizer"
+HEAD_BYTES = 32  # of a file, for `refuse_foreign`
+_BESIDE_WEIGHTS = {
+    "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+    "tokenizer.model", "special_tokens_map.json", "vocab.json", "merges.txt",
+}  # fmt: skip
 _PICKLE_NAMES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
 
@@ -117,7 +126,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     unreadable."""
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        refuse_foreign(str(path), file.read(16))
+        refuse_foreign(str(path), file.read(HEAD_BYTES))
         file.seek(0)
         return _Reader(file, size).header()
 
@@ -127,6 +136,10 @@ def refuse_foreign(name: str, head: bytes) -> None:
 
     PyTorch's files are pickles: reading one runs the code in it, so none is ever opened here.
     """
+    if head.startswith(LFS):
+        raise ModelInvalid(f"this is {LFS_LEFT}")
+    if os.path.basename(name) in _BESIDE_WEIGHTS:
+        raise ModelInvalid(f"this is one file of a Hugging Face model: {_FOLDER}")
     suffix = Path(name).suffix.lower()
     pickle = len(head) > 1 and head[0] == 0x80 and head[1] in range(2, 6)
     if suffix in _PICKLE_NAMES or pickle or head[:4] == b"PK\x03\x04":
@@ -134,7 +147,7 @@ def refuse_foreign(name: str, head: bytes) -> None:
             "this is a PyTorch checkpoint or an archive, which could run code: convert it to GGUF or safetensors"
         )
     if head[:4] != b"GGUF" and (suffix == ".safetensors" or head[8:9] == b"{"):
-        raise ModelInvalid("this is a safetensors file: convert its model folder to GGUF first")
+        raise ModelInvalid(f"this is a safetensors file, the weights of a Hugging Face model: {_FOLDER}")
 
 
 class _Reader:

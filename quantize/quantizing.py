@@ -127,7 +127,7 @@ class _Log:
 
 
 def _quantize(path: str, out: str, kind: str, threads: int, use: Callable[[str], None], **given: bool) -> int:
-    import llama_cpp.llama_cpp as lib  # here only: the daemon imports this file, and must not load llama.cpp
+    lib = backends.engine()
 
     backends.load(gpus=False)
     log = _Log(use)
@@ -331,7 +331,7 @@ def main() -> None:
     except LlmdError as e:
         tell({"ok": False, "code": e.code, "message": e.message})
     except OSError as e:
-        tell({"ok": False, "code": ModelInvalid.code, "message": f"the file cannot be read: {e.strerror}"})
+        tell({"ok": False, "code": ModelInvalid.code, "message": f"the file cannot be read: {e.strerror or e}"})
     except MemoryError:
         tell({"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to quantize this file"})
     os._exit(0)  # llama.cpp's exit handlers have nothing to add

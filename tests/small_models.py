@@ -19,6 +19,14 @@ def write(folder: Path, file: File) -> Path:
     return path
 
 
+def stored(folder: Path, digest: str, size: int) -> None:
+    """A file of zeros that takes no room, as the one that a row of the state database names."""
+    path = folder / digest / "model.gguf"
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
 def model(
     arch: str, keys: Keys, block: Shapes | list[Shapes], *, blocks: int = BLOCKS, output: bool = True, norm: str = ""
 ) -> File:

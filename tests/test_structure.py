@@ -34,6 +34,7 @@ LEAVES = {
         "metrics",
         "process",
         "records",
+        "stored",
         "schema",
         "seats",
         "store",

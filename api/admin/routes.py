@@ -27,6 +27,7 @@ from llmd.daemon.admin.service import Service
 from llmd.daemon.audit.chain import KINDS, OUTCOMES
 from llmd.daemon.errors import MAX_GIVEN, BadRequest, Conflict, ModelNotReady, quoted
 from llmd.daemon.planning.plan import Placement
+from llmd.daemon.records import of_form
 from llmd.daemon.serving.deployment import Deployment
 
 PROGRESS_SECONDS = 0.1
@@ -51,7 +52,7 @@ class ConversationBody(Body):
 
 class DeployBody(Body):
     model: _Name
-    ctx: Annotated[int, Field(ge=256, le=1 << 24)] | None = None
+    ctx: Annotated[int, Field(ge=0, le=1 << 24)] | None = None  # 0: as long as the model was trained for
     slots: Annotated[int, Field(ge=1, le=256)] | None = None
     gpus: Annotated[list[_Name], Field(fail_fast=True, max_length=64)] = []
     split: Literal["none", "layer", "tensor"] | None = None
@@ -152,7 +153,7 @@ async def remove(name: str, service: Admin, caller: Caller) -> dict[str, Any]:
 
 
 async def verify_model(name: str, service: Admin) -> dict[str, Any]:
-    return {"model": name, "ok": await service.models.verify(name)}
+    return await service.verify(name)
 
 
 async def import_model(body: ImportBody, service: Admin, caller: Caller) -> Response:
@@ -234,7 +235,8 @@ async def _until_ready(
             if not keep and not serves:
                 await service.withdraw(deployment, actor)
             raise ModelNotReady(
-                f"{deployment.model} could not be loaded{', what serves goes on' if serves else ''}: {reason}"
+                f"{deployment.model} could not be loaded{', what serves goes on' if serves else ''}: {reason}. "
+                f"`llmctl model verify {deployment.model}` says whether its file is as it was imported"
             )
         await changed.wait()
 
@@ -327,7 +329,8 @@ async def audit_query(asked: Annotated[AuditQuery, Query()], service: Admin) -> 
     _one_of(asked.outcome, OUTCOMES, "outcome")
     _one_of(asked.kind, KINDS, "kind")
     given = asked.model_dump() | {name: _moment(getattr(asked, name), name) for name in ("since", "until")}
-    found = await service.serving.audit.query(**{**given, "limit": asked.limit or None})
+    given |= {"limit": asked.limit or None, "model": asked.model and of_form(asked.model)[0]}
+    found = await service.serving.audit.query(**given)
     # thousands of rows: on the loop they would hold up every stream
     return Response(await asyncio.to_thread(lambda: json.dumps(found.to_dict())), media_type="application/json")
 

@@ -57,7 +57,7 @@ def deploy(
     try:
         last = _deployed(client, asked, json_ or bar is not None)
     except DaemonError as error:
-        if error.code not in NO_ROOM or asked["form"]:
+        if error.code not in NO_ROOM or asked["form"] or "@" in model:
             raise
         made = _make_one_that_fits(client, asked, error, yes, json_)
         last = _deployed(client, {**asked, "form": made}, json_)

@@ -26,7 +26,7 @@ from llmd.api.cli import network as cli_network
 from llmd.api.cli import plan as cli_plan
 from llmd.api.cli.completion import deployed
 from llmd.api.cli.connection import SOCKETS, Client, DaemonError, NoDaemon
-from llmd.api.cli.terminal import as_json, json_before, moment, safe, short, show_json, span, table
+from llmd.api.cli.terminal import MAX_CELL, as_json, json_before, moment, safe, short, show_json, span, table
 from llmd.daemon.errors import MAX_GIVEN, cut
 
 GIVEN = "llmctl.given"
@@ -162,13 +162,17 @@ def status(client: Client, json_: bool) -> None:
         ],
     )  # fmt: skip
     _notes(s["models"])
+    for one in s["damaged"]:
+        click.echo(f"{safe(one['form'])}: {safe(one['reason'])}: {safe(one['do'])}")
     for one in s["evicted"]:
         click.echo(f"{safe(one['model'])} {safe(one['reason'])}: llmctl deploy {safe(one['model'])} brings it back")
 
 
 def _notes(models: list[dict[str, Any]]) -> None:
-    """What is worth knowing of the plans."""
+    """What is worth knowing of the plans, and reasons that are too long for a table."""
     for model in models:
+        if len(model["reason"]) > MAX_CELL:
+            click.echo(f"{safe(model['model'])}: {safe(model['reason'])}")
         for note in sorted({one["note"] for one in model["replicas"] if one["note"]}):
             click.echo(f"{safe(model['model'])}: {safe(note)}")
 

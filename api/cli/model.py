@@ -274,7 +274,7 @@ def verify(client: Client, name: str, json_: bool) -> None:
         show_json(done)
     else:
         click.echo(
-            f"{safe(name)} is as it was imported" if done["ok"] else f"{safe(name)} HAS CHANGED; import it again"
+            f"{safe(name)} is as it was imported" if done["ok"] else f"{safe(name)} HAS CHANGED: {safe(done['do'])}"
         )
     if not done["ok"]:
         sys.exit(1)

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from llmd.api.http.routes import INFER, OPERATOR, Asks, Route
+from llmd.daemon.records import of_form
 from llmd.daemon.serving.deployment import Deployment
 
 
@@ -42,8 +43,11 @@ async def models(serving: Asks) -> ModelList:
 
 
 async def model(model: str, serving: Asks) -> Model:
-    """One deployed model."""
-    return _card(serving.pool.find(model))
+    """One deployed model, by its name or that of the form that serves."""
+    name, form = of_form(model)
+    if form:
+        serving.pool.serves(name, form=form)
+    return _card(serving.pool.find(name))
 
 
 ROUTES = (

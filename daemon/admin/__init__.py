@@ -1,6 +1,7 @@
 """What an admin can do to a running daemon.
 
 service.py    its models, and the parts that the admin's commands use
+shown.py      how what serves is shown
 forms.py      other forms of models, and the jobs that make them
 fitting.py    what a deployment is asked to load, and which form of a model would fit
 evictions.py  which idle models go where another one needs their room

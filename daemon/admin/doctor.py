@@ -16,9 +16,12 @@ from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import Health, Watcher
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.register import Register
+from llmd.daemon.models.files import ModelStore
 from llmd.daemon.planning.planner import cuda_engine
 from llmd.daemon.records import Certificate
 from llmd.daemon.serving.answer import Serving
+from llmd.daemon.serving.deployment import Deployment
+from llmd.daemon.serving.lifecycle import QUARANTINED
 from llmd.daemon.store import StateThread, Store
 
 # what `status` and `doctor` call soon: the CA's own things are renewed long before
@@ -56,6 +59,7 @@ class Doctor:
     watcher: Watcher
     read: Callable[[], Config]
     register: Register
+    models: ModelStore
     cpu: Choice | None = None
 
     async def checks(self) -> list[Check]:
@@ -63,8 +67,15 @@ class Doctor:
         audit, latest = await self._audit()
         checks = [*self.tasks(), *self._models(), audit, self._disk()]
         checks += await self.state.run(
-            lambda: [*self._configuration(), *self._clock(latest), *self._files(), *self._ends(), *self._names()]
-        )
+            lambda: [
+                *self._stored(),
+                *self._configuration(),
+                *self._clock(latest),
+                *self._files(),
+                *self._ends(),
+                *self._names(),
+            ]
+        )  # fmt: skip
         return [*checks, *self._cpu(), *self._groups(), self._confinement(), *self._gpus()]
 
     async def endings(self) -> list[Ending]:
@@ -104,10 +115,13 @@ class Doctor:
             return [check("models", False, "no model is deployed", "llmctl model import FILE, then llmctl deploy NAME")]
         return [
             check(f"model {d.model}", d.ready, d.state + (f": {d.reason}" if d.reason else ""),
-                  "" if d.ready else f"see the daemon's log; `llmctl deploy {d.model}` tries it again"
-                  if d.state == "quarantined" else "wait for it to load, or see the daemon's log")
+                  "" if d.ready else _until_ready(d))
             for d in deployed
         ]  # fmt: skip
+
+    def _stored(self) -> Iterator[Check]:
+        for form, why, fix in self.models.damages():
+            yield check(f"file of {form.name}", False, why, fix)
 
     async def _audit(self) -> tuple[Check, str]:
         """And the time of its latest row."""
@@ -255,6 +269,13 @@ class Doctor:
         elif self.config.address[0] in ("0.0.0.0", "::") and not self.config.server_names:
             yield check("host name", None, f"the server's certificate says {', '.join(held)}",
                         "name what else clients connect to in server_names, and restart llmd")  # fmt: skip
+
+
+def _until_ready(d: Deployment) -> str:
+    look = f"`llmctl model verify {d.model}` says whether its file is whole, the daemon's log what happened"
+    if d.state == QUARANTINED:
+        return f"{look}; `llmctl deploy {d.model}` tries it again"
+    return look if d.state in ("restarting", "degraded") else "wait for it to load, or see the daemon's log"
 
 
 def config_names(config: Config, host: str) -> list[str]:

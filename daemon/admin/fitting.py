@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmd.daemon.config import Config
-from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, LlmdError, NotFound, Unavailable
+from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, LlmdError, ModelInvalid, Unavailable
 from llmd.daemon.models.checking import check
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.importing import HEAD_BYTES, Importer
@@ -18,7 +18,7 @@ from llmd.daemon.records import Form, Model
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.store import StateThread
 
-MIN_CONTEXT = 256
+MIN_CONTEXT, MAX_CONTEXT = 256, 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +46,40 @@ class Fitting:
         here. Raises BadRequest for more context than the model was trained for, NotFound for a form that it has not."""
         c, ctx, slots = self.config, asked.ctx, asked.slots
         trained = int(model.info.get("context_length") or 0)
-        if ctx is not None and trained and not MIN_CONTEXT <= ctx <= trained:
-            raise BadRequest(f"ctx takes {MIN_CONTEXT} to {trained} for this model", param="ctx")
-        context = ctx or min(c.context or trained, trained or c.context)
-        there = self._forms(model.name, asked.placement.form) if own is None else own
+        least, most = min(MIN_CONTEXT, trained or MIN_CONTEXT), trained or MAX_CONTEXT
+        if ctx and not least <= ctx <= most:
+            raise BadRequest(
+                f"ctx takes {least} to {most} for this model, or 0: as many as it was trained for", param="ctx"
+            )
+        asked_for = c.context if ctx is None else ctx
+        context = min(asked_for or trained, trained or asked_for)
+        there = self.forms(model.name, asked.placement.form) if own is None else own
         files = [File(f.name, str(self.models.file(f.digest)), f.size, f.digest, f.info.get("shape")) for f in there]
         first, *others = sorted(files, key=lambda one: one.digest != model.digest)
         return Wish(
             first.path, slots or c.slots, context, c.batch, c.chunk, c.threads, asked.placement, first.shape,
-            first.size, digest=first.digest, form=first.name, others=tuple(others), keep_context=ctx is not None,
+            first.size, digest=first.digest, form=first.name, others=tuple(others), keep_context=bool(ctx),
             keep_slots=slots is not None, syntax=str(model.info.get("syntax_said", "")),
         )  # fmt: skip
 
-    def _forms(self, name: str, wanted: str | None) -> Sequence[Form]:
-        """All of a model, or the one of this type. Raises NotFound."""
-        forms = self.models.forms(name)
-        found = [form for form in forms if wanted is None or form.type == wanted.upper()]
-        if not found:
-            raise NotFound.among(f"form of {name}", (form.type for form in forms), param="form")
-        return found
+    def whole(self, model: Model, asked: Deploying) -> Wish:
+        """As `wish`, of the forms whose files are there. Raises ModelInvalid where none is, with what to do."""
+        there = {form.name: (form, self.models.damage(form)) for form in self.forms(model.name, asked.placement.form)}
+        whole = [form for form, (why, _) in there.values() if not why]
+        if not whole:
+            why, fix = next(damage for _, damage in there.values())
+            raise ModelInvalid(f"{model.name} cannot be loaded: {why}; {fix}")
+        return self.wish(model, asked, whole)
+
+    def forms(self, name: str, wanted: str | None) -> Sequence[Form]:
+        """All of a model, or the one of this type. Raises ModelNotFound, NotFound."""
+        return self.models.forms(name) if wanted is None else [self.models.form(name, wanted)]
 
     async def of_model(self, name: str, asked: Deploying) -> dict[str, Any]:
         """The largest standard form that would fit and is not made yet; what making it takes. Raises ModelNotFound,
         BadRequest, ModelInvalid, Conflict where one that is there fits, and DoesNotFit where none would."""
         model = await self.state.run(lambda: self.models.show(name))
-        wish = await self.state.run(lambda: self.wish(model, asked))
+        wish = await self.state.run(lambda: self.whole(model, asked))
         there = {form.form for form in forms(wish)}
         if await self._why_not(name, wish, asked) is None:
             raise Conflict(f"{name} fits as it is: nothing need be made")

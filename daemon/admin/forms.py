@@ -8,12 +8,12 @@ from typing import Any
 
 from llmd.daemon.admin.doctor import rfc3339
 from llmd.daemon.audit.acts import Acts
-from llmd.daemon.errors import Conflict
+from llmd.daemon.errors import BadRequest, Conflict
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.importing import Importer
 from llmd.daemon.models.jobs import ENDED, Jobs
 from llmd.daemon.models.making import Asked, Maker, check_type
-from llmd.daemon.records import Job
+from llmd.daemon.records import Job, of_form
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.store import StateThread
 
@@ -33,11 +33,13 @@ class Forms:
 
     async def sizes(self, name: str) -> list[dict[str, Any]]:
         """What each type would take, the largest first. Raises ModelNotFound, ModelInvalid."""
+        await self._whole(name)
         told = [asdict(size) for size in await self.maker.sizes(name)]
         return [{name: value for name, value in size.items() if name != "shape"} for size in told]
 
     async def quantize(self, name: str, asked: Asked, actor: str) -> Job:
         """Queue a job that makes this form. Raises ModelNotFound, BadRequest, Conflict, NoSpace, ModelInvalid."""
+        await self._whole(name)
         model = await self.state.run(lambda: self.models.show(name))
         size = await self.maker.chosen(model, asked)
         self.models.make_room(size.bytes)
@@ -46,6 +48,13 @@ class Forms:
             job = await self.jobs.add(QUANTIZE, name, wanted, actor)
             result["job"] = job.id
         return job
+
+    async def _whole(self, name: str) -> None:
+        """Raises BadRequest for a form: others are made of what was imported, which has lost less."""
+        model, kind = of_form(name)
+        if kind:
+            await self.state.run(lambda: self.models.form(model, kind))
+            raise BadRequest(f"{name} is a form: others are made of what was imported, {model}", param="name")
 
     async def import_folder(self, path: str, name: str | None, form: dict[str, Any] | None, actor: str) -> Job:
         """Queue a job that makes a model of a Hugging Face folder, and of that the form of this `type`. Raises
@@ -63,13 +72,14 @@ class Forms:
         """Raises ModelNotFound, NotFound, and Conflict for one that serves and for what was imported."""
         kind = kind.upper()
         form = f"{name}@{kind}"
-        if form in self._used(name):
+        if form in self.used(name):
             raise Conflict(f"{form} serves: llmctl undeploy {name}, or deploy it with another --form")
         async with self.acts("admin.form_remove", actor, takes_away=True, model=name, form=kind) as result:
             result["digest"] = (await self.models.remove_form(name, kind)).digest
         return form
 
-    def _used(self, name: str) -> set[str]:
+    def used(self, name: str) -> set[str]:
+        """The forms of a model that serve, or are to."""
         found = [d for d in self.pool.all() if d.model == name]
         workers = [r.worker for d in found for r in d.replicas if r.worker]
         named = {f"{name}@{d.wanted.placement.form}" for d in found if d.wanted and d.wanted.placement.form}

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from llmd.daemon.admin.doctor import Doctor, rfc3339
 from llmd.daemon.admin.evictions import Evictions, made_room
 from llmd.daemon.admin.fitting import Deploying, Fitting
 from llmd.daemon.admin.forms import Forms
+from llmd.daemon.admin.shown import deployed, made
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import Config, ConfigError, changes
 from llmd.daemon.confined import lacks, landlock
 from llmd.daemon.engine.answers.detecting import named
 from llmd.daemon.engine.frames import encode_chat
-from llmd.daemon.engine.messages import Busy, Chat, ChatMessage
+from llmd.daemon.engine.messages import Chat, ChatMessage
 from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, NotFound, Unavailable
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.identity.pki import Authority
@@ -27,9 +28,9 @@ from llmd.daemon.models.checking import prompt
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.planning.plan import ON_CPU, Placement, Wish
 from llmd.daemon.planning.planner import Planner
-from llmd.daemon.records import Form, Model
+from llmd.daemon.records import Form, Model, of_form
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.serving.deployment import Deployment, Replica
+from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.store import StateThread, Store
 
 log = logging.getLogger("llmd.admin")
@@ -92,9 +93,11 @@ class Service:
 
     async def plan(self, name: str, ctx: int | None, slots: int | None, placement: Placement) -> dict[str, Any]:
         """Where a model would go as things are now. Raises ModelNotFound, BadRequest, DoesNotFit, Unavailable."""
+        name, kind = of_form(name)
+        placement = placement.of_form(kind)
 
         def work() -> Wish:
-            return self.fitting.wish(self.models.show(name), Deploying(ctx, slots, placement))
+            return self.fitting.whole(self.models.show(name), Deploying(ctx, slots, placement))
 
         return {"model": name, **await self.planner.explain(name, await self.state.run(work))}
 
@@ -124,6 +127,8 @@ class Service:
         whole. `evict`: take idle models out of service where it finds no room; None: as the configuration says. Tells
         too whether it was deployed before. Raises ModelNotFound, BadRequest, DoesNotFit, and Unavailable where memory
         does not hold it."""
+        name, kind = of_form(name)
+        placement = placement.of_form(kind)
         placement.check()
         if placement.gpus and replicas != 1:
             raise BadRequest("gpus names where one replica lies: leave it out, or the replicas", param="gpus")
@@ -131,7 +136,7 @@ class Service:
 
         def work() -> tuple[Model, Wish, bool]:
             model = self.models.show(name)
-            wish = self.fitting.wish(model, Deploying(ctx, slots, placement))
+            wish = self.fitting.whole(model, Deploying(ctx, slots, placement))
             before = any(d.model == name for d in self.store.deployments())
             return model, wish, before
 
@@ -158,7 +163,7 @@ class Service:
 
     def chosen(self, deployment: Deployment) -> dict[str, Any]:
         """What a model serves with that is ready."""
-        told = _deployed(deployment, self.planner.note)
+        told = deployed(deployment, self.planner.note)
         names = ("context", "slots", "gpus", "split", "kv", "replicas")
         return {name: told[name] for name in names if name in told}
 
@@ -173,10 +178,12 @@ class Service:
         await self.state.run(work)
 
     async def undeploy(self, name: str, actor: str) -> None:
-        """Running requests may finish first. Raises ModelNotFound."""
-        pool = self.serving.pool
+        """Running requests may finish first. Raises ModelNotFound, and NotFound for a form that does not serve."""
+        pool, (name, kind) = self.serving.pool, of_form(name)
         if name not in pool.evicted:
             pool.find(name)
+            if kind and f"{name}@{kind}" not in (used := self.forms.used(name)):
+                raise NotFound.among(f"deployed form of {name}", used, param="model")
         async with self.acts("admin.undeploy", actor, takes_away=True, model=name):
             await self.state.run(lambda: self.store.remove_deployment(name))
             if pool.evicted.pop(name, None) is None:
@@ -199,6 +206,7 @@ class Service:
 
     async def rename_model(self, name: str, new: str, actor: str) -> dict[str, Any]:
         """Raises ModelNotFound, BadRequest, and Conflict while it is deployed or where the new name is taken."""
+        await self._no_form(name, f"forms are named after their model: llmctl model rename {of_form(name)[0]} NEW")
         if self._wanted(name):
             raise Conflict(f"{name} is deployed; run `llmctl undeploy {name}` first")
         async with self.acts("admin.model_rename", actor, model=name, name=new) as result:
@@ -211,6 +219,7 @@ class Service:
         shows. The next deploy uses it. Raises ModelNotFound, and BadRequest for a format that is not known."""
         if syntax:
             named(syntax)
+        name = (await self.form(name))[0].name
         model = await self.state.run(lambda: self.models.show(name))
         async with self.acts("admin.model_syntax", actor, model=name, syntax=syntax):
             await self.state.run(lambda: self.store.set_info(name, model.info | {"syntax_said": syntax}))
@@ -218,6 +227,10 @@ class Service:
 
     async def remove_model(self, name: str, actor: str) -> None:
         """Raises ModelNotFound, Conflict while it is deployed."""
+        model, kind = of_form(name)
+        if kind:
+            await self.forms.remove(model, kind, actor)
+            return
         if self._wanted(name):
             raise Conflict(f"{name} is deployed; run `llmctl undeploy {name}` first")
         async with self.acts("admin.model_remove", actor, takes_away=True, model=name) as result:
@@ -229,32 +242,68 @@ class Service:
 
     async def template(self, name: str, turns: tuple[ChatMessage, ...]) -> str:
         """A conversation as the model's chat template lays it out. Raises ModelNotFound, BadRequest, ModelInvalid."""
-        path = await self.state.run(lambda: self.models.path(name))
-        return await prompt(path, encode_chat(Chat(turns)))
+        model, form = await self.form(name)
+        return await prompt(self.models.file(form.digest if form else model.digest), encode_chat(Chat(turns)))
+
+    async def form(self, name: str) -> tuple[Model, Form | None]:
+        """A model, and the form of it where MODEL@TYPE names one. Raises ModelNotFound, and NotFound for a form that it
+        has not."""
+        base, kind = of_form(name)
+
+        def work() -> tuple[Model, Form | None]:
+            return self.models.show(base), self.models.form(base, kind) if kind else None
+
+        return await self.state.run(work)
+
+    async def _no_form(self, name: str, instead: str) -> None:
+        """Raises BadRequest for a form's name, where only a model will do, and NotFound for one that there is not."""
+        if (await self.form(name))[1]:
+            raise BadRequest(f"{name} is a form of a model: {instead}", param="name")
+
+    async def verify(self, name: str) -> dict[str, Any]:
+        """Whether its file is what was put there, read as a whole, and what to do where it is not. Raises
+        ModelNotFound, NotFound."""
+        model, form = await self.form(name)
+        own = await self.state.run(lambda: form or self.models.own_form(name))
+        good = await self.models.verify(own)
+        return {"model": name, "ok": good, "do": "" if good else await self.state.run(lambda: self.models.repair(own))}
 
     async def show(self, name: str) -> dict[str, Any]:
-        return self._shown(*await self.state.run(lambda: (self.models.show(name), self.models.forms(name))))
+        """Of a form what is its own, beside what is its model's. Raises ModelNotFound, NotFound."""
+        model, form = await self.form(name)
+        if form is None:
+            return self._shown(model, await self.state.run(lambda: self.models.forms(name)))
+        own = replace(
+            model, name=form.name, digest=form.digest, size=form.size,
+            info={**model.info, **form.info, "form_of": model.name},
+        )  # fmt: skip
+        return self._shown(own, [form]) | {"deployed": form.name in self.forms.used(model.name)}
 
     async def imported(self) -> list[dict[str, Any]]:
         found = await self.state.run(lambda: [(m, self.models.forms(m.name)) for m in self.models.list()])
         return [self._shown(model, forms) for model, forms in found]
 
     def _shown(self, model: Model, forms: Sequence[Form]) -> dict[str, Any]:
-        deployed = self._wanted(model.name)
         info = {name: value for name, value in model.info.items() if name != "shape"}
-        told = {**asdict(model), "info": info, "imported": rfc3339(model.imported), "deployed": deployed}
-        return told | {"forms": [{"name": f.name, "size": f.size, "digest": f.digest, **_made(f)} for f in forms]}
+        told = {
+            **asdict(model),
+            "info": info,
+            "imported": rfc3339(model.imported),
+            "deployed": self._wanted(model.name),
+        }
+        return told | {"forms": [{"name": f.name, "size": f.size, "digest": f.digest, **made(f)} for f in forms]}
 
     # --- what it looks like
 
     async def status(self) -> dict[str, Any]:
         last = await self.serving.audit.tail(1)
-        certificates = await self.state.run(self._certificates)
+        certificates, damages = await self.state.run(lambda: (self._certificates(), self.models.damages()))
         return {
             "version": self.version, "node": self.authority.node, "listen": self.config.listen,
             "uptime": round(time.time() - self.started, 1), 
 
-            "models": [_deployed(d, self.planner.note) for d in self.serving.pool.all()],
+            "models": [deployed(d, self.planner.note) for d in self.serving.pool.all()],
+            "damaged": [{"form": form.name, "reason": why, "do": fix} for form, why, fix in damages],
             "evicted": [{"model": name, "reason": why} for name, why in sorted(self.serving.pool.evicted.items())],
             "audit": {"writable": self.serving.audit.writable, "seq": last[-1]["seq"] if last else 0},
             "connections": self.clients.connections.count,
@@ -298,61 +347,3 @@ class Service:
             await self.state.run(self.tls.renewed)
             self.serving.audit.event("pki.renewed", what=", ".join(done))
             log.info("renewed: %s", ", ".join(done))
-
-
-def _made(form: Form) -> dict[str, Any]:
-    """Of one that was made here: of what, and by which versions."""
-    return {"made": form.info["made"]} if "made" in form.info else {}
-
-
-def _deployed(d: Deployment, note: Callable[[tuple[str, int]], str]) -> dict[str, Any]:
-    """A model and its replicas, each with what an admin should know of its plan (`note`); `slots`, `running`, `waiting`
-    and `gpus` are of all that serve, `kv_used` is the fullest one's."""
-    replicas = [_replica(d.model, one, note) for one in d.replicas]
-    found: dict[str, Any] = {
-        "model": d.model,
-        "state": d.state,
-        "reason": d.reason,
-        "restarts": d.restarts,
-        "digest": d.digest,
-        "wanted_replicas": "auto" if d.auto else d.count,
-        "replicas": replicas,
-    }
-    serving = [one for one in replicas if "slots" in one]
-    if not serving:
-        return found
-    return {
-        **found,
-        **{name: serving[0][name] for name in ("pid", "context", "split", "kv")},
-        **{name: sum(one[name] for one in serving) for name in ("slots", "running", "waiting")},
-        "gpus": [uuid for one in serving for uuid in one["gpus"]],
-        "kv_used": max(one["kv_used"] for one in serving),
-        "token_age": min(one["token_age"] for one in serving),
-    }
-
-
-def crowded(busy: Busy) -> str:
-    """Where somebody else is in its way."""
-    if not busy.running or busy.threads >= busy.share:
-        return ""
-    return f"computes on {busy.threads} of {busy.share} cores: others use them"
-
-
-def _replica(model: str, one: Replica, note: Callable[[tuple[str, int]], str]) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "number": one.number,
-        "state": one.life.state,
-        "reason": one.leaves or one.reason,
-        "note": note((model, one.number)),
-    }
-    if not one.serving:
-        return found
-    worker, info = one.serving
-    busy, chosen = worker.busy, worker.settings
-    return {
-        **found, "note": "; ".join(filter(None, (found["note"], crowded(busy)))), "threads": busy.threads,
-        "share": busy.share, "pid": worker.pid, "form": chosen.form, "context": info.context, "slots": info.slots,
-        "running": busy.running, "waiting": busy.waiting, "gpus": list(chosen.gpus), "split": chosen.split,
-        "kv": chosen.kv_type, "kv_used": round(busy.kv_used / info.positions, 4),
-        "token_age": round(worker.token_age + worker.beat_age, 1), "confined": info.confined,
-    }  # fmt: skip

@@ -263,6 +263,9 @@ def runner_for(s: Settings) -> Callable[[cores.Seat], Runner]:
         from llmd.daemon.engine.fake import FakeRunner
 
         return lambda _: FakeRunner(slots=s.slots, context=s.context, **(s.fake or {}))
+    from llmd.quantize import backends
+
+    backends.engine()
     from llmd.daemon.engine.llama import LlamaRunner
     from llmd.daemon.engine.vocabulary import prepare
 

@@ -25,8 +25,8 @@ from llmd.daemon.engine.reach import hold_trial
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import Terms
 from llmd.daemon.engine.templates import CONVERSATIONS
-from llmd.daemon.engine.vocabulary import of_file
 from llmd.daemon.errors import LlmdError, ModelInvalid
+from llmd.quantize import backends
 
 CONTEXT = 256
 MAX_PROMPT_CHARS = 4_000_000
@@ -58,6 +58,9 @@ def syntax(rendered: Rendered) -> str:
 def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
     try:
         hold_trial(path)
+        backends.engine()
+        from llmd.daemon.engine.vocabulary import of_file  # here: it imports llama.cpp
+
         vocabulary = of_file(path)
         terms = Terms(vocabulary.chat_template or "", vocabulary.bos_text, vocabulary.eos_text, most=MAX_PROMPT_CHARS)
         rendered = Rendered(nursery, terms)

@@ -9,7 +9,7 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 
 from llmd.daemon.engine.types import Lexicon
-from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
+from llmd.daemon.errors import LlmdError, ModelInvalid
 from llmd.quantize import backends
 from llmd.quantize.header import generation_defaults
 
@@ -38,10 +38,7 @@ _log_callback = lib.llama_log_callback(_log)  # kept alive: llama.cpp holds the 
 def prepare(*, gpus: bool) -> None:
     """llama.cpp, before anything is asked of it. Raises Unavailable where a library of its own cannot be loaded."""
     lib.llama_log_set(_log_callback, None)
-    try:
-        backends.load(gpus=gpus)
-    except OSError as e:
-        raise Unavailable(f"the engine is damaged, or has no driver: {e}; install llmd, or the driver, again") from e
+    backends.load(gpus=gpus)
     lib.llama_backend_init()
 
 

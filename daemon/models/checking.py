@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,8 @@ from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid, Unavailable,
 from llmd.daemon.seats import Seats
 from llmd.quantize.check import INFO_FIELDS, MAX_ANSWER_BYTES, MAX_MESSAGE_CHARS
 from llmd.quantize.shape import Shape
+
+log = logging.getLogger("llmd.models")
 
 CHECK = "llmd.quantize.check"
 TRIAL = "llmd.daemon.engine.trial"
@@ -159,6 +162,8 @@ def _said(what: str, answer: bytes, code: int) -> dict[str, Any]:
 
 def _reason(code: str, message: str) -> LlmdError:
     error = from_wire(code, message)
+    if isinstance(error, Unavailable):  # of this machine, and not of the file
+        log.error("%s", message)
     return error if isinstance(error, BadRequest | Unavailable) else ModelInvalid(message)
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from llmd.daemon.errors import BadRequest, LlmdError, NoSpace, NotFound, Unavailable, cut
 from llmd.daemon.files import sync_folder
-from llmd.quantize.header import refuse_foreign
+from llmd.quantize.header import HEAD_BYTES, refuse_foreign
 
 CHUNK_BYTES = 8 << 20
 FILE = "model.gguf"
@@ -46,7 +46,7 @@ def opened(path: Path) -> tuple[Path, int]:
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise BadRequest(f"{shown} is {kind}: name one GGUF file", param="path")
-        refuse_foreign(source.name, os.pread(fd, 16, 0))
+        refuse_foreign(source.name, os.pread(fd, HEAD_BYTES, 0))
         return source, fd
     except OSError as e:
         os.close(fd)

@@ -6,8 +6,9 @@
 A model in parts (NAME-00001-of-00003.gguf and those beside it) is joined on its way in: steps 5 and 6 are of the whole.
 
 An import, in order: 1. the file can be read, and looks like GGUF; 2. the name is valid; 3. the name is free, or the
-file has its digest; 4. the disk has room; 5. copied and hashed; 6. the copy is checked in a child process (never the
-original, which could change between check and use), and tried in another; 7. on disk; 8. in its place, with its row.
+file has its digest, and what is stored under it is still that; 4. the disk has room; 5. copied and hashed; 6. the copy
+is checked in a child process (never the original, which could change between check and use), and tried in another;
+7. on disk; 8. in its place, with its row.
 """
 
 import contextlib
@@ -20,8 +21,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llmd.daemon import stored
 from llmd.daemon.children import Limits
-from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, Unavailable
+from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, NotFound, Unavailable
 from llmd.daemon.files import sync_folder
 from llmd.daemon.models import copying
 from llmd.daemon.models.checking import check, trial
@@ -87,22 +89,51 @@ class ModelStore:
         """What may be loaded for a model. Raises ModelNotFound."""
         return self._store.forms(name)
 
+    def form(self, name: str, kind: str) -> Form:
+        """The one of this type. Raises ModelNotFound, NotFound."""
+        forms = self._store.forms(name)
+        for form in forms:
+            if form.type.upper() == kind.upper():
+                return form
+        raise NotFound.among(f"form of {name}", (form.type for form in forms), param="form")
+
+    def own_form(self, name: str) -> Form:
+        """The one that was imported. Raises ModelNotFound."""
+        digest = self._store.model(name).digest
+        return next(form for form in self._store.forms(name) if form.digest == digest)
+
     def file(self, digest: str) -> Path:
         return self._path(digest)
 
-    async def verify(self, name: str) -> bool:
-        """Whether the file still has its digest. Reads all of it. Raises ModelNotFound."""
-        model = await self._state.run(lambda: self._store.model(name))
+    def damage(self, form: Form) -> tuple[str, str]:
+        """What is wrong with its file that can be seen without reading it, and what to do; "": nothing."""
+        why = stored.damage(self._path(form.digest), form.size)
+        return why, self.repair(form) if why else ""
+
+    def repair(self, form: Form) -> str:
+        """What to do about a file that is not what was put there."""
+        return stored.repair(form.name, imported=self._store.model(form.model).digest == form.digest)
+
+    def damages(self) -> Sequence[tuple[Form, str, str]]:
+        """The forms whose files are damaged, as `damage` sees it."""
+        every = [form for model in self._store.models() for form in self._store.forms(model.name)]
+        return [(form, why, fix) for form in every for why, fix in [self.damage(form)] if why]
+
+    async def verify(self, form: Form) -> bool:
+        """Whether the file still has its digest. Reads all of it."""
+        return await self._intact(form.digest, form.size, None)
+
+    async def _intact(self, digest: str, size: int, report: Progress | None) -> bool:
         stop = threading.Event()
 
         def work() -> bool:
             try:
-                with self._path(model.digest).open("rb") as file:
-                    return copying.digest(file.fileno(), model.size, stop, None) == model.digest
+                with self._path(digest).open("rb") as file:
+                    return copying.digest(file.fileno(), size, stop, report) == digest
             except (OSError, BadRequest):
                 return False
 
-        return await in_thread(work, stop)
+        return not stored.damage(self._path(digest), size) and await in_thread(work, stop)
 
     # --- changing
 
@@ -233,8 +264,8 @@ class ModelStore:
             return None
         if held.size != size or await in_thread(lambda: copying.digest(fd, size, stop, report), stop) != held.digest:
             raise _taken(name)
-        # a file that is gone from the folder comes back by importing it again
-        return held if self._path(held.digest).exists() else None
+        # one that is damaged or missing here comes back by importing it again
+        return held if await self._intact(held.digest, size, report) else None
 
     async def _copy_in(self, fd: int, before: os.stat_result, name: str, source: str, report: Progress) -> Model:
         size, stop = before.st_size, threading.Event()
@@ -299,7 +330,8 @@ class ModelStore:
             )
 
     def _install(self, stage: Path, digest: str, write: Callable[[], T]) -> T:
-        """Put the staged file in its place and write its row."""
+        """Put the staged file in its place and write its row. One that is there already may be damaged: it gives way,
+        and whoever has it open keeps it."""
         target = self._path(digest).parent
         with writing():
             new = not (target / FILE).exists()
@@ -307,6 +339,9 @@ class ModelStore:
                 shutil.rmtree(target, ignore_errors=True)
                 stage.rename(target)
                 sync_folder(self._folder)
+            else:
+                (stage / FILE).replace(target / FILE)
+                sync_folder(target)
             try:
                 made = write()
             except LlmdError:

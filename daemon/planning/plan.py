@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from llmd.daemon.engine.messages import Settings
-from llmd.daemon.errors import BadRequest, Unavailable
+from llmd.daemon.errors import BadRequest, Unavailable, cut
 from llmd.daemon.planning.placement import gib
 from llmd.quantize.memory import Layout, Need, host, on_cpu
 from llmd.quantize.shape import Shape
@@ -24,6 +24,12 @@ class Placement:
     def of(cls, stored: dict[str, Any]) -> "Placement":
         """What `to_dict` gave."""
         return cls(**{**stored, "gpus": tuple(stored.get("gpus", ()))})
+
+    def of_form(self, kind: str | None) -> "Placement":
+        """With the form that the model's name says, as in MODEL@TYPE. Raises BadRequest where that is another one."""
+        if kind and self.form and self.form.upper() != kind:
+            raise BadRequest(f"the name says {cut(kind)} and the form {cut(self.form)}: give one of them", param="form")
+        return replace(self, form=kind) if kind else self
 
     def to_dict(self) -> dict[str, Any]:
         """Without what is the default."""

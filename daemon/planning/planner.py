@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from llmd.daemon import memory
+from llmd.daemon import memory, stored
 from llmd.daemon.engine.messages import Settings
-from llmd.daemon.errors import DoesNotFit, LlmdError, Unavailable
+from llmd.daemon.errors import DoesNotFit, LlmdError, ModelInvalid, Unavailable
 from llmd.daemon.gpus.watch import View, Watcher
 from llmd.daemon.planning import plan
 from llmd.daemon.planning.leases import Key, Lease, Ledger
@@ -323,6 +323,14 @@ def _asked(wish: Wish, below: Rung | None = None) -> Asked:
 def _rung(wish: Wish) -> Rung:
     """What was asked for."""
     return wish.context, wish.slots, wish.placement.kv or "f16"
+
+
+def check_file(wish: Wish, path: str, imported: str) -> None:
+    """Raises ModelInvalid where the file that was chosen is missing or cut off: what the engine says of that helps
+    nobody. `imported`: the SHA-256 of the model's own file."""
+    form = next((one for one in plan.forms(wish) if one.path == path and one.digest), None)
+    if form and (why := stored.damage(path, form.size)):
+        raise ModelInvalid(f"{why}; {stored.repair(form.form, imported=form.digest == imported)}")
 
 
 def cuda_engine() -> bool:

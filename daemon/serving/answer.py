@@ -38,6 +38,7 @@ from llmd.daemon.errors import (
 from llmd.daemon.gate import Aside
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
+from llmd.daemon.records import of_form
 from llmd.daemon.serving.admission import Admission, Place
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.holding import Check, Held, held
@@ -178,11 +179,11 @@ class Serving:
 
         Leaving the block, in whatever way, cancels what still runs, gives its place back and writes the `finish` row.
         """
-        model = self._model(ask)
+        model, form = self._model(ask)
         books = _Books(self, principal, ask, model)
         outcome: tuple[str, str | None] = ("cancelled", None)
         try:
-            worker, info, place, held = await self._admitted(books, principal.name, ask, model)
+            worker, info, place, held = await self._admitted(books, principal.name, ask, model, form)
             books.stream = stream = worker.open(principal.name, held.work, place.leave)
             fit = partial(self.schemas.fit, principal.name)
             books.answer = answer = Answer(books.request_id, model, info.context, stream, ask.work, fit)
@@ -213,19 +214,21 @@ class Serving:
         finally:
             books.finish(*outcome)
 
-    async def _admitted(self, books: "_Books", owner: str, ask: Ask, model: str) -> tuple[Worker, Ready, Place, Ask]:
+    async def _admitted(
+        self, books: "_Books", owner: str, ask: Ask, model: str, form: str | None
+    ) -> tuple[Worker, Ready, Place, Ask]:
         """Who answers a request, its place, its row on disk, and what its answer is held to: 2. to 7. of `open`."""
         if not self.pool.replacing(model):
-            self.pool.serves(model)
+            self.pool.serves(model, form=form)
         held = await self.schemas.check(owner, ask.schemas())
         await books.read()
         self.poison.check(books.digest)
         await self._successor(model, ask)
-        self.pool.serves(model)
+        self.pool.serves(model, form=form)
         place = self.admission.enter(model, ask.places, self.pool.find(model).slots)
         try:
             await books.admit()
-            return *self.pool.serves(model, owner, ask), place, ask.held_to(held)
+            return *self.pool.serves(model, owner, ask, form), place, ask.held_to(held)
         except BaseException:
             place.leave()
             raise
@@ -248,13 +251,14 @@ class Serving:
         finally:
             place.leave()
 
-    def _model(self, ask: Ask) -> str:
+    def _model(self, ask: Ask) -> tuple[str, str | None]:
+        """Its name, and the type of the form where one is asked for."""
         if ask.model is not None:
-            return ask.model
+            return of_form(ask.model)
         names = [d.model for d in self.pool.all()]
         if len(names) != 1:
             raise BadRequest(f"model is missing; deployed: {', '.join(names) or 'none'}", param="model")
-        return names[0]
+        return names[0], None
 
 
 @contextmanager

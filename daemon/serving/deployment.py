@@ -5,6 +5,7 @@ import time
 
 from llmd.daemon.engine.messages import Ready
 from llmd.daemon.planning.plan import Wish
+from llmd.daemon.records import of_form
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.lifecycle import QUARANTINED, Lifecycle
 from llmd.daemon.serving.rollout import Change, Seen, change
@@ -109,9 +110,18 @@ class Deployment:
         """It serves, and nobody asks it anything."""
         return self.ready and not any(one.worker.open_sequences for one in self.replicas if one.worker)
 
-    def choose(self, owner: str, ask: Ask | None) -> tuple[Worker, Ready] | None:
-        """The replica that answers a request; None: none serves."""
-        serving = {one.number: found for one in self.replicas if (found := one.serving)}
+    @property
+    def forms(self) -> list[str]:
+        """The types of what serves."""
+        return sorted({of_form(one.serving[0].settings.form)[1] or "" for one in self.replicas if one.serving})
+
+    def choose(self, owner: str, ask: Ask | None, form: str | None = None) -> tuple[Worker, Ready] | None:
+        """The replica that answers a request, be it to one `form` of the model; None: none serves."""
+        serving = {
+            one.number: found
+            for one in self.replicas
+            if (found := one.serving) and form in (None, of_form(found[0].settings.form)[1])
+        }
         if not serving:
             return None
         candidates = [Candidate(n, worker.open_sequences, info.slots) for n, (worker, info) in serving.items()]

@@ -27,7 +27,7 @@ from llmd.daemon.gpus.faults import Action
 from llmd.daemon.groups import Groups
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
-from llmd.daemon.planning.planner import Planner
+from llmd.daemon.planning.planner import Planner, check_file
 from llmd.daemon.seats import Seats
 from llmd.daemon.serving import trials
 from llmd.daemon.serving.ask import Ask
@@ -147,15 +147,19 @@ class Pool:
 
     # --- requests
 
-    def serves(self, model: str, owner: str = "", ask: Ask | None = None) -> tuple[Worker, Ready]:
-        """The worker that answers a client's request to a model, and what it has loaded. Raises, in this order:
-
-        1. the daemon stops: ShuttingDown; 2. not deployed: ModelNotFound; 3. not ready: ModelNotReady.
-        """
+    def serves(
+        self, model: str, owner: str = "", ask: Ask | None = None, form: str | None = None
+    ) -> tuple[Worker, Ready]:
+        """The worker that answers a client's request to a model, or to one form of it, and what it has loaded. Raises,
+        in this order: 1. the daemon stops: ShuttingDown; 2. not deployed: ModelNotFound; 3. not ready: ModelNotReady;
+        4. deployed in another form: ModelNotFound."""
         if self.draining:
             raise ShuttingDown("this server is stopping; try again soon", retry_after=5)
         deployment = self.find(model)
-        found = deployment.choose(owner, ask)
+        found = deployment.choose(owner, ask, form)
+        if found is None and deployment.ready:
+            served = " and ".join(f"{model}@{kind}" for kind in deployment.forms)
+            raise ModelNotFound(f"this form of {model} is not deployed; {served} is", param="model")
         if found is None:
             why = f": {deployment.reason}" if deployment.reason else ""
             if deployment.state == QUARANTINED:
@@ -296,6 +300,7 @@ class Pool:
             r.starved = False
             if r.stopped == run:
                 raise ModelNotReady("the model was taken out of service")
+            await asyncio.to_thread(check_file, wish, settings.path, d.digest)
             metrics = self._metrics.model(d.model)
             r.worker = worker = Worker(settings, metrics, self._planner.lost, self.groups, self._seats)
             self._planner.started(lease, lambda: worker.pid if worker else 0)

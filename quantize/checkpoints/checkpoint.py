@@ -17,14 +17,15 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmd.daemon.errors import LlmdError, ModelInvalid
+from llmd.daemon.errors import MAX_NAMES, LlmdError, ModelInvalid
 from llmd.quantize.architectures import CHECKPOINTS, OTHERS
 from llmd.quantize.checkpoints.safetensors import MAX_TENSORS, Tensor, read_header, shown
+from llmd.quantize.header import LFS, LFS_LEFT
 
 MAX_JSON_BYTES = 64 << 20
 MAX_FILES = 10_000
@@ -46,6 +47,7 @@ METHODS = (GPTQ, "fp8", "mxfp4", "compressed-tensors", "bitnet", "modelopt")
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _PART = re.compile(r"model.*\.safetensors")
+_NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _SUFFIX = re.compile(r"(For(CausalLM|ConditionalGeneration)|LMHeadModel|Model)\w*$")
 
@@ -156,6 +158,9 @@ def _check_file(folder: Path, name: str, most: int) -> None:
         raise ModelInvalid(f"{name} is missing or is not a plain file: copy all of the model")
     if path.stat().st_size > most:
         raise ModelInvalid(f"{name} has more than {most >> 20} MiB: it is damaged or hostile")
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise ModelInvalid(f"{shown(name)} is {LFS_LEFT}")
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
@@ -222,6 +227,20 @@ def _method(config: Mapping[str, Any]) -> str:
 # --- 6. and 7.: the weights
 
 
+def _check_numbered(files: Sequence[str]) -> None:
+    """Raises ModelInvalid where one of `model-00001-of-00003.safetensors` and those beside it is not there."""
+    found = [match for name in files if (match := _NUMBERED.fullmatch(name))]
+    for base, count in sorted({(match[1], match[3]) for match in found}):
+        there = {int(match[2]) for match in found if (match[1], match[3]) == (base, count)}
+        missing = [at for at in range(1, min(int(count), MAX_FILES) + 1) if at not in there]
+        if missing:
+            numbers = ", ".join(str(at) for at in missing[:MAX_NAMES])
+            one = len(missing) == 1
+            lacks = f"{'part' if one else 'parts'} {numbers} of {int(count)} {'is' if one else 'are'} missing"
+            file = shown(f"{base}-{missing[0]:05}-of-{count}.safetensors")
+            raise ModelInvalid(f"the weights' {lacks}, as in {file}: copy all of the model")
+
+
 def _weights(folder: Path, names: set[str]) -> dict[str, Tensor]:
     index: dict[str, Any] = {}
     files = sorted(name for name in names if _PART.fullmatch(name))
@@ -230,6 +249,8 @@ def _weights(folder: Path, names: set[str]) -> dict[str, Tensor]:
         if not isinstance(index, dict) or not all(isinstance(value, str) for value in index.values()):
             raise ModelInvalid(f"{INDEX} is damaged: it does not say which file holds which tensor")
         files = sorted(set(index.values()))
+    else:
+        _check_numbered(files)
     if not files:
         raise ModelInvalid(f"the folder has no {WEIGHTS}: copy all of the model")
     found: dict[str, Tensor] = {}

@@ -59,7 +59,7 @@ def _log_softmax(rows: Any) -> Any:
 
 def _computed(path: str, text: bytes, ids: Any, threads: int) -> tuple[Any, list[int]]:
     """The file's logits of those tokens, and what its own tokenizer makes of the text."""
-    import llama_cpp.llama_cpp as lib  # here only: the daemon imports this file, and must not load llama.cpp
+    lib = backends.engine()
 
     backends.load(gpus=False)
     silent = lib.llama_log_callback(lambda *_: None)

@@ -17,6 +17,7 @@ from typing import Any
 import openai
 import psutil
 import pytest
+import small_models
 from forked import forker
 from real_daemon import Llmd, llmctl, start_llmd
 
@@ -462,6 +463,7 @@ async def test_what_an_admin_does_reads_and_writes_the_state_in_its_thread(
     for kind, name in ((Store, "_rows"), (Store, "_insert"), (Store, "_write"), (Authority, "issue_client")):
         monkeypatch.setattr(kind, name, _noted(threads, getattr(kind, name)))
     monkeypatch.setattr(files, "write", _noted(threads, files.write))
+    small_models.stored(tmp_path / "models", "d" * 64, 1)
     daemon.store.add_model("m", "d" * 64, 1, "", {})
     threads.clear()
     service = daemon.service

@@ -192,6 +192,16 @@ def test_damaged_and_foreign_files_are_refused_with_the_reason(llmd: Llmd, model
     pickle.write_bytes(b"\x80\x04" + b"x" * 1000)
     assert "GGUF" in run(llmd, "model", "import", str(pickle), code=1)
     run(llmd, "model", "import", str(tmp_path / "none.gguf"), code=1)
+    pointer = tmp_path / "pointer.gguf"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:5c\nsize 5\n")
+    assert "this is what Git LFS leaves" in run(llmd, "model", "import", str(pointer), code=1)
+    for name, head in (("model.safetensors", bytes(8) + b"{"), ("config.json", b"{}"), ("x", bytes(8) + b"{")):
+        (tmp_path / name).write_bytes(head + b" " * 64)
+        assert "name the folder that it lies in" in run(llmd, "model", "import", str(tmp_path / name), code=1)
+        assert "name the folder that it lies in" in run(llmd, "deploy", str(tmp_path / name), code=1)
+        (tmp_path / name).unlink()
+    assert "there is no file" in run(llmd, "deploy", str(tmp_path / "none.gguf"), code=1)
+    assert "there is no folder" in run(llmd, "deploy", str(tmp_path / "none"), code=1)
     run(llmd, "model", "import", str(tmp_path), code=1)
     assert "smol" in run(llmd, "model", "import", str(_other(model_file, tmp_path)), "--name", "smol", code=1)
     assert list((llmd.state / "models" / "staging").iterdir()) == []

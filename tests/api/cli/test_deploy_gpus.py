@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_models
 from fake_nvml import GIB, FakeNvml, h200
 from placing import SHAPE
 from scripted_admin import Admin, scripted
@@ -28,6 +29,7 @@ async def admin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     async with scripted(tmp_path) as admin:
         for name, shape, size in (("large", SHAPE, 66), ("small", SMALL, 34), ("other", SMALL, 35)):
             info = {"context_length": 131072, "shape": shape.to_dict()}
+            small_models.stored(admin.daemon.config.state / "models", name[0] * 64, size * GIB)
             admin.daemon.store.add_model(name, name[0] * 64, size * GIB, f"{name}.gguf", info)
         yield admin
 
@@ -118,6 +120,7 @@ async def release(admin: Admin, fake: FakeNvml, pid: int) -> None:
 async def test_a_form_can_be_pinned_and_the_log_has_what_serves(admin: Admin) -> None:
     fake = FakeNvml(h200(0))
     admin.see(fake)
+    small_models.stored(admin.daemon.config.state / "models", "4" * 64, 34 * GIB)
     admin.daemon.store.add_form(Form("large", "Q4_K_M", "4" * 64, 34 * GIB, {"shape": SMALL.to_dict()}))
     assert (await admin.json("plan", "large"))["form"] == "large@GGUF"
     assert (await admin.json("plan", "large", "--form", "Q4_K_M"))["form"] == "large@Q4_K_M"

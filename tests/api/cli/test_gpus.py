@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import small_models
 from fake_nvml import GIB, FakeNvml, NoPermission, a100_mig, gb10, h200, old_card
 from real_daemon import Llmd
 from scripted_admin import Admin, scripted
@@ -242,6 +243,7 @@ SHAPE = Shape("llama", 131072, 128256, 4096, (LAYER,) * 32, 128, 128, host=300 <
 
 def import_model(admin: Admin) -> None:
     info = {"context_length": 131072, "shape": SHAPE.to_dict()}
+    small_models.stored(admin.daemon.config.state / "models", "0" * 64, 5 * GIB)
     admin.daemon.store.add_model("m", "0" * 64, 5 * GIB, "m.gguf", info)
 
 

@@ -1,6 +1,7 @@
 """What an admin asks for that this machine cannot give."""
 
 import pytest
+import small_models
 
 from llmd.daemon import memory
 from llmd.daemon.errors import Unavailable
@@ -14,6 +15,7 @@ async def test_a_model_that_memory_does_not_hold_changes_nothing(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "available", lambda: 1 << 29)
+    small_models.stored(daemon.config.state / "models", "0" * 64, 1 << 30)
     daemon.store.add_model("m", "0" * 64, 1 << 30, "m.gguf", {"context_length": 4096, "shape": SHAPE})
     with pytest.raises(Unavailable, match=r"weights 1\.0.* 0\.5 GiB are free"):
         await daemon.service.deploy("m", None, None, "me")

@@ -72,7 +72,7 @@ async def test_import(place: Place, file: Path) -> None:
     assert place.left() == [digest, f"{digest}/model.gguf"]
     assert place.models.list() == [model] == [place.models.show(model.name)]
     assert seen[-1] == (model.size, model.size)
-    assert await place.models.verify(model.name)
+    assert await place.models.verify(place.models.own_form(model.name))
 
 
 async def test_the_real_model(place: Place, model_file: Path) -> None:
@@ -96,12 +96,11 @@ async def test_two_names_share_a_file(place: Place, file: Path) -> None:
     assert place.models.path("b").exists() and len(place.left()) == 2
     await place.models.remove("b")
     assert place.left() == [] and place.models.list() == []
-    for call in (place.models.show, place.models.path):
+    for call in (place.models.show, place.models.path, place.models.own_form):
         with pytest.raises(ModelNotFound):
             call("b")
-    for coroutine in (place.models.remove("b"), place.models.verify("b")):
-        with pytest.raises(ModelNotFound):
-            await coroutine
+    with pytest.raises(ModelNotFound):
+        await place.models.remove("b")
 
 
 async def test_a_name_of_another_file(place: Place, file: Path, tmp_path: Path) -> None:
@@ -128,18 +127,51 @@ async def test_two_files_race_for_a_name(place: Place, file: Path, tmp_path: Pat
     assert len(place.left()) == 2 and place.left()[0] == place.models.show("a").digest
 
 
-async def test_verify_finds_a_changed_byte(place: Place, file: Path) -> None:
+def harm(path: Path, how: str) -> None:
+    if how == "gone":
+        path.unlink()
+    elif how == "without its folder":
+        shutil.rmtree(path.parent)
+    elif how == "cut off":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        path.chmod(0o600)
+        with path.open("r+b") as out:
+            out.seek(-1, os.SEEK_END)
+            out.write(b"\x01")
+
+
+@pytest.mark.parametrize("how", ["gone", "without its folder", "cut off", "a byte changed"])
+@pytest.mark.parametrize("again_as", ["a", "b"])
+async def test_what_is_damaged_is_found_and_comes_back_by_importing_it_again(
+    place: Place, file: Path, how: str, again_as: str
+) -> None:
     await place.models.import_file(file, "a")
-    path = place.models.path("a")
-    path.chmod(0o600)
-    with path.open("r+b") as out:
-        out.seek(-1, os.SEEK_END)
-        out.write(b"\x01")
-    assert not await place.models.verify("a")
-    path.unlink()
-    assert not await place.models.verify("a")
+    form, path = place.models.own_form("a"), place.models.path("a")
+    with path.open("rb") as reader:  # as a worker has it
+        harm(path, how)
+        assert not await place.models.verify(form)
+        why, fix = place.models.damage(form)
+        assert bool(why) == (how != "a byte changed") == bool(place.models.damages())
+        assert "llmctl model import FILE --name a" in place.models.repair(form) and fix in (
+            "",
+            place.models.repair(form),
+        )
+        await place.models.import_file(file, again_as)
+        assert len(reader.read()) > 0
+    assert path.read_bytes() == file.read_bytes() and path.stat().st_mode & 0o777 == 0o440
+    assert await place.models.verify(form) and place.models.damages() == []
+    assert place.left() == [form.digest, f"{form.digest}/model.gguf"]
+
+
+async def test_another_file_does_not_repair_one(place: Place, file: Path, tmp_path: Path) -> None:
     await place.models.import_file(file, "a")
-    assert await place.models.verify("a"), "a file that is gone comes back by importing it again"
+    harm(place.models.path("a"), "gone")
+    other = tmp_path / "other.gguf"
+    other.write_bytes(tiny(1))
+    with pytest.raises(Conflict, match="belongs to another file"):
+        await place.models.import_file(other, "a")
+    assert not place.models.path("a").exists()
 
 
 async def test_a_deployed_model_stays(place: Place, file: Path) -> None:
@@ -451,9 +483,8 @@ async def test_a_lost_database_does_not_cost_the_files(place: Place, file: Path,
     empty = Store(None)
     again = ModelStore(place.folder, empty, StateThread())
     assert path.exists() and again.list() == []
-    inode = path.stat().st_ino
     await again.import_file(file, "b")
-    assert again.path("b") == path and path.stat().st_ino == inode
+    assert again.path("b") == path and path.read_bytes() == file.read_bytes()
     empty.close()
 
 

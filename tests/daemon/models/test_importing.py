@@ -161,7 +161,7 @@ async def test_a_folder_becomes_a_model(place: Place, folders: Path) -> None:
     assert done["digest"] == model.digest and model.info["file_type"] == "BF16" and model.info["tried"]
     assert model.info["proof"] == done["proof"] and 0 < done["proof"]["difference"] < 0.01
     assert model.info["converted"]["from"] == "LlamaForCausalLM"
-    assert await place.models.verify("llama-spm")
+    assert await place.models.verify(place.models.own_form("llama-spm"))
     done_bytes = [d for d, total, _ in place.told if total]
     assert done_bytes == sorted(done_bytes) and done_bytes[-1] == place.told[-1][1]
     assert any(line.startswith("differs from the original's first 96 logits by 0.") for _, _, line in place.told)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmd.daemon.admin.service import crowded
+from llmd.daemon.admin.shown import crowded
 from llmd.daemon.engine.messages import Busy, Generate, RawText, SamplingParams
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish

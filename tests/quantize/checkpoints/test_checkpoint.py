@@ -50,6 +50,33 @@ def test_in_several_files(tmp_path: Path) -> None:
         read(tmp_path / "a")
 
 
+def test_a_part_that_is_missing_is_named_without_an_index(tmp_path: Path) -> None:
+    shapes = list(llama_shapes().items())
+    parts = [dict(shapes[at::4]) for at in range(4)]
+    names = [f"model-0000{n}-of-00004.safetensors" for n in (1, 2, 3, 4)]
+    every = {name: file_of(part) for name, part in zip(names, parts, strict=True)}
+    folder = Folder(files={"model.safetensors": None, **every}).write(tmp_path / "a")
+    assert read(folder).tensors == 20
+    (folder / names[1]).unlink()
+    with pytest.raises(ModelInvalid, match=f"part 2 of 4 is missing, as in '{names[1]}': copy all of the model"):
+        read(folder)
+    (folder / names[2]).unlink()
+    with pytest.raises(ModelInvalid, match=f"parts 2, 3 of 4 are missing, as in '{names[1]}'"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "model.safetensors.index.json"],
+)
+def test_what_git_lfs_did_not_fetch_is_named(tmp_path: Path, name: str) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"5c" * 32 + b"\nsize 54545512\n"
+    with pytest.raises(
+        ModelInvalid, match=f"'{name}' is what Git LFS leaves in place of a file: fetch the file itself"
+    ):
+        read(Folder(files={name: pointer}).write(tmp_path))
+
+
 NOT_A_MODEL: dict[str, Folder] = {
     "an adapter .LoRA., not a model: merge it": files(adapter_config__json=b"{}"),
     "a diffusion pipeline, which makes images": files(model_index__json=b"{}"),
