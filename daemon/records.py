@@ -41,7 +41,7 @@ class Model:
 def of_form(name: str) -> tuple[str, str | None]:
     """A model's name, and the type of the form where one is named: `MODEL@TYPE`, in whatever case."""
     model, _, kind = name.partition("@")
-    return model, kind.upper() or None
+    return (model, kind.upper()) if model and kind else (name, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,8 +168,10 @@ def revoke(daemon: Client, name: str, serial: str | None, json_: bool) -> None:
     # as `client list` shows it
     done = daemon.call("DELETE", f"/clients/{quote(name, safe='')}", serial=serial and serial.rstrip("…"))
     if json_:
-        return show_json(done)
-    if not done["revoked"]:
+        show_json(done)
+    elif not done["revoked"]:
         click.echo(f"{safe(name)} had no {'such ' if serial else ''}certificate that was good")
+    else:
+        click.echo(f"revoked {safe(name)}: certificates {len(done['revoked'])}, connections cut {done['connections']}")
+    if not done["revoked"]:
         sys.exit(1)
-    click.echo(f"revoked {safe(name)}: certificates {len(done['revoked'])}, connections cut {done['connections']}")

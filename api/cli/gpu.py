@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from llmd.api.cli.connection import Client
-from llmd.api.cli.terminal import as_json, moment, safe, show_json, size, table
+from llmd.api.cli.terminal import as_json, device, moment, safe, show_json, size, table
 
 WATCH_SECONDS = 1.0
 HEADS = ("gpu", "name", "uuid", "memory used", "power", "temp", "load", "health", "processes")
@@ -75,23 +75,18 @@ def _rows(found: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         whole, _, part = gpu["name"].partition(" MIG ")
         rest = (_watts(gpu), _unit(gpu["temperature"], "°C"), _unit(gpu["utilization"], "%"))
         if gpu["parent"] and gpu["parent"] != above:
-            rows.append((gpu["index"], whole, _short(gpu["parent"]), "", *rest, "", ""))
+            rows.append((gpu["index"], whole, device(gpu["parent"]), "", *rest, "", ""))
         above = gpu["parent"]
         state, running = gpu["health"]["state"], _processes(gpu["processes"])
         if above:
-            rows.append(("", f"  MIG {part}", _short(gpu["uuid"]), _memory(gpu), "", "", "", state, running))
+            rows.append(("", f"  MIG {part}", device(gpu["uuid"]), _memory(gpu), "", "", "", state, running))
         else:
-            rows.append((gpu["index"], gpu["name"], _short(gpu["uuid"]), _memory(gpu), *rest, state, running))
+            rows.append((gpu["index"], gpu["name"], device(gpu["uuid"]), _memory(gpu), *rest, state, running))
     return rows
 
 
-def _short(uuid: str) -> str:
-    """Enough to tell GPUs apart; --json has it whole."""
-    return uuid if len(uuid) <= 14 else f"{uuid[:13]}…"
-
-
 def _label(gpu: dict[str, Any]) -> str:
-    return f"{gpu['index']}, instance {safe(_short(gpu['uuid']))}," if gpu["parent"] else str(gpu["index"])
+    return f"{gpu['index']}, instance {safe(device(gpu['uuid']))}," if gpu["parent"] else str(gpu["index"])
 
 
 def _memory(gpu: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from llmd.api.cli import network as cli_network
 from llmd.api.cli import plan as cli_plan
 from llmd.api.cli.completion import deployed
 from llmd.api.cli.connection import SOCKETS, Client, DaemonError, NoDaemon
-from llmd.api.cli.terminal import MAX_CELL, as_json, json_before, moment, safe, short, show_json, span, table
+from llmd.api.cli.terminal import MAX_CELL, as_json, device, json_before, moment, safe, short, show_json, span, table
 from llmd.daemon.errors import MAX_GIVEN, cut
 
 GIVEN = "llmctl.given"
@@ -178,10 +178,10 @@ def _notes(models: list[dict[str, Any]]) -> None:
 
 
 def _where(model: dict[str, Any]) -> str:
-    """The CPU, or the GPUs by the beginning of their UUIDs."""
+    """The CPU, or the GPUs by the ends of their UUIDs."""
     if "gpus" not in model:
         return ""
-    return " ".join(uuid[:12] for uuid in model["gpus"]) or "CPU"
+    return " ".join(map(device, model["gpus"])) or "CPU"
 
 
 def _replicas(model: dict[str, Any]) -> str:

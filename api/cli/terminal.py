@@ -17,6 +17,7 @@ from llmd.daemon.errors import cut
 MAX_CELL = 40
 # of a serial number or a digest
 SHORT = 16
+DEVICE = 17
 # columns that a bar and its label have at least, where there is one
 LEAST_BAR, LEAST_LABEL = 8, 16
 
@@ -58,6 +59,11 @@ def begins(value: Any) -> str:
     """Of a serial number or a digest as much as one is named by."""
     text = safe(value)
     return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"
+
+
+def device(uuid: str) -> str:
+    """Of a GPU or a part of one enough to tell it from others: parts differ at their ends; --json has it whole."""
+    return short(uuid, DEVICE)
 
 
 def _cells(values: Sequence[Any]) -> list[str]:

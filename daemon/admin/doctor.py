@@ -205,7 +205,7 @@ class Doctor:
         if problem:
             yield check("clock", False, problem, "set the clock; what depends on it is repaired within seconds")
         elif latest and datetime.fromisoformat(latest) > datetime.now(UTC) + SKEW:
-            said = f"the audit log has a row of {latest[:19]}: this machine's clock was ahead, or is behind"
+            said = f"the audit log has a row of {latest[:19]}Z: this machine's clock was ahead, or is behind"
             yield check("clock", None, said, "compare it with another clock")
 
     def _files(self) -> Iterator[Check]:

@@ -238,7 +238,7 @@ class Service:
 
     def _wanted(self, name: str) -> bool:
         """It serves, or would if it had not made room for another one."""
-        return name in self.serving.pool.evicted or any(d.model == name for d in self.serving.pool.all())
+        return self.serving.pool.knows(name)
 
     async def template(self, name: str, turns: tuple[ChatMessage, ...]) -> str:
         """A conversation as the model's chat template lays it out. Raises ModelNotFound, BadRequest, ModelInvalid."""

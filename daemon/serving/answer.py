@@ -254,7 +254,8 @@ class Serving:
     def _model(self, ask: Ask) -> tuple[str, str | None]:
         """Its name, and the type of the form where one is asked for."""
         if ask.model is not None:
-            return of_form(ask.model)
+            model, form = of_form(ask.model)
+            return (model, form) if self.pool.knows(model) else (ask.model, None)
         names = [d.model for d in self.pool.all()]
         if len(names) != 1:
             raise BadRequest(f"model is missing; deployed: {', '.join(names) or 'none'}", param="model")

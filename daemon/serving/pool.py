@@ -135,6 +135,10 @@ class Pool:
             raise ModelNotFound.among("deployed model", self._deployed, param="model")
         return found
 
+    def knows(self, model: str) -> bool:
+        """It is deployed, or made room for another one."""
+        return model in self._deployed or model in self.evicted
+
     def all(self) -> list[Deployment]:
         return sorted(self._deployed.values(), key=lambda d: d.model)
 
