@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmd.daemon import files
-from llmd.daemon.errors import MAX_GIVEN, quoted
+from llmd.daemon.errors import MAX_GIVEN, cut, quoted
 
 DEFAULT_FILE = Path("/etc/llmd/llmd.toml")
 # bytes that the kernel takes
@@ -63,6 +63,10 @@ class Config:
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
 
+    def at(self, port: int) -> "Config":
+        """Listening on that port, where it was the kernel's to choose."""
+        return self if self.address[1] else replace(self, listen=f"{self.listen.rpartition(':')[0]}:{port}")
+
     @property
     def url(self) -> str:
         """Where this machine finds it, by a name that the server's certificate has: none has that of every address."""
@@ -75,22 +79,23 @@ def load(file: Path | None, **given: Any) -> Config:
     """The file's values (the default file need not exist), over them `given` ones that are not None. Raises
     ConfigError."""
     where = file or DEFAULT_FILE
+    shown = cut(str(where))
     text = _text(where) if file is not None or where.exists() else ""
     told = {key: value for key, value in given.items() if value is not None}
 
     def wrong(key: str, why: str) -> ConfigError:
-        at = f"--{key.replace('_', '-')}" if key in told else f"{where}:{_line(text, key)}"
+        at = f"--{key.replace('_', '-')}" if key in told else f"{shown}:{_line(text, key)}"
         return ConfigError(f"{at}: {why}")
 
     kinds = {f.name: type(f.default) for f in fields(Config)}
-    values = _parsed(where, text)
+    values = _parsed(shown, text)
     for key, value in values.items():
         if key not in kinds:
             raise wrong(key, f"there is no setting {quoted(key, MAX_GIVEN)}")
         if kinds[key] is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
             values[key] = tuple(value)
         elif type(value) is not kinds[key]:
-            raise ConfigError(f"{where}:{_line(text, key)}: {key} takes {_KINDS[kinds[key]]}")
+            raise ConfigError(f"{shown}:{_line(text, key)}: {key} takes {_KINDS[kinds[key]]}")
     config = replace(Config(), **{**values, **told})
     for key, why in _faults(config):
         raise wrong(key, why)
@@ -103,12 +108,12 @@ def _text(where: Path) -> str:
             raise ConfigError(why)
         return where.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except OSError as e:
-        raise ConfigError(f"{where}: {e.strerror}") from e
+        raise ConfigError(f"{cut(str(where))}: {e.strerror}") from e
     except UnicodeDecodeError as e:
-        raise ConfigError(f"{where}: this is not UTF-8 text") from e
+        raise ConfigError(f"{cut(str(where))}: this is not UTF-8 text") from e
 
 
-def _parsed(where: Path, text: str) -> dict[str, Any]:
+def _parsed(where: str, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
@@ -127,6 +132,7 @@ FIXED = frozenset({"listen", "state_dir", "admin_socket", "node", "server_names"
 
 def changes(used: Config, new: Config) -> tuple[Config, list[str], list[str]]:
     """`new`, as far as a running llmd can use it; the keys that this changes; those that wait for the next start."""
+    new = new.at(used.address[1])
     names = [f.name for f in fields(Config) if getattr(used, f.name) != getattr(new, f.name)]
     waiting = [name for name in names if name in FIXED]
     usable = replace(new, **{name: getattr(used, name) for name in waiting})

@@ -36,7 +36,7 @@ from llmd.daemon.admin.upkeep import Upkeep
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.config import Config, ConfigError
-from llmd.daemon.errors import LlmdError
+from llmd.daemon.errors import LlmdError, cut
 from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.inventory import Inventory
 from llmd.daemon.gpus.nvml import Nvml
@@ -141,7 +141,7 @@ class Daemon:
         """What a reload has changed is used from now on, by deployments from the next one on."""
         if new.audit_on_failure != self.config.audit_on_failure:
             self.audit.event("audit.on_failure", value=new.audit_on_failure)
-        self.config = self.service.config = self.service.doctor.config = new
+        self.config = self.service.config = self.service.doctor.config = self.service.fitting.config = new
         self.serving.admission.queue = new.queue
         self.seats.use(new.threads)
         self.serving.serve_unaudited = self.acts.unlogged = new.audit_on_failure == "serve"
@@ -213,6 +213,7 @@ class Daemon:
         if default_model:
             await self._default_model(*default_model)
         await clients.start(*self.config.address, systemd.sockets())
+        self._use(self.config.at(clients.port))
         log.info("clients on https://%s, admins on %s", self.config.listen, self.config.admin_path)
         # what start-up made stays: a collection that walks it all would hold up every stream for tens of milliseconds
         gc.collect()
@@ -307,7 +308,7 @@ class Daemon:
         if any(model.name == name for model in self.store.models()):
             return
         if not file.exists():
-            raise Fatal(f"{file} does not exist: --default-model takes NAME=FILE")
+            raise Fatal(f"{cut(str(file))} does not exist: --default-model takes NAME=FILE")
         log.info("importing %s", name)
         await self.service.import_model(str(file), name, "first start", lambda *_: None)
         await self.service.deploy(name, None, None, "first start")
@@ -322,8 +323,13 @@ class Daemon:
             await asyncio.sleep(0.05)
 
 
+class Arguments(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(cut(message))
+
+
 def arguments() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="llmd", description="A private LLM service. `llmctl` administers it.")
+    top = Arguments(prog="llmd", description="A private LLM service. `llmctl` administers it.")
     top.add_argument("--version", action="version", version=f"llmd {version('llmd-appliance')}")
     commands = top.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="run the daemon in the foreground")
@@ -375,7 +381,7 @@ def main(argv: list[str] | None = None) -> None:
     except LlmdError as e:
         _fail(e.message)
     except OSError as e:
-        _fail(f"{e.filename}: {files.why(e)}" if e.filename else files.why(e))
+        _fail(f"{cut(str(e.filename))}: {files.why(e)}" if e.filename else files.why(e))
     finally:
         lines.flush(FLUSH_SECONDS)
 

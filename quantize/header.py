@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llmd.daemon.errors import ModelInvalid
+from llmd.daemon.errors import ModelInvalid, cut
 
 MIB = 1 << 20
 MAX_HEADER_BYTES = 256 * MIB
@@ -58,6 +58,15 @@ LFS = b"version https://git-lfs"
 LFS_LEFT = "what Git LFS leaves in place of a file: fetch the file itself (git lfs pull), and copy that"
 _FOLDER = "name the folder that it lies in, with its config.json and tokenizer"
 HEAD_BYTES = 32  # of a file, for `refuse_foreign`
+_PAGE = "a web page and no model: the download asked for something else, or for a login"
+_ARCHIVE = "an archive: unpack it, and name what was in it"
+_OLD = "a GGML file, as llama.cpp wrote them until August 2023: take the model as GGUF"
+# how a file begins that people hand over in place of one, in lower case
+_FOREIGN = {
+    LFS: LFS_LEFT, b"<!doctype": _PAGE, b"<html": _PAGE, b"lmgg": _OLD, b"fmgg": _OLD, b"tjgg": _OLD,
+    b"\x1f\x8b": _ARCHIVE, b"bzh": _ARCHIVE, b"\xfd7zxz": _ARCHIVE, b"\x28\xb5\x2f\xfd": _ARCHIVE,
+    b"7z\xbc\xaf": _ARCHIVE, b"rar!": _ARCHIVE,
+}  # fmt: skip
 _BESIDE_WEIGHTS = {
     "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "special_tokens_map.json", "vocab.json", "merges.txt",
@@ -136,8 +145,9 @@ def refuse_foreign(name: str, head: bytes) -> None:
 
     PyTorch's files are pickles: reading one runs the code in it, so none is ever opened here.
     """
-    if head.startswith(LFS):
-        raise ModelInvalid(f"this is {LFS_LEFT}")
+    for begin, what in _FOREIGN.items():
+        if head.lower().startswith(begin):
+            raise ModelInvalid(f"this is {what}")
     if os.path.basename(name) in _BESIDE_WEIGHTS:
         raise ModelInvalid(f"this is one file of a Hugging Face model: {_FOLDER}")
     suffix = Path(name).suffix.lower()
@@ -201,34 +211,34 @@ class _Reader:
             if not key:
                 raise ModelInvalid(f"key {i} is empty")
             if key in values:
-                raise ModelInvalid(f"the key {key!r} is there twice")
+                raise ModelInvalid(f"the key {cut(key)!r} is there twice")
             kinds[key] = self._number("i")
             values[key] = self._value(key, kinds[key])
         return values, kinds
 
     def _value(self, key: str, kind: int) -> Any:
         if kind == _STRING and key.startswith(_TEMPLATE):
-            return self._text(f"the chat template {key!r}", MAX_STRING_BYTES)
+            return self._text(f"the chat template {cut(key)!r}", MAX_STRING_BYTES)
         if kind == _STRING:
-            return self._bytes(f"the value of {key!r}", MAX_STRING_BYTES).decode(errors="replace")
+            return self._bytes(f"the value of {cut(key)!r}", MAX_STRING_BYTES).decode(errors="replace")
         if kind == _ARRAY:
             return self._array(key)
         if kind not in _SCALARS:
-            raise ModelInvalid(f"the key {key!r} has the unknown type {kind}")
+            raise ModelInvalid(f"the key {cut(key)!r} has the unknown type {kind}")
         return self._number(_SCALARS[kind][1])
 
     def _array(self, key: str) -> Array:
         kind, count = self._number("i"), self._number("Q")
         if kind == _ARRAY:
-            raise ModelInvalid(f"the key {key!r} is an array of arrays: these are not supported")
+            raise ModelInvalid(f"the key {cut(key)!r} is an array of arrays: these are not supported")
         if kind == _STRING:
             return self._string_array(key, count)
         if kind not in _SCALARS:
-            raise ModelInvalid(f"the array {key!r} has the unknown element type {kind}")
+            raise ModelInvalid(f"the array {cut(key)!r} has the unknown element type {kind}")
         name, code = _SCALARS[kind]
         width = struct.calcsize("<" + code)
         if count * width > self._size - self._at:
-            raise ModelInvalid(f"the array {key!r} claims {count} elements, more than the file can hold")
+            raise ModelInvalid(f"the array {cut(key)!r} claims {count} elements, more than the file can hold")
         if count <= KEEP_VALUES:
             return Array(name, count, struct.unpack(f"<{count}{code}", self._take(count * width)))
         self._skip(count * width)
@@ -237,10 +247,10 @@ class _Reader:
     def _string_array(self, key: str, count: int) -> Array:
         self._strings += count
         if self._strings > MAX_STRINGS:
-            raise ModelInvalid(f"the array {key!r} claims {count} strings: at most {MAX_STRINGS} are allowed")
+            raise ModelInvalid(f"the array {cut(key)!r} claims {count} strings: at most {MAX_STRINGS} are allowed")
         if count * 8 > self._size - self._at:
-            raise ModelInvalid(f"the array {key!r} claims {count} strings, more than the file can hold")
-        what = f"a string of {key!r}"
+            raise ModelInvalid(f"the array {cut(key)!r} claims {count} strings, more than the file can hold")
+        what = f"a string of {cut(key)!r}"
         if count > KEEP_VALUES:
             self._skip_strings(what, count)
             return Array("string", count, None)

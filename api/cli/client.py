@@ -36,8 +36,8 @@ def issue(
 ) -> None:
     """Make a certificate: NAME.crt, NAME.key and ca.crt. The key is kept nowhere else."""
     files = {"certificate": out / f"{name}.crt", "key": out / f"{name}.key", "ca": out / "ca.crt"}
-    taken = [path for part in ("certificate", "key") if _there(path := files[part])]
-    if taken and (not force or taken[0].is_dir()):
+    taken = [path for part, path in files.items() if _there(path) and (path.is_dir() or part != "ca" and not force)]
+    if taken:
         do = "another --out" if taken[0].is_dir() else "--force or another --out"
         raise click.UsageError(f"{taken[0]} is there already; give {do}")
     with _room(out) as room:
@@ -45,8 +45,10 @@ def issue(
         try:
             for part, mode in (("certificate", 0o644), ("key", 0o600), ("ca", 0o644)):
                 room.keep(files[part], made.pop(f"{part}_pem"), mode)
-        except OSError as e:
+        except (OSError, KeyboardInterrupt) as e:
             daemon.call("DELETE", f"/clients/{quote(name, safe='')}", serial=made["serial"])
+            if not isinstance(e, OSError):
+                raise
             raise DaemonError(f"{e.filename}: {e.strerror}; the certificate that was made is revoked again") from e
     tried = made.pop("try")
     if json_:
@@ -73,6 +75,7 @@ class _Room:
 
     def __init__(self, folder: Path) -> None:
         self._files: list[Path] = []
+        self._kept: list[Path] = []
         try:
             for _ in range(3):
                 fd, name = tempfile.mkstemp(prefix=".llmctl-", dir=folder)
@@ -93,10 +96,12 @@ class _Room:
             os.fchmod(out.fileno(), mode)
             os.fsync(out.fileno())
         file.replace(path)
+        self._kept.append(path)
         self._files.pop()
 
     def close(self) -> None:
-        for file in self._files:
+        """Where not all is kept, nothing is."""
+        for file in (*self._files, *(self._kept if self._files else ())):
             file.unlink(missing_ok=True)
 
 

@@ -220,11 +220,11 @@ class Doctor:
         if here.exists() and systemd.credential(here.name):
             yield check(here.name, False, "systemd hands it in, and it lies in the state folder too", f"rm {here}")
         if not self.authority.root_key_here:
-            until = rfc3339(self.authority.end("issuer").timestamp())[:10]
+            until = rfc3339(self.authority.end("issuer").timestamp())
             yield check(
                 "root.key",
                 None,
-                f"it is not here; the issuer ends on {until}",
+                f"it is not here; the issuer ends at {until}",
                 "put it back 90 days before, and run `llmctl reload`",
             )
 
@@ -250,7 +250,7 @@ class Doctor:
             yield check("unknown certificates", None, said, fix)
         soon = [e for e in self.soon() if e.kind == "client"]
         if soon:
-            told = ", ".join(f"{e.client} {rfc3339(e.not_after)[:10]}" for e in soon[:20])
+            told = ", ".join(f"{e.client} {rfc3339(e.not_after)}" for e in soon[:20])
             fix = "llmctl client issue NAME --again"
             yield check("client certificates", None, f"{len(soon)} end soon or have ended: {told}", fix)
 

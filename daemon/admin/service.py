@@ -158,7 +158,7 @@ class Service:
             await self.state.run(lambda: self.store.set_deployment(name, ctx, slots, placement.to_dict(), replicas))
             deployment = self.serving.pool.deploy(name, model.digest, wish, replicas)
             if deployment.state == "ready" and await self.planner.better(name, wish):
-                self.serving.pool.replan(deployment)
+                self.serving.pool.replan(deployment, "there is room for more now: it is planned anew")
             return deployment, before
 
     def chosen(self, deployment: Deployment) -> dict[str, Any]:
@@ -199,9 +199,13 @@ class Service:
     async def import_model(
         self, path: str, name: str | None, actor: str, progress: Callable[[int, int], None]
     ) -> Model:
+        before = {d: self.models.inode(d.digest) for d in self.serving.pool.all()}
         async with self.acts("admin.model_import", actor, file=Path(path).name, model=name) as result:
             model = await self.models.import_file(path, name, progress)
             result |= {"model": model.name, "digest": model.digest, "size": model.size}
+        for d, inode in before.items():
+            if d.digest == model.digest and inode not in (None, self.models.inode(d.digest)):
+                self.serving.pool.replan(d, "its file was damaged: it is loaded anew")
         return model
 
     async def rename_model(self, name: str, new: str, actor: str) -> dict[str, Any]:

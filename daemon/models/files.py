@@ -105,6 +105,13 @@ class ModelStore:
     def file(self, digest: str) -> Path:
         return self._path(digest)
 
+    def inode(self, digest: str) -> int | None:
+        """Of a stored file, which another one may have replaced by now; None where there is none."""
+        try:
+            return self._path(digest).stat().st_ino
+        except OSError:
+            return None
+
     def damage(self, form: Form) -> tuple[str, str]:
         """What is wrong with its file that can be seen without reading it, and what to do; "": nothing."""
         why = stored.damage(self._path(form.digest), form.size)

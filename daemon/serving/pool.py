@@ -58,8 +58,7 @@ from llmd.daemon.tasks import Tasks
 log = logging.getLogger("llmd.pool")
 
 FILL_PAUSE_SECONDS = 5.0
-# how often a replica that drains is looked at
-DRAIN_STEP_SECONDS = 0.05
+DRAIN_STEP_SECONDS = 0.05  # how often a replica that drains is looked at
 
 
 class Pool:
@@ -119,8 +118,7 @@ class Pool:
             await deployment.changed.wait()
 
     async def evict(self, model: str, why: str) -> None:
-        """Take an idle model out of service for another one. Raises ModelNotFound, and Conflict where somebody asks it
-        something."""
+        """Take an idle model out of service for another one. Raises ModelNotFound, and Conflict for one that is not."""
         if not self.find(model).idle:
             raise Conflict(f"{model} is not idle any more; try again")
         self.evicted[model] = why
@@ -136,7 +134,6 @@ class Pool:
         return found
 
     def knows(self, model: str) -> bool:
-        """It is deployed, or made room for another one."""
         return model in self._deployed or model in self.evicted
 
     def all(self) -> list[Deployment]:
@@ -154,9 +151,8 @@ class Pool:
     def serves(
         self, model: str, owner: str = "", ask: Ask | None = None, form: str | None = None
     ) -> tuple[Worker, Ready]:
-        """The worker that answers a client's request to a model, or to one form of it, and what it has loaded. Raises,
-        in this order: 1. the daemon stops: ShuttingDown; 2. not deployed: ModelNotFound; 3. not ready: ModelNotReady;
-        4. deployed in another form: ModelNotFound."""
+        """The worker that answers a client's request to a model or one form of it, and what it has loaded. Raises, in
+        this order: ShuttingDown; not deployed or in another form: ModelNotFound; not ready: ModelNotReady."""
         if self.draining:
             raise ShuttingDown("this server is stopping; try again soon", retry_after=5)
         deployment = self.find(model)
@@ -188,11 +184,11 @@ class Pool:
         found = self._deployed.get(model)
         return found.digest if found else ""
 
-    def replan(self, d: Deployment) -> None:
-        """Its replicas would get more memory now than they have: they are replaced as with other settings."""
+    def replan(self, d: Deployment, why: str) -> None:
+        """Its replicas are replaced as with other settings."""
         d.crowded = False
         for r in d.replicas:
-            r.leaves = "there is room for more now: it is planned anew"
+            r.leaves = why
         self._settle(d)
 
     # --- faults

@@ -29,6 +29,7 @@ from llmd.quantize.header import LFS, LFS_LEFT
 
 MAX_JSON_BYTES = 64 << 20
 MAX_FILES = 10_000
+MAX_LOOKED_INTO = 100  # folders within one that is no model's
 MAX_LAYERS, MAX_WIDTH, MAX_VOCABULARY = 1024, 1 << 20, 1 << 22
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 # what is read beside the weights, where it is there
@@ -78,7 +79,7 @@ def parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The configuration, and every tensor by its name. Raises ModelInvalid, with what to do."""
     names = _names(folder)
     _check_links(folder, names)
-    _check_kind(names)
+    _check_kind(folder, names)
     for name in (CONFIG, INDEX, *SIDE_FILES):
         if name in names:
             _check_file(folder, name, MAX_SIDE_BYTES)
@@ -92,6 +93,9 @@ def parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     _check_architecture(config)
     if not any(name in names for name in TOKENIZERS):
         raise ModelInvalid("the folder has no tokenizer (tokenizer.json or tokenizer.model): copy all of the model")
+    for name in names.intersection(TOKENIZERS):
+        if name.endswith(".json"):
+            _json(folder, name, MAX_SIDE_BYTES)
     tensors = _weights(folder, names)
     _check_fit(config, tensors)
     if _method(config) == GPTQ:
@@ -124,7 +128,16 @@ def _check_links(folder: Path, names: set[str]) -> None:
             )
 
 
-def _check_kind(names: set[str]) -> None:
+def _inside(folder: Path, names: set[str]) -> str:
+    """The one folder within it that holds a model; "" where there is none, or several. The cache of Hugging Face has
+    them in `snapshots/`."""
+    tops = [name for name in sorted(names) if name != "snapshots"][:MAX_LOOKED_INTO]
+    below = sorted(f"snapshots/{one.name}" for one in (folder / "snapshots").glob("*"))[:MAX_LOOKED_INTO]
+    found = [name for name in (*tops, *below) if (folder / name / CONFIG).is_file()]
+    return found[0] if len(found) == 1 else ""
+
+
+def _check_kind(folder: Path, names: set[str]) -> None:
     ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))
     weights = any(name.endswith(".safetensors") for name in names)
     if "adapter_config.json" in names:
@@ -134,6 +147,8 @@ def _check_kind(names: set[str]) -> None:
     if "modules.json" in names and "config_sentence_transformers.json" in names:
         raise ModelInvalid(f"this is {OTHERS['BertModel']}")
     if CONFIG not in names:
+        if inside := _inside(folder, names):
+            raise ModelInvalid(f"the model is in a folder within this one: name that, as in …/{shown(inside)[1:-1]}")
         if ggufs:
             raise ModelInvalid(f"the folder holds GGUF files: name one of them, as in …/{ggufs[0]}")
         if "params.json" in names:
@@ -163,10 +178,10 @@ def _check_file(folder: Path, name: str, most: int) -> None:
             raise ModelInvalid(f"{shown(name)} is {LFS_LEFT}")
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def _json(folder: Path, name: str, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
     try:
-        if (folder / name).stat().st_size > MAX_JSON_BYTES:
-            raise ModelInvalid(f"{name} has more than {MAX_JSON_BYTES >> 20} MiB: it is damaged or hostile")
+        if (folder / name).stat().st_size > most:
+            raise ModelInvalid(f"{name} has more than {most >> 20} MiB: it is damaged or hostile")
         found = json.loads((folder / name).read_bytes())
     except (ValueError, RecursionError) as e:
         raise ModelInvalid(f"{name} is damaged: it is not JSON") from e

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmd.daemon.config import Config, ConfigError, load
+from llmd.daemon.config import Config, ConfigError, changes, load
 from llmd.daemon.errors import MAX_GIVEN
 
 # what the file holds, the line that is told, and words of what is told
@@ -81,6 +81,13 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
         load(file, listen="127.0.0.1:2")
     with pytest.raises(ConfigError):
         load(tmp_path / "none.toml")
+
+
+def test_a_port_of_the_kernels_choice_is_no_change() -> None:
+    used = Config(listen="[::1]:0").at(40123)
+    assert used.listen == "[::1]:40123" and used.url == "https://[::1]:40123" and used.at(5) is used
+    assert changes(used, Config(listen="[::1]:0")) == (used, [], [])
+    assert changes(used, Config(listen="127.0.0.1:0"))[2] == ["listen"]
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:8443", "[::1]:8443", "llm.example:443", "my_host:0", "0.0.0.0:1"])

@@ -59,6 +59,22 @@ def test_one_that_is_gone_is_told_of_everywhere_and_comes_back_by_itself(own_llm
     assert own_llmd.llmctl("status")["damaged"] == []
 
 
+def test_what_serves_from_a_damaged_file_is_loaded_anew_once_that_is_repaired(own_llmd: Llmd, model_file: Path) -> None:
+    file, before = stored(own_llmd), own_llmd.model()["pid"]
+    said(own_llmd, "model", "import", str(model_file), "--name", "smol", code=0)
+    assert own_llmd.model()["pid"] == before and stored(own_llmd).samefile(file), "nothing was damaged"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.unlink()  # other tests have this file too
+    file.write_bytes(data)
+    assert own_llmd.llmctl("status")["damaged"] == [], "its size tells nothing"
+    assert "HAS CHANGED" in said(own_llmd, "model", "verify", "smol", code=1)
+    said(own_llmd, "model", "import", str(model_file), "--name", "smol", code=0)
+    until(lambda: own_llmd.model()["state"] == "ready" and own_llmd.model()["pid"] != before, 30)
+    assert own_llmd.model()["restarts"] == 0
+    assert said(own_llmd, "model", "verify", "smol", code=0) == "smol is as it was imported\n"
+
+
 def test_a_daemon_starts_with_a_model_whose_file_is_cut_off(own_llmd: Llmd, model_file: Path) -> None:
     file = stored(own_llmd)
     assert own_llmd.stop() == 0

@@ -335,7 +335,7 @@ async def test_every_part_uses_what_a_reload_has_read(tmp_path: Path) -> None:
     new[0] = dataclasses.replace(new[0], queue=9, drain_seconds=3, slots=2, audit_on_failure="serve")
     changed = (await daemon.service.reload("test"))["changed"]
     assert sorted(changed) == ["audit_on_failure", "drain_seconds", "queue", "slots"]
-    assert daemon.config is daemon.service.config is daemon.service.doctor.config
+    assert daemon.config is daemon.service.config is daemon.service.doctor.config is daemon.service.fitting.config
     assert daemon.config == new[0]
     assert daemon.serving.admission.queue == 9
     assert daemon.serving.serve_unaudited and daemon.acts.unlogged

@@ -290,7 +290,7 @@ FOREIGN = [
     ("model.PT", b"", "PyTorch"),
     ("model.safetensors", b"", "safetensors"),
     ("model", struct.pack("<Q", 100) + b'{"a":1}' + bytes(100), "safetensors"),
-    ("model.gguf", b"<html>", "not a GGUF file"),
+    ("model.gguf", b"<html>", "a web page and no model"),
     ("model.gguf", b"", "empty"),
 ]
 

@@ -200,6 +200,9 @@ def test_damaged_and_foreign_files_are_refused_with_the_reason(llmd: Llmd, model
         assert "name the folder that it lies in" in run(llmd, "model", "import", str(tmp_path / name), code=1)
         assert "name the folder that it lies in" in run(llmd, "deploy", str(tmp_path / name), code=1)
         (tmp_path / name).unlink()
+    for head, words in ((b"<!DOCTYPE html><html>", "web page"), (b"\x1f\x8b\x08", "archive"), (b"tjgg", "GGML file")):
+        (tmp_path / "x.gguf").write_bytes(head + bytes(64))
+        assert words in run(llmd, "model", "import", str(tmp_path / "x.gguf"), code=1)
     assert "there is no file" in run(llmd, "deploy", str(tmp_path / "none.gguf"), code=1)
     assert "there is no folder" in run(llmd, "deploy", str(tmp_path / "none"), code=1)
     run(llmd, "model", "import", str(tmp_path), code=1)

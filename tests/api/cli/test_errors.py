@@ -170,14 +170,23 @@ def test_nothing_is_issued_that_cannot_be_written(llmd: Llmd, tmp_path: Path, mo
 def test_a_certificate_whose_file_fails_at_last_is_revoked(
     llmd: Llmd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
-        raise OSError(5, "Input/output error", "late.key")
+    def fails(room: Any, path: Path, text: str, mode: int) -> None:
+        if path.suffix == ".key":
+            raise error
+        keep(room, path, text, mode)
 
+    keep = cli_client._Room.keep
     monkeypatch.setattr(cli_client._Room, "keep", fails)
-    assert "is revoked again" in said(llmd, "client", "issue", "late", "--out", str(tmp_path))
+    error: BaseException = OSError(5, "Input/output error", "late.key")
+    assert "late.key: Input/output error; the certificate that was made is revoked again" in said(
+        llmd, "client", "issue", "late", "--out", str(tmp_path)
+    )
+    error = KeyboardInterrupt()
+    done = llmctl(llmd.state / "admin.sock", "client", "issue", "late", "--again", "--out", str(tmp_path))
+    assert done.exit_code == 130
     monkeypatch.undo()
-    (cert,) = certificates(llmd, "late")
-    assert cert["revoked_at"] is not None and [*tmp_path.iterdir()] == []
+    assert len(certs := certificates(llmd, "late")) == 2 and all(cert["revoked_at"] for cert in certs)
+    assert [*tmp_path.iterdir()] == []
 
 
 # --- interrupts, and nothing to say

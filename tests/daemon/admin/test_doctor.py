@@ -90,7 +90,7 @@ async def test_what_is_wrong_with_files_is_told_with_what_to_do(daemon: Daemon) 
     daemon.authority.revoke({})
     daemon.tls.reload()
     ok, said = (await named(daemon))["root.key"]
-    assert ok is None and "it is not here; the issuer ends on 20" in said
+    assert ok is None and "it is not here; the issuer ends at 20" in said
 
 
 async def test_rows_of_the_future_and_a_clock_before_the_ca_are_told(

@@ -17,7 +17,7 @@ import pytest
 from gguf_writer import F32
 from small_models import ATTENTION, DENSE, model, write
 
-from llmd.daemon import limits, memory
+from llmd.daemon import children, limits, memory
 from llmd.daemon.engine.messages import (
     Chat,
     ChatMessage,
@@ -37,7 +37,15 @@ from llmd.daemon.engine.messages import (
     Wanted,
     Work,
 )
-from llmd.daemon.errors import BadRequest, ContextExceeded, ModelNotFound, ModelNotReady, ShuttingDown, WorkerLost
+from llmd.daemon.errors import (
+    BadRequest,
+    ContextExceeded,
+    ModelNotFound,
+    ModelNotReady,
+    ShuttingDown,
+    Unavailable,
+    WorkerLost,
+)
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
@@ -573,3 +581,14 @@ async def test_a_grammar_that_takes_too_long_ends_its_request_alone(
     assert failure(await read(endless)) == "schema_too_complex"
     events = await read(plain)
     assert isinstance(events[0], Started) and deployment.restarts == 0
+
+
+async def test_a_worker_whose_engine_cannot_be_loaded_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "libllama.so").write_bytes(b"no library")
+    kept = children.environment
+    monkeypatch.setattr(children, "environment", lambda more: {**kept(more), "LLAMA_CPP_LIB_PATH": str(tmp_path)})
+    worker = Worker(Settings("model.gguf", 1, 256, 64, 32, 1), Metrics().model("m"))
+    with pytest.raises(Unavailable, match="a library of the engine cannot be loaded: .*libllama.so") as refused:
+        await worker.start()
+    assert str(tmp_path) not in refused.value.message and not worker.crashed
+    await worker.stop()

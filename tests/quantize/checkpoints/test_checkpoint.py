@@ -65,6 +65,17 @@ def test_a_part_that_is_missing_is_named_without_an_index(tmp_path: Path) -> Non
         read(folder)
 
 
+@pytest.mark.parametrize("inside", ["Some-Model", "snapshots/5f5f"])
+def test_the_folder_around_a_model_names_the_models(tmp_path: Path, inside: str) -> None:
+    Folder().write(tmp_path / inside)
+    (tmp_path / "refs").mkdir()
+    with pytest.raises(ModelInvalid, match=f"within this one: name that, as in …/{inside}$"):
+        read(tmp_path)
+    Folder().write(tmp_path / "Another-Model")
+    with pytest.raises(ModelInvalid, match="has no config.json"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(
     "name",
     ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "model.safetensors.index.json"],
@@ -88,6 +99,8 @@ NOT_A_MODEL: dict[str, Folder] = {
     "has no weights": files(model__safetensors=None),
     "has no tokenizer": files(tokenizer__json=None),
     "config.json is damaged: it is not JSON": files(config__json=b"{"),
+    "tokenizer.json is damaged: it is not JSON": files(tokenizer__json=b""),
+    "vocab.json is damaged: it is not JSON": files(vocab__json=b"{", tokenizer__json=None),
     "config.json is damaged: it is not an object": files(config__json=b"[]"),
     "config.json is damaged: it is not JSON|more than": files(config__json=b"[" * 100_000),
     "config.json has more than 64 MiB": files(config__json=b" " * (65 << 20)),
