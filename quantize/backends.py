@@ -74,6 +74,9 @@ def _load(*, gpus: bool) -> None:
     wanted = [chosen, *([where / "libggml-cuda.so"] if gpus else [])]
     ggml.ggml_backend_load.restype, ggml.ggml_backend_load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     for library in (file for file in wanted if file.exists()):
-        ctypes.CDLL(str(library))  # says what is missing; ggml only says that it failed
+        try:
+            ctypes.CDLL(str(library))  # says what is missing; ggml only says that it failed
+        except OSError as e:
+            raise OSError(f"{library.name}: {e}") from e
         if not ggml.ggml_backend_load(os.fsencode(library)):
             raise OSError(f"{library.name} is of another version")
