@@ -38,6 +38,9 @@ _SCALARS = {
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
 _TEMPLATE = "tokenizer.chat_template"  # and those for one purpose, `tokenizer.chat_template.tool_use`
 
+# a text, as in 2,32000: every token that ends a text, where an llmd has made the file (`checkpoints/ends.py`)
+ENDS = "llmd.eos_token_ids"
+
 # ggml tensor types: number to (name, elements a block, bytes a block); a test holds them against the library
 TENSOR_TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
@@ -128,6 +131,12 @@ def generation_defaults(value_of: Callable[[str], Any]) -> dict[str, float]:
         if not isinstance(value, bool) and least <= number <= most:
             found[name] = int(number) if name == "top_k" else number
     return found
+
+
+def end_tokens(said: str | None, vocabulary: int) -> frozenset[int]:
+    """What ENDS says, of a vocabulary of that many tokens; what is none of them is left out."""
+    ids = (int(one) for one in (said or "").split(",") if one.isascii() and one.isdecimal() and len(one) < 10)
+    return frozenset(one for one in ids if one < vocabulary)
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:

@@ -11,7 +11,7 @@ LLAMA: dict[str, Any] = {
     "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32,
     "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-WIDTH = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "U8": 1}
+WIDTH = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U32": 4, "U8": 1, "F8_E4M3": 1}
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 

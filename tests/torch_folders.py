@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".build" / "torch" / "bin" / "python"
 MAKER = ROOT / "tests" / "torch_side" / "checkpoints.py"
-MODELS = ("smollm2", "llama-bpe", "qwen3", "moe", "gptneox", "gptq", "llama-spm", "mistral-spm", "gemma3-spm")
+MODELS = (
+    "smollm2", "llama-bpe", "qwen3", "moe", "gptneox", "gptq", "gptq-older", "llama-spm", "mistral-spm", "gemma3-spm",
+)  # fmt: skip
 
 needs_torch = pytest.mark.skipif(not PYTHON.exists(), reason="make setup-torch comes first")
 

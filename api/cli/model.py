@@ -133,6 +133,7 @@ def show(client: Client, name: str, json_: bool) -> None:
         info["writes"] = _writes(found_info)
     info["title"] = info.pop("name", None)
     info["conversations"] = ", ".join(kind for kind, reason in info.get("conversations", {}).items() if not reason)
+    info["ends"] = ", ".join(info.get("ends", ()))
     info["generation"] = ", ".join(f"{name} {value:g}" for name, value in (info.get("generation") or {}).items())
     if made := info.pop("converted", None):
         info["converted from"] = ", ".join(filter(None, (made["from"], made.get("method"))))

@@ -105,7 +105,7 @@ class Worker:
                 parameters=info.parameters,
                 size=info.size,
                 description=info.description,
-                chat=bool(info.chat_template),
+                chat=bool(info.chat_template or info.tool_template),
                 confined=not lacks(),
             )
         )

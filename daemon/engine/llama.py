@@ -151,6 +151,7 @@ class LlamaRunner:
             parameters=lib.llama_model_n_params(self._model),
             size=lib.llama_model_size(self._model),
             longest_token=vocabulary.longest,
+            tool_template=vocabulary.tool_template,
             space_prefix=vocabulary.space_prefix,
             overlaps=self._gpu,
             defaults=vocabulary.defaults,

@@ -20,7 +20,7 @@ def terms(runner: Runner, syntax: str = "") -> Terms:
     info = runner.info
     return Terms(
         info.chat_template or "", info.bos_text, info.eos_text, tuple(runner.special_texts()), info.context,
-        info.longest_token, syntax=syntax,
+        info.longest_token, syntax=syntax, tool_template=info.tool_template or "",
     )  # fmt: skip
 
 
@@ -47,8 +47,10 @@ class Prompts:
 
         Raises BadRequest when the model has no template or the template refuses these messages.
         """
-        if not self._renders.terms.template:
-            raise BadRequest("this model has no chat template; use /v1/completions with a prompt", param="messages")
+        if not self._renders.terms.template_of(chat):
+            only = self._renders.terms.tool_template
+            what = "no chat template but for tools: give tools, or" if only else "no chat template;"
+            raise BadRequest(f"this model has {what} use /v1/completions with a prompt", param="messages")
         text, escaped, _ = self._renders.text(chat)
         thinking, thoughts = self.syntax.thinking, Thoughts.NONE if chat.thinks is False else Thoughts.MAY
         if thinking is not None and begins_thinking(text, thinking):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from llmd.daemon.engine.answers.detecting import named as named_syntax
 from llmd.daemon.engine.answers.formats import Syntax
 from llmd.daemon.engine.messages import Chat
-from llmd.daemon.engine.templates import chat_template
+from llmd.daemon.engine.templates import ChatTemplate, chat_template
 from llmd.daemon.engine.turns import escaped
 from llmd.daemon.errors import BadRequest, ContextExceeded
 
@@ -44,8 +44,13 @@ class Terms:
     longest_token: int = 0  # characters; 0: unknown
     most: int = MAX_CHARS  # characters of a prompt, whatever the tokens
     syntax: str = ""  # how it writes, where an admin says so (`answers/detecting.py`); else its template does
+    tool_template: str = ""  # for conversations with tools, where it is another one
     # stands for the text of a special token; random, so that no client can write it
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def template_of(self, chat: Chat) -> str:
+        """As transformers chooses it: one that is named `tool_use` where tools are given."""
+        return (self.tool_template if chat.tools else "") or self.template
 
     def check(self, size: int, what: str) -> None:
         """A text's length in characters, at most as many as its bytes. Raises ContextExceeded for a text that would be
@@ -116,7 +121,20 @@ class Rendering:
     def syntax(self) -> Syntax:
         if self.terms.syntax:
             return named_syntax(self.terms.syntax)
-        return chat_template(self.terms.template).syntax(self._given) if self.terms.template else Syntax()
+        plain = chat_template(self.terms.template).syntax(self._given) if self.terms.template else Syntax()
+        if not self.terms.tool_template:
+            return plain
+        tools = chat_template(self.terms.tool_template, for_tools=True).syntax(self._given)
+        return Syntax(tools.written, plain.thinking or tools.thinking)
+
+    def _template(self, chat: Chat) -> ChatTemplate:
+        """Not the one for tools where an admin says that calls are written otherwise than it shows them."""
+        if chat.tools and self.terms.tool_template:
+            tools = chat_template(self.terms.tool_template, for_tools=True)
+            shown = tools.syntax(self._given).calls
+            if not self.terms.template or shown in (None, self.syntax.calls):
+                return tools
+        return chat_template(self.terms.template)
 
     def text(self, chat: Chat) -> Written:
         found: list[str] = []
@@ -132,7 +150,7 @@ class Rendering:
             self.terms.check(size - 2 * len(self.terms.mark) * len(found), "messages")
 
         syntax = self.syntax if chat.tools else None
-        template = chat_template(self.terms.template)
+        template = self._template(chat)
         given = json.loads(chat.arguments or "{}")
         for told, last in _told(chat):
             found.clear()

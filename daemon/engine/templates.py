@@ -42,6 +42,8 @@ _FUNCTION = {"name": _NAME, "description": _TEXT, "parameters": _PARAMETERS}
 _TOOL = Tool(_NAME, tojson({"type": "function", "function": _FUNCTION}), tojson(_PARAMETERS))
 
 
+_QUESTION = "What is it like outside?"
+
 NOTHING: Mapping[str, Any] = {}
 
 
@@ -54,7 +56,7 @@ def _short(size: int) -> None:
 def _calling(name: str, arguments: str, answer: str) -> tuple[ChatMessage, ...]:
     call = ToolCall("call_0123456789", name, arguments)
     return (
-        ChatMessage("user", "What is it like outside?"),
+        ChatMessage("user", _QUESTION),
         ChatMessage("assistant", None, tool_calls=(call,)),
         ChatMessage("tool", answer, name=name, tool_call_id=call.id),
     )
@@ -71,6 +73,12 @@ def _speaking(role: str, text: str) -> tuple[ChatMessage, ...]:
     return (ChatMessage("user", "Hello."), ChatMessage(role, text), asked)
 
 
+_PLACE = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = Tool(
+    "weather",
+    tojson({"type": "function", "function": {"name": "weather", "description": "How it is.", "parameters": _PLACE}}),
+    tojson(_PLACE),
+)
 # what a model's template is tried with before it serves
 CONVERSATIONS = {
     "a question": _speaking("user", "Hello."),
@@ -103,10 +111,10 @@ class _Given:
 
 
 class ChatTemplate:
-    """One template. It is anybody's code: it may do and raise what it likes. Raises ModelInvalid where it does not
-    compile."""
+    """One template. It is anybody's code: it may do and raise what it likes. `for_tools`: it is there to show tools,
+    whatever is found of it. Raises ModelInvalid where it does not compile."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, *, for_tools: bool = False) -> None:
         try:
             self._template = _compile(source)
         except jinja2.TemplateSyntaxError as e:
@@ -115,7 +123,7 @@ class ChatTemplate:
         except (SyntaxError, RecursionError, ValueError) as e:
             # Python's own: a template of 25 nested loops is more than its compiler takes
             raise ModelInvalid(f"the model's chat template cannot be compiled: {type(e).__name__}") from e
-        self._source = source
+        self._source, self._for_tools = source, for_tools
         self._forms: dict[str, Form] | None = None
         self._manners: tuple[Manner, ...] | None = None
         self._syntax: Syntax | None = None
@@ -139,7 +147,7 @@ class ChatTemplate:
         Raises ModelInvalid and BadRequest for what the template does, what `check` raises, and MemoryError.
         """
         try:
-            values = {**values, "tools": None}
+            values = self._alone(values)
             given, shown = self._with_tools(messages, escape, tools, syntax, values)
             return self._first_taken(given, _Given(values, {**asked, **values, "tools": shown}, escape, check))
         except (LlmdError, MemoryError):
@@ -184,10 +192,11 @@ class ChatTemplate:
         if not tools:
             return messages, None
         own = self.syntax(values)
-        if own.calls and self._shows_definitions(values) and (syntax is None or syntax.calls == own.calls):
+        shows = self._for_tools or (own.calls and self._shows_definitions(values))
+        if shows and (syntax is None or own.calls in (None, syntax.calls)):
             return messages, definitions(tools, escape)
         system = self._shows_text("system", self._text_forms(values), values)
-        return explained(messages, tools, (syntax or own).written, system=system), None
+        return explained(messages, tools, (syntax or own).written, system=system), [] if self._for_tools else None
 
     def _rendered(self, messages: Sequence[ChatMessage], given: "_Given") -> str:
         forms = self._text_forms(given.values)
@@ -224,13 +233,17 @@ class ChatTemplate:
         """In which format a model writes that learned with it; of one that shows no conversation, none."""
         if self._syntax is None:
             try:
-                calls = self._calls({**values, "tools": None})
+                calls = self._calls(self._alone(values))
             except MemoryError:
                 raise
             except Exception:  # whatever it was, every request will be told
                 calls = None
-            self._syntax = Syntax(calls, thinking_in(self._source, self._prompts({**values, "tools": None})))
+            self._syntax = Syntax(calls, thinking_in(self._source, self._prompts(self._alone(values))))
         return self._syntax
+
+    def _alone(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What it is tried with: no tools, but where it is there for them."""
+        return {**values, "tools": definitions((WEATHER,), str) if self._for_tools else None}
 
     def _prompts(self, values: dict[str, Any]) -> list[str]:
         """Of a question, and of one that is to be thought about."""
@@ -245,7 +258,8 @@ class ChatTemplate:
         for manner in self._tool_manners(values):
             if manner.calls:
                 shown = self._tried(_calling(_NAME, _ARGUMENTS, _ANSWER), manner, values)
-                if found := calls_in(shown, _NAME, {_KEY: _VALUE}):
+                # what stands before the question may tell in words how to call
+                if found := calls_in(shown[max(0, shown.find(_QUESTION)) :], _NAME, {_KEY: _VALUE}):
                     return found
         return None
 
@@ -305,9 +319,9 @@ class ChatTemplate:
 
 
 @lru_cache(maxsize=8)
-def chat_template(source: str) -> ChatTemplate:
+def chat_template(source: str, *, for_tools: bool = False) -> ChatTemplate:
     """Compiled once."""
-    return ChatTemplate(source)
+    return ChatTemplate(source, for_tools=for_tools)
 
 
 def _uses_tools(messages: Iterable[ChatMessage]) -> bool:

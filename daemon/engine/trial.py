@@ -6,9 +6,10 @@ because a template is anybody's code and a model may kill llama.cpp.
     python -P -m llmd.daemon.engine.trial FILE FD     the prompt of the conversation in FD, as `encode_chat` writes it
 
 It prints one JSON line and exits with 0, whatever the verdict: `{"ok": true, "conversations": {KIND: REASON}, "laid":
-{KIND: DONE}, "syntax": NAME}`, where no reason ("") is good, DONE is what is done to a conversation that the template
-does not take as it comes (`layouts.py`), and NAME is how it writes calls and thoughts (`answers/detecting.py`), `{"ok":
-true, "prompt": TEXT}`, or `{"ok": false, "code": CODE, "message": TEXT}`.
+{KIND: DONE}, "syntax": NAME, "ends": [TEXT]}`, where no reason ("") is good, DONE is what is done to a conversation
+that the template does not take as it comes (`layouts.py`), NAME is how it writes calls and thoughts
+(`answers/detecting.py`), and each TEXT is a token that ends an answer; `{"ok": true, "prompt": TEXT}`; or `{"ok":
+false, "code": CODE, "message": TEXT}`.
 `daemon/models/checking.py` runs it.
 """
 
@@ -24,12 +25,13 @@ from llmd.daemon.engine.messages import Chat
 from llmd.daemon.engine.reach import hold_trial
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import Terms
-from llmd.daemon.engine.templates import CONVERSATIONS
+from llmd.daemon.engine.templates import CONVERSATIONS, WEATHER
 from llmd.daemon.errors import LlmdError, ModelInvalid
 from llmd.quantize import backends
 
 CONTEXT = 256
 MAX_PROMPT_CHARS = 4_000_000
+MAX_ENDS, MAX_END_CHARS = 64, 64
 
 
 def conversations(rendered: Rendered) -> tuple[dict[str, str], dict[str, str]]:
@@ -37,9 +39,11 @@ def conversations(rendered: Rendered) -> tuple[dict[str, str], dict[str, str]]:
     some for that."""
     reasons: dict[str, str] = {}
     laid: dict[str, str] = {}
-    for kind, turns in CONVERSATIONS.items() if rendered.terms.template else ():
+    terms = rendered.terms
+    for kind, turns in CONVERSATIONS.items() if terms.template or terms.tool_template else ():
+        tools = (WEATHER,) if kind == "tool calls" and terms.tool_template else ()
         try:
-            done = rendered.text(Chat(turns)).done
+            done = rendered.text(Chat(turns, tools=tools)).done
             reasons[kind] = ""
             laid |= {kind: done} if done else {}
         except LlmdError as e:
@@ -62,7 +66,10 @@ def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
         from llmd.daemon.engine.vocabulary import of_file  # here: it imports llama.cpp
 
         vocabulary = of_file(path)
-        terms = Terms(vocabulary.chat_template or "", vocabulary.bos_text, vocabulary.eos_text, most=MAX_PROMPT_CHARS)
+        terms = Terms(
+            vocabulary.chat_template or "", vocabulary.bos_text, vocabulary.eos_text, most=MAX_PROMPT_CHARS,
+            tool_template=vocabulary.tool_template or "",
+        )  # fmt: skip
         rendered = Rendered(nursery, terms)
         if wanted.isdecimal():
             with open(int(wanted), "rb") as file:
@@ -79,7 +86,8 @@ def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
         return {"ok": False, "code": e.code, "message": e.message}
     except MemoryError:
         return {"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to try this model"}
-    return {"ok": True, "conversations": found, "laid": laid, "syntax": written}
+    shown = [text[:MAX_END_CHARS] for text in vocabulary.end_texts[:MAX_ENDS]]
+    return {"ok": True, "conversations": found, "laid": laid, "syntax": written, "ends": shown}
 
 
 def main() -> None:

@@ -148,6 +148,7 @@ class ModelInfo:
     # the most bytes of text that one token stands for, so that more text than `context` times this cannot fit; 0: a
     # tokenizer that may drop text, of which nothing can be said
     longest_token: int = 0
+    tool_template: str | None = None  # for conversations with tools, where it is another one
     # the tokenizer puts a blank before a text: one that goes on after tokens must not have it
     space_prefix: bool = False
     # `Runner.launch` returns while the device computes: what is done before `collect` costs no time

@@ -11,7 +11,7 @@ import llama_cpp.llama_cpp as lib
 from llmd.daemon.engine.types import Lexicon
 from llmd.daemon.errors import LlmdError, ModelInvalid
 from llmd.quantize import backends
-from llmd.quantize.header import generation_defaults
+from llmd.quantize.header import ENDS, end_tokens, generation_defaults
 
 # tokenizers of whose tokens' texts the whole text consists
 LOSSLESS = {
@@ -20,6 +20,7 @@ LOSSLESS = {
 
 MAX_TOKENS = 1 << 28  # of a text; a refusal is a greater number
 PIECE_BYTES = 4096  # of a token's text
+VALUE_BYTES = 1024  # of a key's value, as far as it is looked at
 
 _log_lines: list[str] = []
 
@@ -60,8 +61,8 @@ def of_file(path: str) -> "Vocabulary":
 
 
 def _value(model: Any, key: str) -> str | None:
-    text = ctypes.create_string_buffer(64)
-    found = lib.llama_model_meta_val_str(model, key.encode(), text, 64) > 0
+    text = ctypes.create_string_buffer(VALUE_BYTES)
+    found = lib.llama_model_meta_val_str(model, key.encode(), text, VALUE_BYTES) > 0
     return text.value.decode(errors="replace") if found else None
 
 
@@ -75,17 +76,25 @@ class Vocabulary:
         self.bos: int = lib.llama_vocab_bos(self._vocab)
         eos = lib.llama_vocab_eos(self._vocab)
         self.bos_text, self.eos_text = self._text_of(self.bos), self._text_of(eos)
-        template = lib.llama_model_chat_template(model, None)
-        self.chat_template: str | None = template.decode(errors="replace") if template else None
+        self.chat_template, self.tool_template = (
+            template.decode(errors="replace") if template else None
+            for template in (lib.llama_model_chat_template(model, name) for name in (None, b"tool_use"))
+        )
         self._added_at_end = eos if lib.llama_vocab_get_add_eos(self._vocab) else -1
         self._pieces: dict[int, bytes] = {}
         spaces = _value(model, "tokenizer.ggml.add_space_prefix") != "false"
         self.space_prefix = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_SPM and spaces
+        self._ends = end_tokens(_value(model, ENDS), self.size)
         self.defaults = generation_defaults(lambda key: _value(model, key))
 
     @property
     def ends(self) -> frozenset[int]:
-        return frozenset(t for t in range(self.size) if lib.llama_vocab_is_eog(self._vocab, t))
+        """What llama.cpp knows of, the ends of a turn and of a message too, and what the file says beside."""
+        return self._ends.union(t for t in range(self.size) if lib.llama_vocab_is_eog(self._vocab, t))
+
+    @property
+    def end_texts(self) -> list[str]:
+        return [self._text_of(token) for token in sorted(self.ends)]
 
     @property
     def longest(self) -> int:

@@ -64,9 +64,9 @@ async def trial(
 ) -> dict[str, Any]:
     """What of a checked file works: `conversations` (kind to reason, "" where it works), `laid` (kind to what is done
     to those that its template does not take as they come), `syntax`, how it writes calls of tools and thoughts
-    (`engine/answers/detecting.py`; "" where its template is for neither), and `tried`, whether it has computed a token,
-    which it need not where it is `tried` already; not where free memory does not hold its `size` bytes. Raises
-    ModelInvalid."""
+    (`engine/answers/detecting.py`; "" where its template is for neither), `ends`, the tokens that end a text, and
+    `tried`, whether it has computed a token, which it need not where it is `tried` already; not where free memory does
+    not hold its `size` bytes. Raises ModelInvalid."""
     what, fits = "the trial of this model", not tried and size + TRIAL_BYTES < memory.available()
     limits = children.Limits(address_space=2 * size + (16 << 30), file_size=MAX_ANSWER_BYTES, background=background)
     given: dict[str, Any] = {"limits": limits, "timeout": TRIAL_SECONDS, "seats": seats}
@@ -79,7 +79,10 @@ async def trial(
     if not isinstance(syntax, str):
         raise _no_verdict(what)
     shown = {name: _texts(said.get(name), what) for name in ("conversations", "laid")}
-    return {**shown, "syntax": _printable(syntax), "tried": fits or tried}
+    ends = said.get("ends")
+    if not isinstance(ends, list) or not all(isinstance(text, str) for text in ends):
+        raise _no_verdict(what)
+    return {**shown, "syntax": _printable(syntax), "ends": [*map(_printable, ends)], "tried": fits or tried}
 
 
 def _texts(given: Any, what: str) -> dict[str, str]:

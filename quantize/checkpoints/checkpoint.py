@@ -8,7 +8,8 @@ prints one JSON line: `{"ok": true, …}`, a Checkpoint, or `{"ok": false, "code
 
 A folder passes, in order: 1. it is a checkpoint of a language model, not an adapter, a pipeline or pickles; 2. every
 file that would be read is a plain one in it; 3. its configuration needs no code; 4. its architecture is converted;
-5. it has a tokenizer; 6. its weights are whole; 7. they are what the configuration says; 8. GPTQ's parts fit together.
+5. it has a tokenizer; 6. its weights are whole; 7. they are what the configuration says; 8. they are packed in a way
+that is read (`packing.py`).
 """
 
 import difflib
@@ -24,6 +25,7 @@ from typing import Any
 
 from llmd.daemon.errors import MAX_NAMES, LlmdError, ModelInvalid
 from llmd.quantize.architectures import CHECKPOINTS, OTHERS
+from llmd.quantize.checkpoints import packing
 from llmd.quantize.checkpoints.safetensors import MAX_TENSORS, Tensor, read_header, shown
 from llmd.quantize.header import LFS, LFS_LEFT
 
@@ -41,10 +43,6 @@ SIDE_FILES = (
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MAX_SIDE_BYTES = 256 << 20
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-GPTQ, GPTQ_BITS = "gptq", (2, 4, 8)
-GPTQ_PARTS = ("qweight", "qzeros", "scales", "g_idx")
-# packed otherwise, and unpacked by the converter too
-METHODS = (GPTQ, "fp8", "mxfp4", "compressed-tensors", "bitnet", "modelopt")
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _PART = re.compile(r"model.*\.safetensors")
@@ -83,9 +81,9 @@ def parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (CONFIG, INDEX, *SIDE_FILES):
         if name in names:
             _check_file(folder, name, MAX_SIDE_BYTES)
-    config = _json(folder, CONFIG)
+    config = document(folder, CONFIG)
     for name in (CONFIG, "tokenizer_config.json"):
-        if name in names and "auto_map" in _json(folder, name):
+        if name in names and "auto_map" in document(folder, name):
             raise ModelInvalid(
                 f"{name} asks for code from the folder (auto_map), which is never run: "
                 "import a GGUF file of this model, or a checkpoint that needs no code of its own"
@@ -95,11 +93,15 @@ def parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ModelInvalid("the folder has no tokenizer (tokenizer.json or tokenizer.model): copy all of the model")
     for name in names.intersection(TOKENIZERS):
         if name.endswith(".json"):
-            _json(folder, name, MAX_SIDE_BYTES)
+            document(folder, name, MAX_SIDE_BYTES)
+    packing.check_method(_method(config))
     tensors = _weights(folder, names)
+    if not _method(config):
+        beside = document(folder, packing.BESIDE) if packing.BESIDE in names else None
+        config = packing.completed(config, tensors, beside)
     _check_fit(config, tensors)
-    if _method(config) == GPTQ:
-        _check_gptq(_quantization(config), tensors)
+    if _method(config) == packing.GPTQ:
+        packing.check_gptq(_quantization(config), tensors)
     return config, tensors
 
 
@@ -178,7 +180,8 @@ def _check_file(folder: Path, name: str, most: int) -> None:
             raise ModelInvalid(f"{shown(name)} is {LFS_LEFT}")
 
 
-def _json(folder: Path, name: str, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def document(folder: Path, name: str, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """A JSON object. Raises ModelInvalid."""
     try:
         if (folder / name).stat().st_size > most:
             raise ModelInvalid(f"{name} has more than {most >> 20} MiB: it is damaged or hostile")
@@ -219,12 +222,6 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
         meant = f" (is it {', '.join(near)}?)" if near else ""
         known = ", ".join(sorted({_SUFFIX.sub("", known) for known in CHECKPOINTS}))
         raise ModelInvalid(f"unknown model architecture: {shown(name)}{meant}. Known: {known}")
-    method = _method(config)
-    if method and method not in METHODS:
-        raise ModelInvalid(
-            f"the model is quantized with {shown(method)}, which is not read: take it in full precision, or quantized "
-            f"with one of {', '.join(METHODS)}"
-        )
 
 
 def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -235,8 +232,7 @@ def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _method(config: Mapping[str, Any]) -> str:
-    quantization = _quantization(config)
-    return str(quantization.get("quant_method", "")) if quantization else ""
+    return str(_quantization(config).get("quant_method", ""))
 
 
 # --- 6. and 7.: the weights
@@ -260,7 +256,7 @@ def _weights(folder: Path, names: set[str]) -> dict[str, Tensor]:
     index: dict[str, Any] = {}
     files = sorted(name for name in names if _PART.fullmatch(name))
     if INDEX in names:
-        index = _json(folder, INDEX).get("weight_map") or {}
+        index = document(folder, INDEX).get("weight_map") or {}
         if not isinstance(index, dict) or not all(isinstance(value, str) for value in index.values()):
             raise ModelInvalid(f"{INDEX} is damaged: it does not say which file holds which tensor")
         files = sorted(set(index.values()))
@@ -305,7 +301,8 @@ def _check_fit(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None
         raise ModelInvalid(f"{CONFIG} says {layers} layers, and the weights have {len(there)}: they are of two models")
     for name, tensor in tensors.items():
         if name.endswith(_EMBEDDINGS) and len(tensor.shape) == 2 and "vision" not in name and width and words:
-            if tensor.shape[1] != width or tensor.shape[0] < words:
+            # more rows than words: what is made of it would be refused once it is whole
+            if tensor.shape != (words, width):
                 raise ModelInvalid(
                     f"{CONFIG} says {words} tokens of {width} numbers, and {shown(name)} has {tensor.shape[0]} of "
                     f"{tensor.shape[1]}: they are of two models"
@@ -319,48 +316,12 @@ def _converted(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
     bits = told if type(told) is int and 1 <= told <= 8 else 4
     count = 0
     for name, tensor in tensors.items():
-        if name.endswith((".g_idx", ".qzeros")) or (name.endswith(".scales") and _method(config) == GPTQ):
+        if name.endswith((".g_idx", ".qzeros")) or (name.endswith(".scales") and _method(config) == packing.GPTQ):
             continue
         packed = tensor.type in ("I32", "U8") and len(tensor.shape) > 1
         numbers = tensor.nbytes * 8 // bits if packed else math.prod(tensor.shape)
         count += numbers * (4 if len(tensor.shape) < 2 else 2)
     return count
-
-
-# --- 8.: GPTQ
-
-
-def _check_gptq(quantization: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """qweight [in · bits / 32, out], qzeros [groups, out · bits / 32], scales [groups, out], g_idx [in]; 32-bit words.
-    (GPTQModel, nn_modules/qlinear.)"""
-    bits, group = quantization.get("bits"), quantization.get("group_size")
-    if bits not in GPTQ_BITS or type(bits) is not int:
-        raise ModelInvalid(f"GPTQ with {str(bits)[:20]} bits is not read: {', '.join(map(str, GPTQ_BITS))} are")
-    if type(group) is not int or not (group == -1 or group > 0):
-        raise ModelInvalid("config.json is damaged: group_size of GPTQ takes -1 or a positive number")
-    for name, packed in tensors.items():
-        if not name.endswith(".qweight"):
-            continue
-        base = name.removesuffix("qweight")
-        own = {part: tensors.get(base + part) for part in GPTQ_PARTS}
-        if missing := [part for part, tensor in own.items() if tensor is None]:
-            raise ModelInvalid(f"the tensor {shown(base + missing[0])} is missing: copy all of the model")
-        if len(packed.shape) != 2:
-            raise ModelInvalid(f"the tensor {shown(name)} has another shape than GPTQ's")
-        rows, columns = packed.shape[0] * 32 // bits, packed.shape[1]
-        groups = 1 if group == -1 else -(-rows // group)
-        wanted = {
-            "qweight": ("I32", packed.shape), "qzeros": ("I32", (groups, columns * bits // 32)),
-            "scales": (None, (groups, columns)), "g_idx": ("I32", (rows,)),
-        }  # fmt: skip
-        for part, (kind, shape) in wanted.items():
-            tensor = own[part]
-            assert tensor is not None
-            if tensor.shape != shape or (kind and tensor.type != kind):
-                raise ModelInvalid(
-                    f"the tensor {shown(base + part)} has the shape {list(tensor.shape)}, and {list(shape)} belongs to "
-                    f"{bits} bits in groups of {group}: they do not belong together"
-                )
 
 
 # --- the child

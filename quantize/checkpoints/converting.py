@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from llmd.daemon.errors import LlmdError, ModelInvalid, NoSpace
-from llmd.quantize.checkpoints import checkpoint
+from llmd.quantize.checkpoints import checkpoint, ends
+from llmd.quantize.header import ENDS
 
 WORKERS = 4
 FLIGHT_BYTES = 3 << 30  # of tensors that are computed at once; a larger one is computed alone
@@ -71,7 +72,19 @@ def described(folder: Path, out: Path, tell: Tell) -> Any:
     model = kind(folder, gguf.LlamaFileType.GUESSED, out, hparams=config)
     model.prepare_tensors()
     model.prepare_metadata(vocab_only=False)
+    _say_ends(model.gguf_writer, folder, written)
     return model
+
+
+def _say_ends(writer: Any, folder: Path, config: Mapping[str, Any]) -> None:
+    """Every token that ends a text, beside the one that the converter writes."""
+    known = writer.kv_data[0]
+    tokens = known.get("tokenizer.ggml.tokens")
+    found = ends.ends(folder, config, len(tokens.value) if tokens else 0)
+    writer.add_string(ENDS, ",".join(map(str, found)))
+    for key, token in ends.named(folder, found).items():
+        if key not in known:
+            writer.add_uint32(key, token)
 
 
 def _completed(config: dict[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig
 
-from llmd.quantize.checkpoints import checkpoint
+from llmd.quantize.checkpoints import checkpoint, packing
 from llmd.quantize.checkpoints.safetensors import Tensor
 
 # prose, numbers, code, a name with marks and what is not Latin: what tokenizers treat differently
@@ -102,20 +102,20 @@ def _loaded(tensor: Tensor) -> torch.Tensor:
 def _sources(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, _Source]:
     """Every weight by its name in the checkpoint, unpacked where it is packed. Raises Unproven."""
     text = checkpoint.text_part(config)
-    packing = text.get("quantization_config") or {}
-    method = packing.get("quant_method", "")
-    if method not in ("", checkpoint.GPTQ):
+    told = text.get("quantization_config") or {}
+    method = told.get("quant_method", "")
+    if method not in ("", packing.GPTQ):
         raise Unproven(f"weights that are packed as {method} are not unpacked here")
     if odd := {t.type for t in tensors.values()} - DTYPES.keys():
         raise Unproven(f"weights of the type {', '.join(sorted(odd))} are not read here")
-    old = packing.get("checkpoint_format", "gptq") == "gptq"
+    old = told.get("checkpoint_format", "gptq") == "gptq"
     found: dict[str, _Source] = {}
     for name, tensor in tensors.items():
         base, _, part = name.rpartition(".")
         if method and part == "qweight":
-            own = {p: tensors[f"{base}.{p}"] for p in checkpoint.GPTQ_PARTS}
-            found[f"{base}.weight"] = _Source(partial(_unpacked, own, packing["bits"], old))
-        elif not (method and part in checkpoint.GPTQ_PARTS):
+            own = {p: tensors[f"{base}.{p}"] for p in packing.GPTQ_PARTS}
+            found[f"{base}.weight"] = _Source(partial(_unpacked, own, told["bits"], old))
+        elif not (method and part in packing.GPTQ_PARTS):
             found[name] = _Source(partial(_loaded, tensor))
     return found
 
@@ -123,7 +123,7 @@ def _sources(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
 def _unpacked(parts: Mapping[str, Tensor], bits: int, old: bool) -> torch.Tensor:
     """[out, in]: scale · (q - zero) of each weight's group. `old`: format 1 keeps each zero less one.
     (Frantar et al. 2022, and GPTQModel's qlinear for the packing: lowest bits first.)"""
-    words, zeros, scales, groups = (_loaded(parts[p]) for p in checkpoint.GPTQ_PARTS)
+    words, zeros, scales, groups = (_loaded(parts[p]) for p in packing.GPTQ_PARTS)
     steps = torch.arange(0, 32, bits, dtype=torch.int32)
     most = (1 << bits) - 1
     q = ((words[:, None, :] >> steps[None, :, None]) & most).reshape(-1, words.shape[1])

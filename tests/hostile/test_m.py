@@ -78,7 +78,7 @@ async def _both(path: Path) -> dict[str, Any]:
 def test_m_what_is_right_answers_a_token(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(tiny().bytes())
-    assert asyncio.run(_both(path)) == {"conversations": {}, "laid": {}, "syntax": "", "tried": True}
+    assert asyncio.run(_both(path)) == {"conversations": {}, "laid": {}, "syntax": "", "ends": ["</s>"], "tried": True}
 
 
 def test_m11_weights_that_are_no_numbers(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def smollm2(folder: Path) -> None:
     )
     model.generation_config.temperature, model.generation_config.top_p = 0.25, 0.5
     model.generation_config.do_sample = True
+    model.generation_config.eos_token_id = [2, 0]
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(MODEL.parent, **given).save_pretrained(folder)
     path = folder / "tokenizer.json"
@@ -139,6 +140,16 @@ def gptq(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def older(made: Path, folder: Path) -> None:
+    """As auto-gptq wrote them: the parameters stand beside the configuration, which does not speak of them."""
+    shutil.copytree(made, folder)
+    config = json.loads((folder / "config.json").read_text())
+    told = config.pop("quantization_config")
+    del told["quant_method"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "quantize_config.json").write_text(json.dumps({**told, "damp_percent": 0.01, "true_sequential": True}))
+
+
 def pack(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     rows = weight.T.reshape(-1, 32, weight.shape[0])  # [groups, 32, out]
     scales = rows.abs().amax(1) / 7
@@ -167,6 +178,7 @@ def make_all() -> None:
         OUT / "gptneox", transformers.GPTNeoXConfig(**{k: v for k, v in bpe.items() if k != "num_key_value_heads"})
     )
     gptq(OUT / "gptq")
+    older(OUT / "gptq", OUT / "gptq-older")
     for name, kind, order, tokenizer in (
         ("llama-spm", transformers.LlamaConfig, LLAMA, "LlamaTokenizer"),
         ("mistral-spm", transformers.MistralConfig, LLAMA, "LlamaTokenizer"),

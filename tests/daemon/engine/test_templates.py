@@ -6,9 +6,13 @@ from collections.abc import Sequence
 import pytest
 from msgspec.structs import replace
 
-from llmd.daemon.engine.messages import ChatMessage, ToolCall
+from llmd.daemon.engine.answers.formats import CALLS, THINKINGS, Syntax
+from llmd.daemon.engine.fake import FakeRunner
+from llmd.daemon.engine.messages import Chat, ChatMessage, Tool, ToolCall
+from llmd.daemon.engine.prompts import Prompts
+from llmd.daemon.engine.rendering import Rendering, Terms
 from llmd.daemon.engine.templates import ChatTemplate
-from llmd.daemon.errors import BadRequest
+from llmd.daemon.errors import BadRequest, ModelInvalid
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] + '<|im_end|>' }}\n{% endfor %}"
 HERMES = (
@@ -156,3 +160,68 @@ def test_the_length_is_told_as_it_grows() -> None:
     sizes: list[int] = []
     ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}").laid_out(HISTORY[:1] * 2, str, sizes.append)[0]
     assert sizes == [8, 16]
+
+
+# --- a template of its own for tools
+
+TOLD = (
+    "{% for t in tools %}<tool>{{ t | tojson }}</tool>{% endfor %}"
+    'Call them so: <tool_call>{"name": <name>, "arguments": <arguments>}</tool_call>\n'
+)
+FOR_TOOLS = TOLD + HERMES
+WEATHER = Tool("weather", '{"type": "function", "function": {"name": "weather"}}', '{"type": "object"}')
+
+
+def rendered(terms: Terms, *tools: Tool, messages: Sequence[ChatMessage] = HISTORY) -> str:
+    return Rendering(terms).text(Chat(tuple(messages), tools=tools)).text
+
+
+def test_a_template_for_tools_is_taken_where_there_are_tools() -> None:
+    terms = Terms(CHATML, "", "", tool_template=FOR_TOOLS)
+    assert rendered(terms, messages=HISTORY[:1]) == "<|im_start|>user\nWeather?<|im_end|>\n"
+    prompt = rendered(terms, WEATHER)
+    assert prompt.startswith('<tool>{"type": "function", "function": {"name": "weather"}}</tool>Call them so: ')
+    assert prompt.count("<tool_call>") == 2 and "<|im_start|>" not in prompt
+    assert Rendering(terms).syntax == Syntax(CALLS["hermes"])
+    assert "<|im_start|>" in rendered(terms), "calls of earlier turns alone are no tools"
+
+
+def test_a_template_for_tools_shows_them_in_its_own_way_whatever_is_found_of_it() -> None:
+    """It names tools, and shows neither their arguments nor calls."""
+    names = "{% for t in tools %}[tool {{ t.function.name }}]{% endfor %}" + CHATML
+    terms = Terms(CHATML, "", "", tool_template=names)
+    assert rendered(terms, WEATHER, messages=HISTORY[:1]) == "[tool weather]<|im_start|>user\nWeather?<|im_end|>\n"
+    assert Rendering(terms).syntax == Syntax(CALLS["hermes"])
+    assert "<|im_end|>" in rendered(terms, WEATHER) and "rain" in rendered(terms, WEATHER)
+    said = Terms(CHATML, "", "", tool_template=names, syntax="llama")
+    assert Rendering(said).syntax == Syntax(CALLS["llama"])
+    assert rendered(said, WEATHER, messages=HISTORY[:1]).startswith("[tool weather]")
+
+
+def test_one_that_shows_calls_otherwise_than_an_admin_says_has_them_explained() -> None:
+    said = Terms(CHATML, "", "", tool_template=FOR_TOOLS, syntax="llama")
+    assert "<tool>{" not in rendered(said, WEATHER, messages=HISTORY[:1])
+
+
+def test_what_a_model_thinks_is_found_in_either_template() -> None:
+    thinking = CHATML + "{% if add_generation_prompt %}<think>\n{% endif %}"
+    for terms in (
+        Terms(thinking, "", "", tool_template=FOR_TOOLS),
+        Terms(CHATML, "", "", tool_template=TOLD + thinking),
+    ):
+        assert Rendering(terms).syntax.thinking == THINKINGS["think"]
+
+
+def test_a_template_for_tools_that_does_not_compile_takes_nothing_from_the_other() -> None:
+    terms = Terms(CHATML, "", "", tool_template="{% for %}")
+    assert rendered(terms, messages=HISTORY[:1]).startswith("<|im_start|>")
+    with pytest.raises(ModelInvalid, match="cannot be compiled"):
+        rendered(terms, WEATHER)
+
+
+def test_a_model_with_a_template_for_tools_alone_takes_no_chat_without_them() -> None:
+    runner = FakeRunner(slots=1, context=64)
+    prompts = Prompts(runner, Rendering(Terms("", "", "", tool_template=FOR_TOOLS)))
+    with pytest.raises(BadRequest, match="no chat template but for tools: give tools, or use /v1/completions"):
+        prompts.from_chat(Chat(HISTORY[:1]))
+    assert prompts.from_chat(Chat(HISTORY[:1], tools=(WEATHER,)))[0]

@@ -14,7 +14,7 @@ from torch_folders import needs_torch
 
 from llmd.daemon.errors import ModelInvalid
 from llmd.quantize.architectures import CHECKPOINTS, OTHERS
-from llmd.quantize.checkpoints.checkpoint import read
+from llmd.quantize.checkpoints.checkpoint import parts, read
 
 ROOT = Path(__file__).parents[3]
 
@@ -239,6 +239,64 @@ def test_gptq_parts_that_do_not_fit(tmp_path: Path, words: str, folder: Folder) 
 
 @pytest.mark.slow
 @needs_torch
+def without_word(**changes: Any) -> Folder:
+    """GPTQ whose configuration says nothing of it."""
+    folder = gptq(**changes)
+    del folder.config["quantization_config"]
+    return folder
+
+
+def test_gptq_is_known_by_its_tensors(tmp_path: Path) -> None:
+    told = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+    folder = without_word()
+    folder.files["quantize_config.json"] = json.dumps(told).encode()
+    assert read(folder.write(tmp_path / "a")).method == "gptq"
+    assert read(tmp_path / "a") == read(gptq().write(tmp_path / "b"))
+    assert parts(tmp_path / "a")[0]["quantization_config"] == {**told, "quant_method": "gptq"}
+    folder.files["quantize_config.json"] = json.dumps({**told, "bits": 8}).encode()
+    with pytest.raises(ModelInvalid, match="belongs to 8 bits in groups of 32"):
+        read(folder.write(tmp_path / "c"))
+    with pytest.raises(ModelInvalid, match="quantized with GPTQ, and nothing says how: copy quantize_config.json too"):
+        read(without_word().write(tmp_path / "d"))
+
+
+LAYER = "model.layers.0.mlp.up_proj."
+PACKED: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
+    "MLX, for Apple's machines": {
+        "weight": ("U32", (128, 8)), "scales": ("F16", (128, 1)), "biases": ("F16", (128, 1)),
+    },
+    "'awq', which is not read": {
+        "qweight": ("I32", (64, 16)), "qzeros": ("I32", (2, 16)), "scales": ("F16", (2, 128)),
+    },
+    "with bitsandbytes, and its config.json does not say how": {
+        "weight": ("U8", (4096, 1)), "weight.absmax": ("F32", (128,)), "weight.quant_map": ("F32", (16,)),
+    },
+    "with EXL2, and": {"q_weight": ("I32", (8, 128)), "q_perm": ("I16", (64,))},
+    "with HQQ, and": {"W_q": ("U8", (64, 64))},
+    "with AQLM, and": {"codes": ("I16", (128, 8, 1)), "codebooks": ("F16", (1, 256, 1, 8))},
+    "with compressed-tensors, and": {"weight_packed": ("I32", (128, 8)), "weight_shape": ("I64", (2,))},
+    "with FP8, and": {"weight": ("F8_E4M3", (128, 64)), "weight_scale_inv": ("F32", (1, 1))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "tensors"), PACKED.items())
+@pytest.mark.parametrize("config", [{}, {"quantization_config": {"bits": 4, "group_size": 64}}])
+def test_what_is_packed_otherwise_is_refused_by_name(
+    tmp_path: Path, words: str, tensors: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, Any]
+) -> None:
+    shapes = {name: tensor for name, tensor in llama_shapes().items() if not name.startswith(LAYER)}
+    shapes |= {LAYER + part: tensor for part, tensor in tensors.items()}
+    with pytest.raises(ModelInvalid, match=words):
+        read(Folder({**LLAMA, **config}, shapes).write(tmp_path))
+
+
+@pytest.mark.parametrize("rows", [31, 33])
+def test_embeddings_have_a_row_for_each_word(tmp_path: Path, rows: int) -> None:
+    shapes = llama_shapes() | {"model.embed_tokens.weight": ("F16", (rows, 64))}
+    with pytest.raises(ModelInvalid, match=f"says 32 tokens of 64 numbers, and .* has {rows} of 64"):
+        read(Folder(shapes=shapes).write(tmp_path))
+
+
 def test_the_names_are_the_converters() -> None:
     found = list((ROOT / ".build" / "torch" / "lib").glob("python3*/site-packages/conversion/__init__.py"))
     names = set(re.findall(r'^    "(\w+)": "\w+",$', found[0].read_text().partition("MMPROJ_MODEL_MAP")[0], re.M))
