@@ -1,6 +1,7 @@
 """The llmd daemon: identity, audit, serving. It never imports llama, CUDA or torch.
 
 main.py      `llmd serve`: builds every part, runs them, drains on SIGTERM
+arguments.py what its command line says
 banner.py    what `llmd serve` prints once it can answer
 children.py  the one way to start a child process
 confined.py  what a child that works on a stranger's files may reach

@@ -4,7 +4,6 @@ Signals: SIGTERM or SIGINT drains (no new requests, running ones may finish, exi
 SIGHUP reads the configuration and the CA's files anew.
 """
 
-import argparse
 import asyncio
 import gc
 import logging
@@ -33,6 +32,7 @@ from llmd.daemon.admin.fitting import Fitting
 from llmd.daemon.admin.forms import IMPORT, QUANTIZE, Forms, said
 from llmd.daemon.admin.service import Service
 from llmd.daemon.admin.upkeep import Upkeep
+from llmd.daemon.arguments import arguments
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.config import Config, ConfigError
@@ -129,7 +129,18 @@ class Daemon:
             authority=authority,
             tls=self.tls,
             clients=clients,
-            doctor=Doctor(c, self.serving, store, state, authority, self.watcher, self._read, clients.register, models),
+            doctor=Doctor(
+                c,
+                self.serving,
+                store,
+                state,
+                authority,
+                self.watcher,
+                self._read,
+                clients.register,
+                models,
+                self.planner,
+            ),  # fmt: skip
             watcher=self.watcher,
             planner=self.planner,
             evictions=Evictions(self.pool, self.planner, store, state, self.acts),
@@ -321,30 +332,6 @@ class Daemon:
                     logs.Writer(1).line(banner.text(self.config, deployment.model))
                     return
             await asyncio.sleep(0.05)
-
-
-class Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        super().error(cut(message))
-
-
-def arguments() -> argparse.ArgumentParser:
-    top = Arguments(prog="llmd", description="A private LLM service. `llmctl` administers it.")
-    top.add_argument("--version", action="version", version=f"llmd {version('llmd-appliance')}")
-    commands = top.add_subparsers(dest="command", required=True)
-    serve = commands.add_parser("serve", help="run the daemon in the foreground")
-    init = commands.add_parser("init", help="make the state folder, the CA and the server's certificate, and end")
-    for command in (serve, init):
-        command.add_argument(
-            "--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_FILE}, if it exists"
-        )
-        command.add_argument("--state-dir", metavar="DIR", help="models, certificates, audit log")
-    serve.add_argument("--listen", metavar="HOST:PORT", help="where clients connect")
-    serve.add_argument(
-        "--default-model", metavar="NAME=FILE", help="import and deploy this GGUF if NAME is not there yet"
-    )
-    init.set_defaults(listen=None, default_model=None)
-    return top
 
 
 async def _serve(read: Callable[[], Config], default_model: tuple[str, Path] | None) -> None:

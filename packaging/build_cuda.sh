@@ -71,6 +71,7 @@ main() {
     for tool in cmake ninja gcc strip; do command -v $tool >/dev/null || die "apt install cmake ninja-build g++"; done
     lock_cache cuda
     [[ -e $folder/wheels ]] || build "$folder" "$CACHE/work/cuda-$(digest "$ARCHITECTURES")"
+    echo "$ARCHITECTURES" >"$folder/architectures" # which GPUs it has code for (quantize/backends.py)
     echo "$folder"
 }
 

@@ -20,7 +20,7 @@ cp -r .build/wheelhouse "$FOLDER/llmd-$version/"
 profiles=()
 if [[ ${CUDA:-} ]]; then
     mkdir "$FOLDER/llmd-$version/wheelhouse/cuda"
-    cp "$CUDA"/libggml-cuda.so "$CUDA"/wheels/nvidia_{cuda_runtime,cublas,nccl}*.whl "$FOLDER/llmd-$version/wheelhouse/cuda/"
+    cp "$CUDA"/libggml-cuda.so "$CUDA"/architectures "$CUDA"/wheels/nvidia_{cuda_runtime,cublas,nccl}*.whl "$FOLDER/llmd-$version/wheelhouse/cuda/"
     profiles=(pkg.llmd.cuda)
 fi
 if [[ ${TORCH:-} ]]; then

@@ -8,6 +8,7 @@ import ctypes
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from llmd.daemon.errors import Unavailable
 
 # names the CPU's library; `daemon/cpu.py` finds out which one, and every child of the daemon gets it
 VARIABLE = "GGML_CPU_VARIANT"
+# beside CUDA's library, written where that was compiled (packaging/build_cuda.sh)
+ARCHITECTURES = "libggml-cuda.architectures"
 
 
 def folder() -> Path | None:
@@ -36,6 +39,34 @@ def score(library: Path) -> int:
     call = ctypes.CDLL(str(library)).ggml_backend_score
     call.restype = ctypes.c_int
     return int(call())
+
+
+def architectures() -> tuple[str, ...]:
+    """What CUDA's library has code for, as CMake names it: 90-real, 80-virtual, 120; none: it is not known."""
+    where = folder()
+    try:
+        told = (where / ARCHITECTURES).read_text() if where else ""
+    except (OSError, ValueError):
+        return ()
+    return tuple(one.strip() for one in told.split(";") if one.strip())
+
+
+def has_code(known: Sequence[str], compute: tuple[int, int] | None) -> bool:
+    """Whether a GPU of this compute capability runs what was compiled for these architectures. Machine code runs on its
+    own generation, from its number on, and intermediate code (PTX) on whatever is later. (CUDA Programming Guide,
+    "Application Compatibility".)"""
+    return compute is None or not known or any(_runs(one, compute) for one in known)
+
+
+def _runs(architecture: str, compute: tuple[int, int]) -> bool:
+    found = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", architecture)
+    if not found:  # all, native: whatever that was
+        return True
+    at, only, kind = (int(found[1]), int(found[2])), found[3], found[4]
+    if only == "a":  # what this one has and no other
+        return at == compute
+    later = not only and kind != "-real" and at <= compute
+    return later or (kind != "-virtual" and at[0] == compute[0] and at[1] <= compute[1])
 
 
 def engine() -> Any:

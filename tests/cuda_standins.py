@@ -39,6 +39,7 @@ def make(folder: Path) -> None:
     runtime, lt = library(made / "libcudart.so.13"), library(made / "libcublasLt.so.13")
     blas, nvblas = library(made / "libcublas.so.13", [lt], "$ORIGIN"), library(made / "libnvblas.so.13")
     nccl = library(made / "libnccl.so.2")
+    (folder / "architectures").write_text("90-real\n")
     library(folder / "libggml-cuda.so", [driver, base, runtime, blas, nccl], BESIDE)
     wheel(folder / "wheels", "nvidia_cuda_runtime", "nvidia/cu13/lib", [runtime])
     wheel(folder / "wheels", "nvidia_cublas", "nvidia/cu13/lib", [lt, blas, nvblas])

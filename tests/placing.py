@@ -1,6 +1,7 @@
 """Plans on scripted GPUs for processes that compute on none: a deployment's life without hardware."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +24,8 @@ PLACED = Wish("", 4, 4096, 64, 32, 1, shape=SHAPE.to_dict(), size=66 * GIB,
 class Placing(Planner):
     """`given`: the GPUs of each replica, as they were planned last."""
 
-    def __init__(self, watcher: Watcher) -> None:
-        super().__init__(watcher)
+    def __init__(self, watcher: Watcher, *, architectures: Sequence[str] = ()) -> None:
+        super().__init__(watcher, architectures=architectures)
         self.given: dict[tuple[str, int], tuple[str, ...]] = {}
         self.fake: dict[str, Any] = {"text": "one two", "step_seconds": 0.01}
 

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,14 @@ class Admin:
         self.daemon = Daemon(Config(state_dir=str(folder / "state"), node="test"))
         self.command = [LLMCTL, "--socket", str(folder / "admin.sock")]
 
-    def see(self, fake: FakeNvml) -> Watcher:
+    def see(self, fake: FakeNvml, architectures: Sequence[str] = ()) -> Watcher:
+        shutil.rmtree(self.folder / "root", ignore_errors=True)  # of what was seen before
         watcher = Watcher(Nvml(fake, fake.root(self.folder / "root")))
         watcher.refresh()
         self.daemon.service.watcher = self.daemon.service.doctor.watcher = watcher
-        self.planner = Placing(watcher)
+        self.planner = Placing(watcher, architectures=architectures)
         service = self.daemon.service
-        service.planner = service.evictions.planner = service.fitting.planner = self.planner
+        service.planner = service.evictions.planner = service.fitting.planner = service.doctor.planner = self.planner
         self.daemon.pool._planner = self.planner
         return watcher
 

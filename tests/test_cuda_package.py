@@ -16,7 +16,7 @@ ENGINE = "usr/lib/llmd/lib/python3.11/site-packages/llama_cpp/lib"
 def lay_out(root: Path, made: Path) -> subprocess.CompletedProcess[str]:
     house = root.parent / "house"
     house.mkdir()
-    for file in [made / "libggml-cuda.so", *(made / "wheels").glob("*.whl")]:
+    for file in [made / "libggml-cuda.so", made / "architectures", *(made / "wheels").glob("*.whl")]:
         (house / file.name).write_bytes(file.read_bytes())
     command = [sys.executable, "-I", str(PROGRAM), str(root), str(house), f"/{ENGINE}"]
     return subprocess.run(command, capture_output=True, text=True)
@@ -37,6 +37,7 @@ def test_the_backend_its_libraries_and_theirs(made: Path, tmp_path: Path) -> Non
     documents = "usr/share/doc/llmd-cuda"
     assert files == {
         f"{ENGINE}/libggml-cuda.so",
+        f"{ENGINE}/libggml-cuda.architectures",
         *(f"usr/lib/llmd/cuda/{name}" for name in libraries),
         *(f"{documents}/{n}.License.txt" for n in ("nvidia_cuda_runtime", "nvidia_cublas", "nvidia_nccl_cu13")),
         f"{documents}/sbom.cdx.json",

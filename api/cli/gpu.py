@@ -60,6 +60,8 @@ def _show(found: dict[str, Any]) -> None:
     for gpu in found["gpus"]:
         if gpu["health"]["reasons"]:
             click.echo(f"GPU {_label(gpu)} is {gpu['health']['state']}: {safe('; '.join(gpu['health']['reasons']))}")
+        if gpu["no_code"]:
+            click.echo(f"GPU {_label(gpu)} takes no model: {safe(gpu['no_code'])}")
     for gpu in found["gone"]:
         name = f"{gpu['name']} ({gpu['uuid']})" if gpu["name"] else gpu["uuid"]
         click.echo(f"{safe(name)} is removed: {safe('; '.join(gpu['health']['reasons']))}")

@@ -17,7 +17,7 @@ from llmd.daemon.gpus.watch import Health, Watcher
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.register import Register
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.planning.planner import cuda_engine
+from llmd.daemon.planning.planner import Planner, cuda_engine
 from llmd.daemon.records import Certificate
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.deployment import Deployment
@@ -60,6 +60,7 @@ class Doctor:
     read: Callable[[], Config]
     register: Register
     models: ModelStore
+    planner: Planner
     cpu: Choice | None = None
 
     async def checks(self) -> list[Check]:
@@ -182,7 +183,7 @@ class Doctor:
 
     def _gpus(self) -> list[Check]:
         view = self.watcher.view
-        checks = [_gpu(gpu, view.health[gpu.uuid]) for gpu in view.inventory.gpus]
+        checks = [_gpu(gpu, view.health[gpu.uuid], self.planner.no_code(gpu)) for gpu in view.inventory.gpus]
         for uuid, gone in view.gone.items():
             name = f"{gone.name} ({uuid})" if gone else uuid
             checks.append(check(f"gpu {name}", False, f"removed: {'; '.join(view.health[uuid].reasons)}", RECOVER))
@@ -294,11 +295,14 @@ def check(name: str, ok: bool | None, message: str, fix: str = "") -> Check:
     return {"name": name, "ok": ok, "message": message, "fix": "" if ok else fix}
 
 
-def _gpu(gpu: Gpu, health: Health) -> Check:
+def _gpu(gpu: Gpu, health: Health, no_code: str) -> Check:
     name = f"gpu {gpu.index}" + (f" ({gpu.uuid})" if gpu.parent else "")
     reasons = "; ".join(health.reasons)
     if not health.usable:
         return check(name, False, f"{health.state}: {reasons}", RECOVER)
+    if no_code:
+        fix = "nothing, where others take the models; or llmd-cuda built for it (docs/gpus.md)"
+        return check(name, None, f"{gpu.name} takes no model: {no_code}", fix)
     if health.state == "throttled":
         return check(name, None, f"{gpu.name}, {reasons}", "see to its cooling and its power supply")
     notes = [reasons] if reasons else []

@@ -69,6 +69,9 @@ class Service:
         self.watcher.nudge()
         told = self.watcher.view.to_dict()
         told["at"] = rfc3339(told["at"])
+        no_code = {gpu.uuid: self.planner.no_code(gpu) for gpu in self.watcher.inventory.gpus}
+        for device in told["gpus"]:
+            device["no_code"] = no_code.get(device["uuid"], "")
         for device in (*told["gpus"], *told["gone"]):
             for event in device["health"]["events"]:
                 event["at"] = rfc3339(event["at"])

@@ -30,6 +30,7 @@ MOST_GPUS = 16  # llama.cpp takes no more
 FLOOR = 2048
 OF_THE_DRIVER = 512 << 20  # 480 MiB on an idle H100 of 80 GB
 UBATCHES = (2048, 512)
+TENSOR_CORES = (7, 0)  # the first compute capability that has them
 
 Links = Mapping[frozenset[str], Link]
 Rung: TypeAlias = tuple[int, int, str]  # context, slots and type of keys and values
@@ -188,9 +189,11 @@ class _Search:
             return
         yield from itertools.combinations([d for d in self.devices if count == 1 or not d.mig], count)
 
-    def _order(self, placed: Placed) -> tuple[int, int, tuple[str, ...]]:
+    def _order(self, placed: Placed) -> tuple[bool, int, int, tuple[str, ...]]:
+        """What is without tensor cores comes last, whatever it has left; of unknown cards each counts."""
+        old = any(d.compute is not None and d.compute < TENSOR_CORES for d in placed.devices)
         left = sum(d.room - n.total for d, n in zip(placed.devices, placed.needs, strict=True))
-        return -self._rank(placed.devices), left, tuple(d.uuid for d in placed.devices)
+        return old, -self._rank(placed.devices), left, tuple(d.uuid for d in placed.devices)
 
     def _rank(self, group: tuple[Device, ...]) -> int:
         """Of its worst link; 0 where nothing is known."""

@@ -16,6 +16,7 @@ from typing import Any
 from llmd.daemon import memory, stored
 from llmd.daemon.engine.messages import Settings
 from llmd.daemon.errors import DoesNotFit, LlmdError, ModelInvalid, Unavailable
+from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import View, Watcher
 from llmd.daemon.planning import plan
 from llmd.daemon.planning.leases import Key, Lease, Ledger
@@ -46,20 +47,22 @@ LOOK_SECONDS = 0.1
 
 class Planner:
     """Made once, by `main`; without a watcher for machines that have no GPU. The event loop owns it. `cuda`: the engine
-    can compute on them. `calibration`: what was measured before, by the engine's build `build`; `keep` is called with
-    what is measured anew."""
+    can compute on them, those of `architectures` (`quantize/backends.py`; none: it is not known which). `calibration`:
+    what was measured before, by the engine's build `build`; `keep` is called with what is measured anew."""
 
     def __init__(
         self,
         watcher: Watcher | None = None,
         *,
         cuda: bool = True,
+        architectures: Sequence[str] = (),
         calibration: Calibration | None = None,
         build: str = "",
         keep: Callable[[Measured], None] = lambda measured: None,
     ) -> None:
         self._watcher, self._cuda, self._turn = watcher, cuda, asyncio.Lock()
         self._calibration, self._build, self._keep = calibration or Calibration(), build, keep
+        self._architectures = architectures
         self.leases = Ledger()
         self._below: dict[str, tuple[Wish, Rung]] = {}  # what a model ran out of memory with
 
@@ -249,8 +252,13 @@ class Planner:
         """What `llmctl plan` shows. Raises what `settings` would."""
         async with self._turn:
             placed = await self._placed(model, wish, without={model}, by=explained)
-        if placed:
-            return placed.to_dict()
+        if placed and self._watcher:
+            found = placed.to_dict()
+            blind = [(gpu, why) for gpu in self._watcher.inventory.gpus if (why := self.no_code(gpu))]
+            found["steps"][:0] = [
+                {"what": f"{gpu.name} ({gpu.uuid})", "taken": False, "why": why} for gpu, why in blind
+            ]
+            return found
         free = memory.available()
         wish = _on_cpu(wish, free)
         settings, need = plan.plan(wish), plan.memory(wish).to_dict()
@@ -284,9 +292,14 @@ class Planner:
             return None
         if not view.inventory.gpus and not view.gone:
             raise DoesNotFit(f"no GPU can be used: {view.inventory.reason}")
-        devices = [self.leases.left(device, view.inventory, without) for device in usable(view)]
+        blind = {gpu.uuid: why for gpu in view.inventory.gpus if (why := self.no_code(gpu))}
+        for uuid in where.gpus:
+            if uuid in blind:
+                raise DoesNotFit(f"GPU {uuid}: {blind[uuid]}")
+        every = [device for device in usable(view) if device.uuid not in blind]
+        devices = [self.leases.left(device, view.inventory, without) for device in every]
         if not devices:
-            raise DoesNotFit("no GPU can be used; `llmctl gpus` says why")
+            raise DoesNotFit(f"no GPU can be used; {'; '.join(sorted({*blind.values()})) or '`llmctl gpus` says why'}")
         devices = [device for device in devices if device.uuid not in taken]
         if not devices:
             raise DoesNotFit("a copy lies on every GPU that can be used; another one needs a GPU of its own")
@@ -299,6 +312,14 @@ class Planner:
         return await asyncio.to_thread(
             by, forms, devices, view.inventory.links, asked, self._calibration, self._cuda_version()
         )
+
+    def no_code(self, gpu: Gpu) -> str:
+        """Why no model goes to a GPU that is well; "": one may."""
+        if not self._cuda or gpu.compute is None or backends.has_code(self._architectures, gpu.compute):
+            return ""
+        major, minor = gpu.compute
+        known = ", ".join(self._architectures)
+        return f"this engine has no code for its compute capability {major}.{minor} (it has {known})"
 
     def _ran_out(self, model: str, asked: Wish) -> Rung | None:
         wish, rung = self._below.get(model, (None, None))

@@ -4,9 +4,9 @@ every library that it needs and that neither Debian, llmd nor NVIDIA's driver ha
 
 python3 -I packaging/deb/cuda.py ROOT HOUSE ENGINE       run by debian/rules
 
-HOUSE has libggml-cuda.so and the wheels of CUDA's libraries (packaging/build_cuda.sh), ENGINE is the folder of the
-package llmd with the engine's libraries. Nothing is laid out that would not be found: each library's own search path is
-followed as the loader follows it.
+HOUSE has libggml-cuda.so, what it was compiled for, and the wheels of CUDA's libraries (packaging/build_cuda.sh);
+ENGINE is the folder of the package llmd with the engine's libraries. Nothing is laid out that would not be found: each
+library's own search path is followed as the loader follows it.
 """
 
 import json
@@ -24,6 +24,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 BACKEND = "libggml-cuda.so"
+ARCHITECTURES = "architectures"  # the GPUs that it has code for
 LIBRARIES = "usr/lib/llmd/cuda"
 DOCUMENTS = "usr/share/doc/llmd-cuda"
 OF_DRIVER = frozenset({"libcuda.so.1"})
@@ -108,6 +109,9 @@ def lay_out(root: Path, house: Path, engine: Path) -> None:
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target / source.name)
             (target / source.name).chmod(0o644)
+        # beside the backend, under the name by which the engine looks for it (quantize/backends.py)
+        shutil.copyfile(house / ARCHITECTURES, root / engine / f"libggml-cuda.{ARCHITECTURES}")
+        (root / engine / f"libggml-cuda.{ARCHITECTURES}").chmod(0o644)
         wheels = sorted({held[one.name][1] for one in wanted})
         for wheel in wheels:
             for text in Path(folder, wheel.name).glob("*.dist-info/licenses/*"):

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from llmd.api.cli.main import main as llmctl
-from llmd.daemon.main import arguments
+from llmd.daemon.arguments import arguments
 
 WHEN = datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", "0")), UTC)
 

@@ -298,3 +298,37 @@ async def test_gpus_that_the_engine_cannot_use_are_told(admin: Admin, monkeypatc
         checks = await admin.checks(1)
         assert ("gpu engine" in checks) is not cuda
     assert checks["gpu 0"]["ok"] is True
+
+
+OLD_CARD = "this engine has no code for its compute capability 6.1 (it has 90-real)"
+SHORT = ("--ctx", "1024", "--slots", "1")  # with so little it would fit on the old card too
+
+
+async def test_no_model_goes_to_a_card_that_the_engine_has_no_code_for(admin: Admin) -> None:
+    import_model(admin)
+    admin.see(FakeNvml(old_card(0), h200(1)), ["90-real"])
+    found = await admin.json("plan", "m", *SHORT)
+    assert found["gpus"] == ["GPU-h200-1"]
+    assert found["steps"][0] == {"what": "Tesla P4 (GPU-old-0)", "taken": False, "why": OLD_CARD}
+    assert f"GPU GPU-old-0: {OLD_CARD}" in await refused(admin, "plan", "m", "--gpus", "GPU-old-0", *SHORT)
+    text = await admin.run("gpus")
+    assert f"GPU 0 takes no model: {OLD_CARD}" in text and "GPU 1 takes" not in text
+    check = (await admin.checks(1))["gpu 0"]
+    assert check["ok"] is None and check["message"] == f"Tesla P4 takes no model: {OLD_CARD}"
+    admin.see(FakeNvml(old_card(2)), ["90-real"])
+    assert f"no GPU can be used; {OLD_CARD}" in await refused(admin, "plan", "m", *SHORT)
+
+
+async def test_an_old_card_is_the_last_choice_where_nothing_is_known_of_the_engine(admin: Admin) -> None:
+    import_model(admin)
+    admin.see(FakeNvml(old_card(0), h200(1)))
+    assert (await admin.json("plan", "m", *SHORT))["gpus"] == ["GPU-h200-1"]
+    admin.see(FakeNvml(old_card(2)))
+    assert (await admin.json("plan", "m", *SHORT))["gpus"] == ["GPU-old-2"]
+
+
+async def refused(admin: Admin, *arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(*admin.command, *arguments, stderr=subprocess.PIPE)
+    _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    return err.decode()
