@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from llmd.daemon.engine.llama import LlamaRunner
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / ".build" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def pytest_unconfigure() -> None:
+    """llama-cpp-python opens /dev/null twice as it is loaded, and closes neither."""
+    if utils := sys.modules.get("llama_cpp._utils"):
+        utils.outnull_file.close()
+        utils.errnull_file.close()
 
 
 @pytest.fixture(scope="session")

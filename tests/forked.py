@@ -110,13 +110,17 @@ def forker() -> Forker:
 
 
 def forks(sock: socket.socket) -> list[str] | None:
-    """The arguments of a child, in that child; None: nobody asks any more."""
+    """The arguments of a child, in that child; None: nobody asks any more, and what still ran was told to end."""
+    running: set[int] = set()
     while True:
         data, fds, _, _ = socket.recv_fds(sock, 1 << 18, 2)
         if not data:
+            for pid in running:
+                os.kill(pid, signal.SIGTERM)
             return None
         asked: Any = json.loads(data)
         if isinstance(asked, int):
+            running.discard(asked)
             sock.send(json.dumps(os.waitstatus_to_exitcode(os.waitpid(asked, 0)[1])).encode())
             continue
         pid = os.fork()
@@ -131,6 +135,7 @@ def forks(sock: socket.socket) -> list[str] | None:
             return list(asked["arguments"])
         for fd in fds:
             os.close(fd)
+        running.add(pid)
         sock.send(json.dumps(pid).encode())
 
 

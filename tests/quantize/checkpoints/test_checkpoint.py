@@ -234,11 +234,9 @@ def test_gptq_parts_that_do_not_fit(tmp_path: Path, words: str, folder: Folder) 
         read(folder.write(tmp_path / "model"))
 
 
-# --- the names, and the child
+# --- packed, and not said so
 
 
-@pytest.mark.slow
-@needs_torch
 def without_word(**changes: Any) -> Folder:
     """GPTQ whose configuration says nothing of it."""
     folder = gptq(**changes)
@@ -297,6 +295,11 @@ def test_embeddings_have_a_row_for_each_word(tmp_path: Path, rows: int) -> None:
         read(Folder(shapes=shapes).write(tmp_path))
 
 
+# --- the names, and the child
+
+
+@pytest.mark.slow
+@needs_torch
 def test_the_names_are_the_converters() -> None:
     found = list((ROOT / ".build" / "torch" / "lib").glob("python3*/site-packages/conversion/__init__.py"))
     names = set(re.findall(r'^    "(\w+)": "\w+",$', found[0].read_text().partition("MMPROJ_MODEL_MAP")[0], re.M))
