@@ -69,3 +69,17 @@ class Folder:
             if data is not None:
                 (folder / name).write_bytes(data)
         return folder
+
+
+def cached(folder: Path) -> Path:
+    """A model's folder as the cache of Hugging Face has it, beside the other one, which it was."""
+    found = folder.parent / f"models--some--{folder.name}" / "snapshots" / ("5f" * 20)
+    blobs = found.parents[1] / "blobs"
+    found.mkdir(parents=True)
+    blobs.mkdir()
+    for at, file in enumerate(sorted(folder.iterdir())):
+        name = f"{at:0{64 if file.suffix == '.safetensors' else 40}x}"
+        file.rename(blobs / name)
+        (found / file.name).symlink_to(f"../../blobs/{name}")
+    folder.rmdir()
+    return found

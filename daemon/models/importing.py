@@ -28,7 +28,7 @@ from llmd.daemon.models.names import checked, name_of_folder
 from llmd.daemon.models.running import lines
 from llmd.daemon.records import Job, Model
 from llmd.daemon.store import StateThread
-from llmd.quantize.checkpoints.checkpoint import Checkpoint
+from llmd.quantize.checkpoints.checkpoint import Checkpoint, blobs
 from llmd.quantize.checkpoints.proof import MOST_DIFFERENCE
 
 WHAT = "converting this model"
@@ -99,7 +99,7 @@ class Importer:
     async def read(self, folder: Path) -> Checkpoint:
         """What the folder holds. Raises ModelInvalid."""
         what = "reading this folder"
-        limits = Limits(LIMITS.address_space, cpu_seconds=LIMITS.cpu_seconds, reads=(str(folder),))
+        limits = Limits(LIMITS.address_space, cpu_seconds=LIMITS.cpu_seconds, reads=_reads(folder))
         try:
             async with asyncio.timeout(READ_SECONDS):
                 said = [line async for line in lines(what, CHECKPOINT, str(folder), limits=limits)]
@@ -156,7 +156,7 @@ class Importer:
 
         await in_thread(start)
         scratch = os.fspath(stage / SCRATCH)
-        limits = Limits(background=what == "convert", reads=(str(folder),), writes=(str(stage),))
+        limits = Limits(background=what == "convert", reads=_reads(folder), writes=(str(stage),))
         said = lines(
             WHAT, CONVERTING, what, str(folder), os.fspath(stage / FILE), *more, limits=limits,
             interpreter=interpreter(), variables={"HOME": scratch, "TMPDIR": scratch},
@@ -194,6 +194,12 @@ def interpreter() -> str:
         f"./{PACKAGE}.deb, or convert the folder on another machine (llama.cpp: convert_hf_to_gguf.py FOLDER "
         "--outfile MODEL.gguf) and import that file"
     )
+
+
+def _reads(folder: Path) -> tuple[str, ...]:
+    """What a child may read of a model."""
+    cache = blobs(folder)
+    return (str(folder), str(cache)) if cache else (str(folder),)
 
 
 def _folder(path: str) -> Path:

@@ -40,7 +40,10 @@ def _named(stem: str, what: str) -> str:
 
 
 def name_of_folder(folder: Path) -> str:
-    """As `name_of`, of a Hugging Face model's folder."""
+    """As `name_of`, of a Hugging Face model's folder; of one in the cache, `models--ORGANISATION--NAME`, that name."""
+    top = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and top.startswith("models--"):
+        return _named(top.rpartition("--")[2], "folder")
     if _HASH.fullmatch(folder.name):
         raise BadRequest(
             "the folder is named after its content: give the model a name, as in --name my-model", param="name"

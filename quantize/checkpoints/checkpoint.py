@@ -46,6 +46,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _PART = re.compile(r"model.*\.safetensors")
+_BLOB = re.compile(r"\.\./\.\./blobs/[0-9a-f]{40,64}")
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _SUFFIX = re.compile(r"(For(CausalLM|ConditionalGeneration)|LMHeadModel|Model)\w*$")
@@ -121,13 +122,32 @@ def _names(folder: Path) -> set[str]:
     return found
 
 
+def blobs(folder: Path) -> Path | None:
+    """Where the cache of Hugging Face has what the links of `models--NAME/snapshots/REVISION` lead to; None: this is no
+    such folder."""
+    top = folder.parent.parent
+    found = top / "blobs"
+    cached = folder.parent.name == "snapshots" and top.name.startswith("models--")
+    return found if cached and found.is_dir() and not found.is_symlink() else None
+
+
 def _check_links(folder: Path, names: set[str]) -> None:
-    """Whatever a library may open by its name lies in the folder. Raises ModelInvalid."""
-    for name in sorted(names):
-        if (folder / name).is_symlink() and (folder / name).resolve().parent != folder.resolve():
+    """Whatever a library may open by its name lies in the folder, or in the cache that it is a part of. Raises
+    ModelInvalid."""
+    cache = blobs(folder)
+    for name in sorted(name for name in names if (folder / name).is_symlink()):
+        to = os.readlink(folder / name)
+        if cache and _BLOB.fullmatch(to):
+            _check_blob(cache / os.path.basename(to), name)
+        elif (folder / name).resolve().parent != folder.resolve():
             raise ModelInvalid(
                 f"{shown(name)} is a link out of the folder: copy the model with what its links lead to (cp -rL)"
             )
+
+
+def _check_blob(file: Path, name: str) -> None:
+    if file.is_symlink() or not file.is_file():
+        raise ModelInvalid(f"{shown(name)} leads to a file that the cache does not have: download the model again")
 
 
 def _inside(folder: Path, names: set[str]) -> str:

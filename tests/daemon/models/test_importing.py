@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_folder import LLAMA, Folder
+from hf_folder import LLAMA, Folder, cached
 from torch_folders import needs_torch
 
 from llmd.daemon.errors import BadRequest, Conflict, LlmdError, ModelInvalid, NoSpace, Unavailable
@@ -130,10 +130,12 @@ print(json.dumps({"ok": False, "code": "model_invalid", "message": ", ".join(k f
 """
 
 
+@pytest.mark.parametrize("cache", [False, True])
 async def test_the_child_that_converts_reaches_its_folder_and_the_stage(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool
 ) -> None:
     folder = Folder().write(tmp_path / "model")
+    folder = cached(folder) if cache else folder
     names = f"STATE, MODELS = {str(tmp_path / 'state.db')!r}, {str(tmp_path / 'models')!r}\n"
     (folder / "program.py").write_text(names + PROBE)
     python = tmp_path / "python"  # has another program in the place of the converter, under the same terms
@@ -167,6 +169,14 @@ async def test_a_folder_becomes_a_model(place: Place, folders: Path) -> None:
     assert any(line.startswith("differs from the original's first 96 logits by 0.") for _, _, line in place.told)
     assert [p.name for p in place.left()] == [model.digest]
     assert {p.name for p in place.left()[0].iterdir()} == {"model.gguf"}
+
+
+@slow
+@needs_torch
+async def test_a_model_is_converted_where_the_cache_of_hugging_face_has_it(place: Place, folders: Path) -> None:
+    folder = cached(shutil.copytree(folders / "llama-spm", place.folder / "source" / "Llama-SPM"))
+    done = await place.run(folder)
+    assert done["model"] == "llama-spm" and 0 < done["proof"]["difference"] < 0.01
 
 
 @slow

@@ -1,6 +1,7 @@
 """Hugging Face folders, judged before any library sees them."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_folder import LLAMA, Folder, Shapes, file_of, llama_shapes
+from hf_folder import LLAMA, Folder, Shapes, cached, file_of, llama_shapes
 from torch_folders import needs_torch
 
 from llmd.daemon.errors import ModelInvalid
+from llmd.daemon.models.names import name_of_folder
 from llmd.quantize.architectures import CHECKPOINTS, OTHERS
-from llmd.quantize.checkpoints.checkpoint import parts, read
+from llmd.quantize.checkpoints.checkpoint import blobs, parts, read
 
 ROOT = Path(__file__).parents[3]
 
@@ -173,6 +175,58 @@ def test_nothing_outside_the_folder_is_read(tmp_path: Path, words: str, change: 
     change(folder)
     with pytest.raises(ModelInvalid, match=words):
         read(folder)
+
+
+def test_a_model_in_the_cache_of_hugging_face(tmp_path: Path) -> None:
+    folder = cached(Folder().write(tmp_path / "Model"))
+    assert read(folder) == read(Folder().write(tmp_path / "plain"))
+    assert blobs(folder) == tmp_path / "models--some--Model" / "blobs" and blobs(tmp_path / "plain") is None
+    assert name_of_folder(folder) == "model"
+
+
+def _another(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("../../../blobs/" + "0" * 40)
+
+
+def _by_name(folder: Path) -> None:
+    (folder.parents[1] / "blobs" / "config").write_text("{}")
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("../../blobs/config")
+
+
+def _onward(folder: Path) -> None:
+    blob = folder / os.readlink(folder / "config.json")
+    blob.unlink()
+    blob.symlink_to("/etc/passwd")
+
+
+def _gone(folder: Path) -> None:
+    (folder / os.readlink(folder / "config.json")).unlink()
+
+
+def _elsewhere(folder: Path) -> None:
+    (folder.parents[1] / "blobs").rename(folder.parents[2] / "elsewhere")
+    (folder.parents[1] / "blobs").symlink_to("../elsewhere")
+
+
+def _no_cache(folder: Path) -> None:
+    folder.parents[1].rename(folder.parents[2] / "Model")
+
+
+OUT, NOT_THERE = "is a link out of the folder", "leads to a file that the cache does not have"
+
+
+@pytest.mark.parametrize(
+    ("words", "change"),
+    [(OUT, _another), (OUT, _by_name), (NOT_THERE, _onward), (NOT_THERE, _gone), (OUT, _elsewhere), (OUT, _no_cache)],
+)
+def test_no_other_link_of_a_cache_is_followed(tmp_path: Path, words: str, change: Callable[[Path], None]) -> None:
+    folder = cached(Folder().write(tmp_path / "Model"))
+    change(folder)
+    moved = next(tmp_path.glob("*odel/snapshots/*"))
+    with pytest.raises(ModelInvalid, match=f"'.*' {words}"):
+        read(moved)
 
 
 def test_a_link_within_the_folder(tmp_path: Path) -> None:
