@@ -40,6 +40,7 @@ SIDE_FILES = (
     "added_tokens.json", "special_tokens_map.json", "chat_template.json", "chat_template.jinja", "quantize_config.json",
     "vocab.txt", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
+TEMPLATES = "additional_chat_templates"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MAX_SIDE_BYTES = 256 << 20
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -82,6 +83,7 @@ def parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (CONFIG, INDEX, *SIDE_FILES):
         if name in names:
             _check_file(folder, name, MAX_SIDE_BYTES)
+    _check_templates(folder)
     config = document(folder, CONFIG)
     for name in (CONFIG, "tokenizer_config.json"):
         if name in names and "auto_map" in document(folder, name):
@@ -143,6 +145,18 @@ def _check_links(folder: Path, names: set[str]) -> None:
             raise ModelInvalid(
                 f"{shown(name)} is a link out of the folder: copy the model with what its links lead to (cp -rL)"
             )
+
+
+def _check_templates(folder: Path) -> None:
+    """The chat templates that have files of their own. Raises ModelInvalid."""
+    cache, within = blobs(folder), folder / TEMPLATES
+    for file in sorted(within.glob("*.jinja"))[:MAX_LOOKED_INTO]:
+        to = os.readlink(file) if file.is_symlink() else ""
+        if to and not (cache and _BLOB.fullmatch(to.removeprefix("../"))):
+            raise ModelInvalid(f"{shown(file.name)} is a link: copy the model with what its links lead to (cp -rL)")
+        if to and cache:
+            _check_blob(cache / os.path.basename(to), file.name)
+        _check_file(within, file.name, MAX_SIDE_BYTES)
 
 
 def _check_blob(file: Path, name: str) -> None:

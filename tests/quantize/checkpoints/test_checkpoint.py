@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -215,6 +216,31 @@ def _no_cache(folder: Path) -> None:
 
 
 OUT, NOT_THERE = "is a link out of the folder", "leads to a file that the cache does not have"
+
+
+def test_chat_templates_of_their_own_are_files_of_the_model(tmp_path: Path) -> None:
+    folder = Folder().write(tmp_path / "Model")
+    template = folder / "additional_chat_templates" / "tool_use.jinja"
+    template.parent.mkdir()
+    template.write_text("{{ tools }}")
+    assert read(folder).tensors == 20
+    template.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelInvalid, match="'tool_use.jinja' is what Git LFS leaves"):
+        read(folder)
+    template.unlink()
+    template.symlink_to("/etc/passwd")
+    with pytest.raises(ModelInvalid, match="'tool_use.jinja' is a link"):
+        read(folder)
+    shutil.rmtree(template.parent)
+    folder = cached(folder)
+    template = folder / "additional_chat_templates" / "tool_use.jinja"
+    template.parent.mkdir()
+    blob = folder.parents[1] / "blobs" / ("ab" * 20)
+    template.symlink_to(f"../../../blobs/{blob.name}")
+    with pytest.raises(ModelInvalid, match=f"'tool_use.jinja' {NOT_THERE}"):
+        read(folder)
+    blob.write_text("{{ tools }}")
+    assert read(folder).tensors == 20
 
 
 @pytest.mark.parametrize(
