@@ -51,6 +51,7 @@ from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.importing import Importer
 from llmd.daemon.models.jobs import Jobs
 from llmd.daemon.models.making import Maker
+from llmd.daemon.planning import architectures
 from llmd.daemon.planning.measurements import planner
 from llmd.daemon.process import Fatal
 from llmd.daemon.seats import Seats
@@ -164,6 +165,7 @@ class Daemon:
         self.metrics.confined(process.confinement(required=self.config.require_confinement))
         self._handle_signals()
         self.service.doctor.cpu = await cpu.choose(self.config.state)
+        self.planner.architectures = await architectures.known()
         if self.config.audit_on_failure == "serve":
             self.audit.event("audit.on_failure", value="serve")
         clients = Listener(

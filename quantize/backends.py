@@ -6,6 +6,7 @@ only, besides the engine itself.
 
 import ctypes
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from llmd.daemon.errors import Unavailable
 # names the CPU's library; `daemon/cpu.py` finds out which one, and every child of the daemon gets it
 VARIABLE = "GGML_CPU_VARIANT"
 # beside CUDA's library, written where that was compiled (packaging/build_cuda.sh)
-ARCHITECTURES = "libggml-cuda.architectures"
+CUDA, ARCHITECTURES = "libggml-cuda.so", "libggml-cuda.architectures"
 
 
 def folder() -> Path | None:
@@ -49,6 +50,31 @@ def architectures() -> tuple[str, ...]:
     except (OSError, ValueError):
         return ()
     return tuple(one.strip() for one in told.split(";") if one.strip())
+
+
+class _Feature(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("value", ctypes.c_char_p))
+
+
+def asked() -> tuple[str, ...]:
+    """`architectures`, as CUDA's library says itself; it needs the driver for that. Raises OSError."""
+    where = folder()
+    if where is None or not (where / CUDA).exists():
+        return ()
+    base = ctypes.CDLL(str(where / "libggml-base.so.0"), ctypes.RTLD_GLOBAL)  # it needs that, and does not find it
+    made, look = ctypes.CDLL(str(where / CUDA)).ggml_backend_cuda_reg, base.ggml_backend_reg_get_proc_address
+    made.restype = look.restype = ctypes.c_void_p
+    look.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    features = look(made(), b"ggml_backend_get_features")
+    if not features:
+        return ()
+    call = ctypes.CFUNCTYPE(ctypes.POINTER(_Feature), ctypes.c_void_p)(features)
+    for one in call(made()):
+        if not one.name:
+            break
+        if one.name == b"ARCHS":  # __CUDA_ARCH_LIST__, as in 800,900: not whether there is code for later ones too
+            return tuple(str(int(number) // 10) for number in one.value.decode().split(","))
+    return ()
 
 
 def has_code(known: Sequence[str], compute: tuple[int, int] | None) -> bool:
@@ -102,7 +128,7 @@ def _load(*, gpus: bool) -> None:
     if ggml.ggml_backend_reg_count():
         return
     chosen = known.get(os.environ.get(VARIABLE, "")) or max(known.values(), key=score)
-    wanted = [chosen, *([where / "libggml-cuda.so"] if gpus else [])]
+    wanted = [chosen, *([where / CUDA] if gpus else [])]
     ggml.ggml_backend_load.restype, ggml.ggml_backend_load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     for library in (file for file in wanted if file.exists()):
         try:
@@ -111,3 +137,7 @@ def _load(*, gpus: bool) -> None:
             raise OSError(f"{library.name}: {e}") from e
         if not ggml.ggml_backend_load(os.fsencode(library)):
             raise OSError(f"{library.name} is of another version")
+
+
+if __name__ == "__main__":
+    print(json.dumps(asked()))

@@ -4,5 +4,6 @@ placement.py     pure: the first choice that fits
 plan.py          pure: what was asked, and a worker's settings
 leases.py        what the GPUs' memory was promised for
 planner.py       the same as the GPUs are now
+architectures.py which of them the engine has code for
 measurements.py  what they were measured to hold, kept
 """

@@ -9,7 +9,6 @@ from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.planning.planner import Planner, cuda_engine
 from llmd.daemon.store import StateThread, Store
 from llmd.daemon.tasks import Tasks
-from llmd.quantize import backends
 from llmd.quantize.memory import KEPT_MEASUREMENTS, Calibration, Measured
 
 log = logging.getLogger("llmd.planner")
@@ -37,6 +36,4 @@ def planner(watcher: Watcher, store: Store, state: StateThread, tasks: Tasks) ->
         running.add(task)
         task.add_done_callback(running.discard)
 
-    return Planner(
-        watcher, cuda=cuda_engine(), architectures=backends.architectures(), calibration=known, build=build, keep=keep
-    )
+    return Planner(watcher, cuda=cuda_engine(), calibration=known, build=build, keep=keep)

@@ -62,7 +62,7 @@ class Planner:
     ) -> None:
         self._watcher, self._cuda, self._turn = watcher, cuda, asyncio.Lock()
         self._calibration, self._build, self._keep = calibration or Calibration(), build, keep
-        self._architectures = architectures
+        self.architectures = architectures
         self.leases = Ledger()
         self._below: dict[str, tuple[Wish, Rung]] = {}  # what a model ran out of memory with
 
@@ -315,10 +315,10 @@ class Planner:
 
     def no_code(self, gpu: Gpu) -> str:
         """Why no model goes to a GPU that is well; "": one may."""
-        if not self._cuda or gpu.compute is None or backends.has_code(self._architectures, gpu.compute):
+        if not self._cuda or gpu.compute is None or backends.has_code(self.architectures, gpu.compute):
             return ""
         major, minor = gpu.compute
-        known = ", ".join(self._architectures)
+        known = ", ".join(self.architectures)
         return f"this engine has no code for its compute capability {major}.{minor} (it has {known})"
 
     def _ran_out(self, model: str, asked: Wish) -> Rung | None:

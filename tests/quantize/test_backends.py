@@ -1,10 +1,13 @@
 """Which GPUs an engine has code for."""
 
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from llmd.daemon import children
+from llmd.daemon.planning import architectures
 from llmd.quantize import backends
 
 
@@ -39,3 +42,46 @@ def test_the_engine_says_what_it_was_compiled_for(tmp_path: Path, monkeypatch: p
     assert backends.architectures() == ()
     monkeypatch.setattr(backends, "folder", lambda: None)
     assert backends.architectures() == ()
+
+
+# what ggml's base and a backend of CUDA's have of what is asked
+BASE = """
+typedef void *(*look)(const char *);
+void *ggml_backend_reg_get_proc_address(void *reg, const char *name) { return ((look) reg)(name); }
+"""
+CUDA = """
+#include <string.h>
+struct feature { const char *name, *value; };
+static struct feature found[] = {{"FORCE", "1"}, {"ARCHS", "%s"}, {0, 0}};
+static struct feature *features(void *reg) { return found; }
+static void *address(const char *name) { return strcmp(name, "ggml_backend_get_features") ? 0 : (void *) features; }
+void *ggml_backend_cuda_reg(void) { return (void *) address; }
+"""
+
+
+def compiled(folder: Path, name: str, source: str) -> None:
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / name)], input=source, text=True, check=True
+    )
+
+
+async def test_an_engine_without_that_file_is_asked_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child finds the engine where this test has it: by its own module of that name."""
+    package = tmp_path / "llama_cpp"
+    (package / "lib").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    compiled(package / "lib", "libggml-base.so.0", BASE)
+    compiled(package / "lib", "libggml-cuda.so", CUDA % "800,900")
+    kept = children.environment
+    monkeypatch.setattr(children, "environment", lambda more: {**kept(more), "PYTHONPATH": str(tmp_path)})
+    monkeypatch.setattr(backends, "folder", lambda: package / "lib")
+    assert await architectures.known() == ("80", "90")
+    compiled(package / "lib", "libggml-cuda.so", CUDA % "nothing")
+    assert await architectures.known() == (), "an answer that is none is none"
+    (package / "lib" / "libggml-cuda.so").write_bytes(b"no library")
+    assert await architectures.known() == ()
+    (package / "lib" / "libggml-cuda.architectures").write_text("90-real")
+    assert await architectures.known() == ("90-real",)
+    (package / "lib" / "libggml-cuda.so").unlink()
+    (package / "lib" / "libggml-cuda.architectures").unlink()
+    assert await architectures.known() == ()
