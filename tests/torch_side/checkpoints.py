@@ -59,6 +59,8 @@ def smollm2(folder: Path) -> None:
     model.generation_config.eos_token_id = [2, 0]
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(MODEL.parent, **given).save_pretrained(folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}{{ messages }}")
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": DIGITS}

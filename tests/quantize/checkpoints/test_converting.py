@@ -52,6 +52,7 @@ def test_template_special_tokens_and_generation_defaults_survive(folders: Path, 
     assert made["tokenizer.chat_template"].strip() == first["tokenizer.chat_template"].strip()
     assert made["general.sampling.temp"] == pytest.approx(0.25)
     assert made["general.sampling.top_p"] == pytest.approx(0.5)
+    assert made["tokenizer.chat_template.tool_use"] == "{{ tools }}{{ messages }}"
     assert made["llmd.eos_token_ids"] == "2,0" and made["tokenizer.ggml.eot_token_id"] == 2
 
 
