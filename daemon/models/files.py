@@ -253,7 +253,8 @@ class ModelStore:
             self._store.add_form(form)
             return form
 
-        return await self._state.run(lambda: self._install(stage, digest, write))
+        intact = await self._intact(digest, size, None)
+        return await self._state.run(lambda: self._install(stage, digest, write, intact))
 
     async def take_in(self, stage: Path, name: str, source: str, info: dict[str, object], *, tried: bool) -> Model:
         """The staged file, which was made of `source`, is a model of that name; `info` is told of it beside what a
@@ -320,7 +321,8 @@ class ModelStore:
                 raise _taken(model.name)
             return held or self._store.add_model(model.name, model.digest, model.size, model.source, info)
 
-        return await self._state.run(lambda: self._install(stage, model.digest, write))
+        intact = await self._intact(model.digest, model.size, None)
+        return await self._state.run(lambda: self._install(stage, model.digest, write, intact))
 
     def free(self) -> int:
         """Bytes that a new file may have, beside what others have still to write."""
@@ -336,9 +338,9 @@ class ModelStore:
                 "remove a model or enlarge the disk"
             )
 
-    def _install(self, stage: Path, digest: str, write: Callable[[], T]) -> T:
-        """Put the staged file in its place and write its row. One that is there already may be damaged: it gives way,
-        and whoever has it open keeps it."""
+    def _install(self, stage: Path, digest: str, write: Callable[[], T], intact: bool) -> T:
+        """Put the staged file in its place and write its row. One that is there already gives way, unless it is
+        `intact`; whoever has it open keeps it."""
         target = self._path(digest).parent
         with writing():
             new = not (target / FILE).exists()
@@ -346,7 +348,7 @@ class ModelStore:
                 shutil.rmtree(target, ignore_errors=True)
                 stage.rename(target)
                 sync_folder(self._folder)
-            else:
+            elif not intact:
                 (stage / FILE).replace(target / FILE)
                 sync_folder(target)
             try:

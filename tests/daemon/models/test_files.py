@@ -483,8 +483,9 @@ async def test_a_lost_database_does_not_cost_the_files(place: Place, file: Path,
     empty = Store(None)
     again = ModelStore(place.folder, empty, StateThread())
     assert path.exists() and again.list() == []
+    inode = path.stat().st_ino
     await again.import_file(file, "b")
-    assert again.path("b") == path and path.read_bytes() == file.read_bytes()
+    assert again.path("b") == path and path.stat().st_ino == inode
     empty.close()
 
 
