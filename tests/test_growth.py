@@ -703,6 +703,7 @@ BOUNDED: dict[str, str] = {
     "quantize/checkpoints/safetensors.py:shown": ONE,
     "quantize/checkpoints/checkpoint.py:parts": PARTS + "read",
     "quantize/checkpoints/checkpoint.py:document": PARTS + "read",
+    "quantize/checkpoints/checkpoint.py:blobs": ONE,
     "quantize/checkpoints/packing.py:check_method": ONE,
     "quantize/checkpoints/packing.py:completed": PARTS + "read",
     "quantize/checkpoints/packing.py:check_gptq": PARTS + "read",
