@@ -298,9 +298,9 @@ class Pool:
         try:
             settings = await self._planner.settings(lease, wish, beside=r.trial)
             r.starved = False
+            await asyncio.to_thread(check_file, wish, settings.path, d.digest)
             if r.stopped == run:
                 raise ModelNotReady("the model was taken out of service")
-            await asyncio.to_thread(check_file, wish, settings.path, d.digest)
             metrics = self._metrics.model(d.model)
             r.worker = worker = Worker(settings, metrics, self._planner.lost, self.groups, self._seats)
             self._planner.started(lease, lambda: worker.pid if worker else 0)
