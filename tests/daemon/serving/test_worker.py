@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -299,6 +300,25 @@ async def test_a_model_that_is_withdrawn_while_it_is_planned_gets_no_process(
     await asyncio.wait_for(leaving, 10)
     assert deployment.worker is None and pool.all() == []
     await pool.close(0)
+
+
+async def test_a_model_that_is_withdrawn_while_its_file_is_looked_at_gets_no_process(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, going = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        looked.set()
+        going.wait(10)
+
+    monkeypatch.setattr("llmd.daemon.serving.pool.check_file", slow)
+    deployment = pool.deploy("m", "0" * 64, fake())
+    await asyncio.to_thread(looked.wait, 10)
+    leaving = asyncio.create_task(pool.undeploy("m"))
+    await asyncio.sleep(0.05)
+    going.set()
+    await asyncio.wait_for(leaving, 10)
+    assert deployment.worker is None and pool.all() == []
 
 
 async def test_a_late_pause_says_nothing_of_a_successor(pool: Pool, tmp_path: Path) -> None:
