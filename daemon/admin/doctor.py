@@ -76,7 +76,7 @@ class Doctor:
                 *self._ends(),
                 *self._names(),
             ]
-        )  # fmt: skip
+        )
         return [*checks, *self._cpu(), *self._groups(), self._confinement(), *self._gpus()]
 
     async def endings(self) -> list[Ending]:

@@ -62,6 +62,7 @@ async def test_two_models_share_the_cores_while_both_compute(pool: Pool, seats: 
     await until(lambda: busy(one).share == 8)
     second = stream(pool, "two")
     await until(lambda: busy(one).share == busy(two).share == 4)
+    assert sum(busy(model).share for model in (one, two)) == 8
     second.cancel()
     await until(lambda: busy(one).share == 8)
     seats.use(6)  # other settings were read
@@ -86,8 +87,9 @@ async def test_a_model_that_loads_has_a_core_to_itself(pool: Pool) -> None:
     await until(lambda: busy(one).share == 8)
     loading = asyncio.create_task(deploy(pool, "two"))
     await until(lambda: busy(one).share == 7)
-    await loading
+    two = await loading
     await until(lambda: busy(one).share == 8)
+    assert busy(two).running == 0 and busy(one).running == 1
     running.cancel()
 
 
