@@ -40,7 +40,7 @@ SIDE_FILES = (
     "added_tokens.json", "special_tokens_map.json", "chat_template.json", "chat_template.jinja", "quantize_config.json",
     "vocab.txt", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
-TEMPLATES = "additional_chat_templates"
+TEMPLATES, MAX_TEMPLATES = "additional_chat_templates", 100
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MAX_SIDE_BYTES = 256 << 20
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -150,7 +150,10 @@ def _check_links(folder: Path, names: set[str]) -> None:
 def _check_templates(folder: Path) -> None:
     """The chat templates that have files of their own. Raises ModelInvalid."""
     cache, within = blobs(folder), folder / TEMPLATES
-    for file in sorted(within.glob("*.jinja"))[:MAX_LOOKED_INTO]:
+    found = sorted(within.glob("*.jinja"))
+    if len(found) > MAX_TEMPLATES:  # the converter would read them all
+        raise ModelInvalid(f"{TEMPLATES} has more than {MAX_TEMPLATES} chat templates: it is damaged or hostile")
+    for file in found:
         to = os.readlink(file) if file.is_symlink() else ""
         if to and not (cache and _BLOB.fullmatch(to.removeprefix("../"))):
             raise ModelInvalid(f"{shown(file.name)} is a link: copy the model with what its links lead to (cp -rL)")

@@ -231,6 +231,11 @@ def test_chat_templates_of_their_own_are_files_of_the_model(tmp_path: Path) -> N
     template.symlink_to("/etc/passwd")
     with pytest.raises(ModelInvalid, match="'tool_use.jinja' is a link"):
         read(folder)
+    template.unlink()
+    for at in range(101):
+        (template.parent / f"{at}.jinja").write_text("{{ tools }}")
+    with pytest.raises(ModelInvalid, match="more than 100 chat templates"):
+        read(folder)
     shutil.rmtree(template.parent)
     folder = cached(folder)
     template = folder / "additional_chat_templates" / "tool_use.jinja"
