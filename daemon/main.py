@@ -25,6 +25,7 @@ from llmd.api.http.app import application, client, noted
 from llmd.api.http.listener import Listener
 from llmd.api.openai import chat, models
 from llmd.daemon import banner, config, cpu, files, logs, process, systemd
+from llmd.daemon.admin.cards import Cards
 from llmd.daemon.admin.clients import Clients, open_authority
 from llmd.daemon.admin.doctor import Doctor
 from llmd.daemon.admin.evictions import Evictions
@@ -142,7 +143,7 @@ class Daemon:
                 models,
                 self.planner,
             ),  # fmt: skip
-            watcher=self.watcher,
+            cards=Cards(self.watcher, self.planner, self.pool, store, state, self.acts),
             planner=self.planner,
             evictions=Evictions(self.pool, self.planner, store, state, self.acts),
             started=time.time(),
@@ -166,6 +167,7 @@ class Daemon:
         self._handle_signals()
         self.service.doctor.cpu = await cpu.choose(self.config.state)
         self.planner.architectures = await architectures.known()
+        self.service.cards.restore()
         if self.config.audit_on_failure == "serve":
             self.audit.event("audit.on_failure", value="serve")
         clients = Listener(

@@ -4,7 +4,7 @@ from sqlite_utils import Database, Migrations
 
 # a migration is never edited once it has shipped: a change is a new one at the end, with the next number
 MIGRATIONS = Migrations("state")
-VERSION = 7
+VERSION = 8
 
 _FIRST = (
     "CREATE TABLE IF NOT EXISTS principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT",
@@ -83,3 +83,9 @@ def jobs(db: Database) -> None:
             error TEXT NOT NULL DEFAULT '', result TEXT NOT NULL DEFAULT '{}', log TEXT NOT NULL DEFAULT '') STRICT"""
     )
     db.execute("PRAGMA user_version = 7")
+
+
+@MIGRATIONS()
+def ignored_gpus(db: Database) -> None:
+    db.execute("CREATE TABLE IF NOT EXISTS ignored_gpus (uuid TEXT PRIMARY KEY, since REAL NOT NULL) STRICT")
+    db.execute("PRAGMA user_version = 8")

@@ -313,6 +313,19 @@ class Store:
         ended = "SELECT id FROM jobs WHERE ended IS NOT NULL ORDER BY id DESC LIMIT -1 OFFSET ?"
         self._write(f"DELETE FROM jobs WHERE id IN ({ended})", most)
 
+    # --- GPUs
+
+    def ignored_gpus(self) -> frozenset[str]:
+        """The UUIDs of those that are kept out of every plan."""
+        with _explained():
+            return frozenset(row[0] for row in self._db.execute("SELECT uuid FROM ignored_gpus"))
+
+    def ignore_gpu(self, uuid: str) -> None:
+        self._write("INSERT INTO ignored_gpus VALUES (?, ?) ON CONFLICT DO NOTHING", uuid, self._clock())
+
+    def use_gpu(self, uuid: str) -> None:
+        self._write("DELETE FROM ignored_gpus WHERE uuid = ?", uuid)
+
     # --- what was measured
 
     def measurements(self, build: str) -> list[dict[str, Any]]:

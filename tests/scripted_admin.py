@@ -37,10 +37,11 @@ class Admin:
         shutil.rmtree(self.folder / "root", ignore_errors=True)  # of what was seen before
         watcher = Watcher(Nvml(fake, fake.root(self.folder / "root")))
         watcher.refresh()
-        self.daemon.service.watcher = self.daemon.service.doctor.watcher = watcher
+        self.daemon.service.cards.watcher = self.daemon.service.doctor.watcher = watcher
         self.planner = Placing(watcher, architectures=architectures)
         service = self.daemon.service
-        service.planner = service.evictions.planner = service.fitting.planner = service.doctor.planner = self.planner
+        for part in (service, service.cards, service.evictions, service.fitting, service.doctor):
+            part.planner = self.planner
         self.daemon.pool._planner = self.planner
         return watcher
 

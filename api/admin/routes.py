@@ -108,11 +108,15 @@ async def doctor(service: Admin) -> dict[str, Any]:
 
 
 async def gpus(service: Admin) -> dict[str, Any]:
-    return service.gpus()
+    return service.cards.shown()
 
 
 async def use_gpu(body: GpuBody, service: Admin, caller: Caller) -> dict[str, Any]:
-    return await service.use_gpu(body.gpu, caller.name)
+    return await service.cards.use(body.gpu, caller.name)
+
+
+async def ignore_gpu(body: GpuBody, service: Admin, caller: Caller) -> dict[str, Any]:
+    return await service.cards.ignore(body.gpu, caller.name)
 
 
 async def ca(service: Admin) -> dict[str, Any]:
@@ -362,6 +366,7 @@ ROUTES = (
     Route("GET", "/doctor", doctor, ADMIN),
     Route("GET", "/gpus", gpus, ADMIN),
     Route("POST", "/gpus/use", use_gpu, ADMIN),
+    Route("POST", "/gpus/ignore", ignore_gpu, ADMIN),
     Route("GET", "/ca", ca, ADMIN),
     Route("POST", "/reload", reload, ADMIN),
     Route("GET", "/models", models, ADMIN),

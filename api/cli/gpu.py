@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -23,14 +24,21 @@ WAYS = {
 
 @click.command()
 @click.option("--watch", is_flag=True, help="Again each second; Ctrl-C ends.")
-@click.option("--use", metavar="UUID", help="Use a drained or removed GPU again, once it was reset.")
+@click.option("--ignore", metavar="UUID", help="Keep a GPU out of every plan; what runs on it moves.")
+@click.option("--use", metavar="UUID", help="Use an ignored GPU again, or a drained or removed one, once it was reset.")
 @as_json
 @click.pass_obj
-def gpus(client: Client, watch: bool, use: str | None, json_: bool) -> None:
+def gpus(client: Client, watch: bool, ignore: str | None, use: str | None, json_: bool) -> None:
     """Every GPU: memory, load, health, processes and links."""
-    if use:
+    if sum((watch, ignore is not None, use is not None)) > 1:
+        raise click.UsageError("--watch, --ignore and --use go one at a time.")
+    if ignore is not None:
+        done = client.call("POST", "/gpus/ignore", {"gpu": ignore})
+        said = f"GPU {safe(ignore)} is ignored: no model goes there, and what runs there moves (`llmctl status`)"
+        return show_json(done) if json_ else click.echo(said)
+    if use is not None:
         done = client.call("POST", "/gpus/use", {"gpu": use})
-        return show_json(done) if json_ else click.echo(f"GPU {safe(use)} is used again: {done['state']}")
+        return show_json(done) if json_ else click.echo(_used(done))
     while True:
         found = client.call("GET", "/gpus")
         if json_:
@@ -57,15 +65,7 @@ def _show(found: dict[str, Any]) -> None:
         table(HEADS, _rows(found["gpus"]))
     else:
         click.echo(f"No GPU can be used: {safe(found['reason'])}.")
-    for gpu in found["gpus"]:
-        if gpu["health"]["reasons"]:
-            click.echo(f"GPU {_label(gpu)} is {gpu['health']['state']}: {safe('; '.join(gpu['health']['reasons']))}")
-        if gpu["no_code"]:
-            click.echo(f"GPU {_label(gpu)} takes no model: {safe(gpu['no_code'])}")
-    for gpu in found["gone"]:
-        name = f"{gpu['name']} ({gpu['uuid']})" if gpu["name"] else gpu["uuid"]
-        click.echo(f"{safe(name)} is removed: {safe('; '.join(gpu['health']['reasons']))}")
-    for line in _links(found):
+    for line in (*_said(found), *_links(found)):
         click.echo(line)
 
 
@@ -79,12 +79,43 @@ def _rows(found: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         if gpu["parent"] and gpu["parent"] != above:
             rows.append((gpu["index"], whole, device(gpu["parent"]), "", *rest, "", ""))
         above = gpu["parent"]
-        state, running = gpu["health"]["state"], _processes(gpu["processes"])
+        state, running = _state(gpu), _processes(gpu["processes"])
         if above:
             rows.append(("", f"  MIG {part}", device(gpu["uuid"]), _memory(gpu), "", "", "", state, running))
         else:
             rows.append((gpu["index"], gpu["name"], device(gpu["uuid"]), _memory(gpu), *rest, state, running))
     return rows
+
+
+def _said(found: dict[str, Any]) -> Iterator[str]:
+    """What is to be known of a GPU beside its row."""
+    for gpu in found["gpus"]:
+        if gpu["health"]["reasons"]:
+            yield f"GPU {_label(gpu)} is {gpu['health']['state']}: {safe('; '.join(gpu['health']['reasons']))}"
+        if gpu["health"]["ignored"]:
+            whole = gpu["parent"] if gpu["parent"] in found["ignored"] else gpu["uuid"]
+            yield f"GPU {_label(gpu)} is ignored: `llmctl gpus --use {safe(whole)}` ends that"
+        elif gpu["no_code"]:
+            yield f"GPU {_label(gpu)} takes no model: {safe(gpu['no_code'])}"
+    for gpu in found["gone"]:
+        name = f"{gpu['name']} ({gpu['uuid']})" if gpu["name"] else gpu["uuid"]
+        yield f"{safe(name)} is {_state(gpu)}: {safe('; '.join(gpu['health']['reasons']))}"
+    every = [*found["gpus"], *found["gone"]]
+    here = {name for gpu in every for name in (gpu["uuid"], gpu.get("parent"))}
+    yield from (f"{safe(uuid)} is ignored, and not there" for uuid in found["ignored"] if uuid not in here)
+    if every and all(gpu["health"]["ignored"] for gpu in every):
+        yield "Every GPU is ignored, so models run on the CPU."
+
+
+def _used(done: dict[str, Any]) -> str:
+    if done["state"] == "removed":
+        return f"GPU {safe(done['gpu'])} is not ignored any more; it is not there now."
+    return f"GPU {safe(done['gpu'])} is used again: {done['state']}"
+
+
+def _state(gpu: dict[str, Any]) -> str:
+    state, ignored = gpu["health"]["state"], gpu["health"]["ignored"]
+    return str(state) if not ignored else "ignored" if state == "ok" else f"{state}, ignored"
 
 
 def _label(gpu: dict[str, Any]) -> str:

@@ -17,7 +17,8 @@ from llmd.daemon.gpus.watch import Health, Watcher
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.register import Register
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.planning.planner import Planner, cuda_engine
+from llmd.daemon.planning.architectures import cuda_engine
+from llmd.daemon.planning.planner import IGNORED, Planner
 from llmd.daemon.records import Certificate
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.deployment import Deployment
@@ -185,12 +186,13 @@ class Doctor:
         view = self.watcher.view
         checks = [_gpu(gpu, view.health[gpu.uuid], self.planner.no_code(gpu)) for gpu in view.inventory.gpus]
         for uuid, gone in view.gone.items():
-            name = f"{gone.name} ({uuid})" if gone else uuid
-            checks.append(check(f"gpu {name}", False, f"removed: {'; '.join(view.health[uuid].reasons)}", RECOVER))
+            name, health = f"{gone.name} ({uuid})" if gone else uuid, view.health[uuid]
+            said = f"{'ignored, ' * health.ignored}removed: {'; '.join(health.reasons)}"
+            checks.append(check(f"gpu {name}", health.ignored, said, RECOVER))
         if checks and not view.inventory.answered:
             fix = "wait a minute; if it stays so, restart the server"
             checks.append(check("gpu driver", False, view.inventory.reason, fix))
-        if view.inventory.gpus and not cuda_engine():
+        if view.inventory.gpus and not view.none and not cuda_engine():
             said = "models run on the CPU: this engine was built without CUDA"
             checks.append(check("gpu engine", False, said, "install the package llmd-cuda"))
         if not checks and cuda_engine() and not view.inventory.absent:
@@ -298,6 +300,9 @@ def check(name: str, ok: bool | None, message: str, fix: str = "") -> Check:
 def _gpu(gpu: Gpu, health: Health, no_code: str) -> Check:
     name = f"gpu {gpu.index}" + (f" ({gpu.uuid})" if gpu.parent else "")
     reasons = "; ".join(health.reasons)
+    if health.ignored:
+        but = "" if health.well else f"; {health.state}: {reasons}"
+        return check(name, True, f"{gpu.name} is ignored: {IGNORED}{but}")
     if not health.usable:
         return check(name, False, f"{health.state}: {reasons}", RECOVER)
     if no_code:

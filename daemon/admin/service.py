@@ -1,6 +1,5 @@
 """What an admin can do to a running daemon, its models first. Every change is an act in the audit log."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -8,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmd.daemon.admin.cards import Cards
 from llmd.daemon.admin.clients import Clients
 from llmd.daemon.admin.doctor import Doctor, rfc3339
 from llmd.daemon.admin.evictions import Evictions, made_room
@@ -21,7 +21,6 @@ from llmd.daemon.engine.answers.detecting import named
 from llmd.daemon.engine.frames import encode_chat
 from llmd.daemon.engine.messages import Chat, ChatMessage
 from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, NotFound, Unavailable
-from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.models.checking import prompt
@@ -53,44 +52,13 @@ class Service:
     tls: ServerTls
     clients: Clients
     doctor: Doctor
-    watcher: Watcher
+    cards: Cards
     planner: Planner
     evictions: Evictions
     forms: Forms
     fitting: Fitting
     started: float
     version: str
-
-    # --- GPUs
-
-    def gpus(self) -> dict[str, Any]:
-        """Every GPU, its links, processes and health, at most some seconds old; whoever asks again gets newer
-        figures."""
-        self.watcher.nudge()
-        told = self.watcher.view.to_dict()
-        told["at"] = rfc3339(told["at"])
-        no_code = {gpu.uuid: self.planner.no_code(gpu) for gpu in self.watcher.inventory.gpus}
-        for device in told["gpus"]:
-            device["no_code"] = no_code.get(device["uuid"], "")
-        for device in (*told["gpus"], *told["gone"]):
-            for event in device["health"]["events"]:
-                event["at"] = rfc3339(event["at"])
-        return told
-
-    async def use_gpu(self, uuid: str, actor: str) -> dict[str, Any]:
-        """Use a drained or removed GPU again: its health, as the driver tells it now. Raises NotFound, and Conflict
-        with the reasons where the driver still asks for its recovery or does not find it."""
-        known = self.watcher.view.health
-        if uuid not in known:
-            raise NotFound.among("GPU", known, param="gpu")
-        async with self.acts("admin.gpu_use", actor, gpu=uuid):
-            await asyncio.to_thread(self.watcher.clear, uuid)
-            await asyncio.to_thread(self.watcher.refresh)
-            health = self.watcher.health(uuid)
-            if not health.usable:
-                raise Conflict(f"GPU {uuid} is {health.state} again: {'; '.join(health.reasons)}")
-        self.serving.pool.feed()
-        return {"gpu": uuid, "state": health.state}
 
     # --- models
 

@@ -27,7 +27,7 @@ RESERVED_KINDS = frozenset({"admit", "finish", "start", "stop", "interrupted"})
 # every kind of row, for whoever asks for one; a test holds it against what is written
 KINDS = RESERVED_KINDS | {
     "refused", "reload", "admin.client_issue", "admin.client_revoke", "admin.client_role", "admin.deploy",
-    "admin.evict", "admin.form_remove", "admin.gpu_use", "admin.job_cancel", "admin.model_import",
+    "admin.evict", "admin.form_remove", "admin.gpu_ignore", "admin.gpu_use", "admin.job_cancel", "admin.model_import",
     "admin.model_quantize", "admin.model_remove", "admin.model_rename", "admin.model_syntax", "admin.undeploy",
     "audit.on_failure", "gpu.fault", "job.ended", "model.quarantined", "model.ready", "pki.damaged", "pki.reconciled",
     "pki.renewed", "state.completed", "state.restored", "worker.lost",

@@ -44,25 +44,32 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How one device does. `needs_reset`: a person must reset it, or restart the server. `reasons` are plain words."""
+    """How one device does. `needs_reset`: a person must reset it, or restart the server. `reasons` are plain words.
+    `ignored`: an administrator keeps it out of every plan, however it does."""
 
     uuid: str
     state: State = "ok"
     reasons: tuple[str, ...] = ()
     events: tuple[Seen, ...] = ()
     needs_reset: bool = False
+    ignored: bool = False
+
+    @property
+    def well(self) -> bool:
+        return self.state in ("ok", "throttled")
 
     @property
     def usable(self) -> bool:
         """Whether a worker may be started on it."""
-        return self.state in ("ok", "throttled")
+        return self.well and not self.ignored
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """All that is known at one moment. `gone`: removed devices that the inventory no longer has, as they last were; of
     one that was never seen there is only the health. `answered` is False while NVML gives no answer: the inventory then
-    is the last one that there was. `at`: when the inventory was answered, in seconds since 1970."""
+    is the last one that there was. `at`: when the inventory was answered, in seconds since 1970. `ignored`: the UUIDs
+    that an administrator named, of devices or of GPUs whose MIG instances they are, there or not."""
 
     inventory: Inventory = field(
         default_factory=lambda: Inventory(reason="the GPUs have not been asked yet", answered=False)
@@ -70,11 +77,19 @@ class View:
     health: Mapping[str, Health] = field(default_factory=dict)
     gone: Mapping[str, Gpu | None] = field(default_factory=dict)
     at: float = 0.0
+    ignored: frozenset[str] = frozenset()
 
     @property
     def usable(self) -> frozenset[str]:
         """The devices that a worker may be started on."""
         return frozenset(uuid for uuid, health in self.health.items() if health.usable)
+
+    @property
+    def none(self) -> bool:
+        """There is nothing to compute on but the CPU: no driver was ever installed, or every GPU is ignored."""
+        if not self.health:
+            return self.inventory.absent
+        return all(health.ignored for health in self.health.values())
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the inventory's, with each GPU's `health`, and the `gone` ones."""
@@ -86,7 +101,11 @@ class View:
              "health": asdict(self.health[uuid])}
             for uuid, gpu in self.gone.items()
         ]  # fmt: skip
-        return {**found, "at": self.at}
+        return {**found, "at": self.at, "ignored": sorted(self.ignored)}
+
+    def devices(self, uuid: str) -> list[str]:
+        """Those that are there: the one, or the MIG instances of a GPU."""
+        return [gpu.uuid for gpu in self.inventory.gpus if uuid in (gpu.uuid, gpu.parent)]
 
 
 def figures(gpu: Gpu, health: Health) -> dict[str, float | None]:
@@ -131,6 +150,7 @@ class Watcher:
         self._known: dict[str, Gpu] = {}  # every device that answered, as it last was
         self._marks: dict[str, tuple[State, tuple[str, ...]]] = {}  # draining and removed ones, and why
         self._events: dict[str, tuple[Seen, ...]] = {}
+        self._ignored: frozenset[str] = frozenset()
 
     # what others use
 
@@ -160,6 +180,12 @@ class Watcher:
             self._events.pop(uuid, None)
             if not any(gpu.uuid == uuid for gpu in self.view.inventory.gpus):
                 self._known.pop(uuid, None)
+            self._publish(self.view.inventory, self.view.at)
+
+    def ignore(self, uuids: frozenset[str]) -> None:
+        """These, and the MIG instances of these, are `ignored` from now on, and no others."""
+        with self._books:
+            self._ignored = uuids
             self._publish(self.view.inventory, self.view.at)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -224,9 +250,8 @@ class Watcher:
     def _take(self, found: Inventory) -> None:
         with self._books:
             if not found.answered:
-                self._publish(
-                    replace(self.view.inventory, reason=found.reason, answered=False, absent=found.absent), self.view.at
-                )
+                silent = replace(self.view.inventory, reason=found.reason, answered=False, absent=found.absent)
+                self._publish(silent, self.view.at)
                 return
             for name in found.lost:
                 self._mark(name, Event(name, "lost", 0))
@@ -296,7 +321,7 @@ class Watcher:
         gone = {uuid: self._known.get(uuid) for uuid in self._marks if uuid not in names}
         health = {gpu.uuid: self._health(gpu.uuid, gpu) for gpu in inventory.gpus}
         health |= {uuid: self._health(uuid, None) for uuid in gone}
-        self.view = View(inventory, health, gone, at)
+        self.view = View(inventory, health, gone, at, self._ignored)
         self._call(self._on_inventory, inventory)
 
     def _health(self, uuid: str, gpu: Gpu | None) -> Health:
@@ -305,8 +330,12 @@ class Watcher:
         limited = tuple(LIMITED[name] for name in gpu.throttle if name in LIMITED) if gpu else ()
         if state == "ok" and slow:
             state = "throttled"
-        reset = state in ("draining", "removed")
-        return Health(uuid, state, (*why, *slow, *limited), self._events.get(uuid, ()), needs_reset=reset)
+        known = self._known.get(uuid)
+        return Health(
+            uuid, state, (*why, *slow, *limited), self._events.get(uuid, ()),
+            needs_reset=state in ("draining", "removed"),
+            ignored=not self._ignored.isdisjoint((uuid, known.parent if known else "")),
+        )  # fmt: skip
 
     def _tell(self, uuid: str, todo: Action, text: str) -> None:
         self._call(self._on_action, uuid, todo, text)

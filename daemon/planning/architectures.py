@@ -1,5 +1,5 @@
-"""Which GPUs the engine has code for: as its package says, else as its own library says in a child process, which loads
-it. Where neither says it nothing is known."""
+"""Whether the engine computes on GPUs, and which it has code for: as its package says, else as its own library says
+in a child process, which loads it. Where neither says it nothing is known."""
 
 import asyncio
 import json
@@ -7,13 +7,18 @@ import logging
 from contextlib import suppress
 
 from llmd.daemon import children
-from llmd.daemon.planning.planner import cuda_engine
 from llmd.quantize import backends
 
 log = logging.getLogger("llmd.planner")
 
 PROGRAM = "llmd.quantize.backends"
 SECONDS = 60.0  # a driver that has slept takes its time
+
+
+def cuda_engine() -> bool:
+    """Whether the engine that workers run has its CUDA library."""
+    where = backends.folder()
+    return where is not None and any(where.glob("*ggml-cuda*"))
 
 
 async def known() -> tuple[str, ...]:

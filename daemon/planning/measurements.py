@@ -6,7 +6,8 @@ import logging
 from importlib.metadata import version
 
 from llmd.daemon.gpus.watch import Watcher
-from llmd.daemon.planning.planner import Planner, cuda_engine
+from llmd.daemon.planning.architectures import cuda_engine
+from llmd.daemon.planning.planner import Planner
 from llmd.daemon.store import StateThread, Store
 from llmd.daemon.tasks import Tasks
 from llmd.quantize.memory import KEPT_MEASUREMENTS, Calibration, Measured

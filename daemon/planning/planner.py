@@ -43,6 +43,7 @@ MOST_OVERHEAD = 4 << 30
 WORTH_SAYING = 64 * MIB
 GIVE_BACK_SECONDS = 3.0
 LOOK_SECONDS = 0.1
+IGNORED = "an administrator keeps it out of every plan (`llmctl gpus --use UUID` ends that)"
 
 
 class Planner:
@@ -105,9 +106,12 @@ class Planner:
             return plan.plan(chosen)
 
     def started(self, key: Key, pid: Callable[[], int]) -> None:
-        """Its process is being started; `pid` tells which it is."""
+        """Its process is being started; `pid` tells which it is. Raises Unavailable where one of its GPUs cannot be
+        used any more."""
         if lease := self.leases.get(key):
             lease.pid = pid
+            if self._watcher and (gone := lease.needs.keys() - self._watcher.view.usable):
+                raise Unavailable(f"GPU {min(gone)} cannot be used any more")
 
     def ready(self, key: Key) -> None:
         if lease := self.leases.get(key):
@@ -254,10 +258,9 @@ class Planner:
             placed = await self._placed(model, wish, without={model}, by=explained)
         if placed and self._watcher:
             found = placed.to_dict()
-            blind = [(gpu, why) for gpu in self._watcher.inventory.gpus if (why := self.no_code(gpu))]
-            found["steps"][:0] = [
-                {"what": f"{gpu.name} ({gpu.uuid})", "taken": False, "why": why} for gpu, why in blind
-            ]
+            view = self._watcher.view
+            out = [(gpu, why) for gpu in view.inventory.gpus if (why := self._out(gpu, view))]
+            found["steps"][:0] = [{"what": f"{gpu.name} ({gpu.uuid})", "taken": False, "why": why} for gpu, why in out]
             return found
         free = memory.available()
         wish = _on_cpu(wish, free)
@@ -279,27 +282,28 @@ class Planner:
         without: Set[str] = frozenset(),
         by: Callable[..., Placed] = place,
     ) -> Placed | None:
-        """On GPUs, but those in `taken`; None: on the CPU, but never there because of a fault. `origin`:
+        """On GPUs, but those in `taken`; None: on the CPU, never there because of a fault, but where an administrator
+        keeps every GPU out. `origin`:
         what was asked, if the wish was made of it. `without`: what these models' replicas hold now is free then."""
         if self._watcher is None or wish.runner == "fake":
             return None
         await asyncio.to_thread(self._watcher.refresh)
         view = self._watcher.view
         where = wish.placement
-        if not self._cuda or (view.inventory.absent and not view.inventory.gpus and not view.gone):
+        if not self._cuda or view.none:
             if where.gpus or where.split or where.ubatch:
                 raise DoesNotFit(f"gpus, split and ubatch are for GPUs: {self._why_not()}")
             return None
         if not view.inventory.gpus and not view.gone:
             raise DoesNotFit(f"no GPU can be used: {view.inventory.reason}")
-        blind = {gpu.uuid: why for gpu in view.inventory.gpus if (why := self.no_code(gpu))}
+        out = {gpu.uuid: why for gpu in view.inventory.gpus if (why := self._out(gpu, view))}
         for uuid in where.gpus:
-            if uuid in blind:
-                raise DoesNotFit(f"GPU {uuid}: {blind[uuid]}")
-        every = [device for device in usable(view) if device.uuid not in blind]
+            if uuid in out:
+                raise DoesNotFit(f"GPU {uuid}: {out[uuid]}")
+        every = [device for device in usable(view) if device.uuid not in out]
         devices = [self.leases.left(device, view.inventory, without) for device in every]
         if not devices:
-            raise DoesNotFit(f"no GPU can be used; {'; '.join(sorted({*blind.values()})) or '`llmctl gpus` says why'}")
+            raise DoesNotFit(f"no GPU can be used; {'; '.join(sorted({*out.values()})) or '`llmctl gpus` says why'}")
         devices = [device for device in devices if device.uuid not in taken]
         if not devices:
             raise DoesNotFit("a copy lies on every GPU that can be used; another one needs a GPU of its own")
@@ -321,6 +325,10 @@ class Planner:
         known = ", ".join(self.architectures)
         return f"this engine has no code for its compute capability {major}.{minor} (it has {known})"
 
+    def _out(self, gpu: Gpu, view: View) -> str:
+        """Why no model goes to a GPU, whether it is well or not; "": one may, if it is."""
+        return IGNORED if view.health[gpu.uuid].ignored else self.no_code(gpu)
+
     def _ran_out(self, model: str, asked: Wish) -> Rung | None:
         wish, rung = self._below.get(model, (None, None))
         return rung if wish == asked else None
@@ -328,9 +336,11 @@ class Planner:
     def _why_not(self) -> str:
         """Why the CPU computes."""
         view = self._watcher.view if self._watcher else View()
-        if view.inventory.gpus or view.gone:
-            return "this engine was built without CUDA: install the package llmd-cuda"
-        return view.inventory.reason
+        if not view.health:
+            return view.inventory.reason
+        if self._cuda:
+            return f"{'every GPU' if len(view.health) > 1 else 'the GPU'} is ignored: {IGNORED}"
+        return "this engine was built without CUDA: install the package llmd-cuda"
 
 
 def _asked(wish: Wish, below: Rung | None = None) -> Asked:
@@ -352,12 +362,6 @@ def check_file(wish: Wish, path: str, imported: str) -> None:
     form = next((one for one in plan.forms(wish) if one.path == path and one.digest), None)
     if form and (why := stored.damage(path, form.size)):
         raise ModelInvalid(f"{why}; {stored.repair(form.form, imported=form.digest == imported)}")
-
-
-def cuda_engine() -> bool:
-    """Whether the engine that workers run has its CUDA library."""
-    where = backends.folder()
-    return where is not None and any(where.glob("*ggml-cuda*"))
 
 
 def usable(view: View) -> list[Device]:

@@ -319,6 +319,66 @@ async def test_no_model_goes_to_a_card_that_the_engine_has_no_code_for(admin: Ad
     assert f"no GPU can be used; {OLD_CARD}" in await refused(admin, "plan", "m", *SHORT)
 
 
+async def test_an_ignored_card_is_kept_out_and_no_fault_of_the_box(admin: Admin) -> None:
+    import_model(admin)
+    watcher = admin.see(FakeNvml(h200(0), h200(1)))
+    said = await admin.run("gpus", "--ignore", ONE)
+    assert said == f"GPU {ONE} is ignored: no model goes there, and what runs there moves (`llmctl status`)\n"
+    text = await admin.run("gpus")
+    assert " ignored" in row(text, "0 ") and row(text, "GPU 0 is ignored") and row(text, "1 ").endswith(" ok")
+    found = await admin.json("plan", "m", *SHORT)
+    assert found["gpus"] == [TWO] and "--use UUID" in found["steps"][0]["why"]
+    assert f"GPU {ONE}: an administrator keeps it out" in await refused(admin, "plan", "m", "--gpus", ONE, *SHORT)
+    watcher.clear(TWO)
+    check = (await admin.checks(1))["gpu 0"]
+    assert check["ok"] is True and "ignored" in check["message"]
+    told = await admin.json("gpus", "--ignore", TWO)
+    assert told == {"gpu": TWO, "ignored": True} and admin.daemon.store.ignored_gpus() == {ONE, TWO}
+    assert "Every GPU is ignored, so models run on the CPU.\n" in await admin.run("gpus")
+    assert (await admin.json("plan", "m", "--ctx", "512", "--slots", "1"))["gpus"] == []
+    assert await admin.run("gpus", "--use", TWO) == f"GPU {TWO} is used again: ok\n"
+    assert admin.daemon.store.ignored_gpus() == {ONE} and watcher.view.usable == {TWO}
+    await admin.run("gpus", "--ignore", "GPU-nobody", code=1)
+    assert "one at a time" in await refused(admin, "gpus", "--ignore", ONE, "--use", TWO, code=2)
+    rows = await admin.daemon.audit.tail(100)
+    acts = [(r["kind"], r["body"]["gpu"], r["body"]["result"]) for r in rows if r["kind"].startswith("admin.gpu")]
+    assert [act for act in acts if act[2] == "done"] == [
+        ("admin.gpu_ignore", ONE, "done"), ("admin.gpu_ignore", TWO, "done"), ("admin.gpu_use", TWO, "done"),
+    ]  # fmt: skip
+
+
+async def test_what_is_ignored_stays_so_after_a_restart_and_when_the_card_is_gone(admin: Admin) -> None:
+    admin.see(FakeNvml(h200(0), h200(1)))
+    await admin.run("gpus", "--ignore", ONE)
+    fake = FakeNvml(h200(1))
+    watcher = admin.see(fake)  # as another start, without the card
+    admin.daemon.service.cards.restore()
+    assert f"{ONE} is ignored, and not there" in await admin.run("gpus")
+    assert await admin.run("gpus", "--use", ONE) == f"GPU {ONE} is not ignored any more; it is not there now.\n"
+    fake.emit(TWO, "xid", 48)
+    watcher.step()
+    await admin.run("gpus", "--ignore", TWO)
+    check = (await admin.checks(1))["gpu 0"]
+    assert check["ok"] is True and "draining: a memory error" in check["message"]
+    fake.gpus[0].recovery = 1
+    assert "is draining again" in await refused(admin, "gpus", "--use", TWO)
+    assert admin.daemon.store.ignored_gpus() == {TWO}
+    fake.lose(TWO)
+    watcher.refresh()
+    assert "is removed, ignored: " in await admin.run("gpus")
+    check = (await admin.checks(1))[f"gpu NVIDIA H200 ({TWO})"]
+    assert check["ok"] is True and check["message"].startswith("ignored, removed: ")
+
+
+async def test_a_gpu_in_mig_mode_is_ignored_with_its_instances(admin: Admin) -> None:
+    watcher = admin.see(FakeNvml(a100_mig(0), h200(1)))
+    await admin.run("gpus", "--ignore", "GPU-a100-0")
+    assert watcher.view.usable == {TWO}
+    assert "`llmctl gpus --use GPU-a100-0`" in await refused(admin, "gpus", "--use", "MIG-a100-0-1")
+    assert await admin.run("gpus", "--use", "GPU-a100-0") == "GPU GPU-a100-0 is used again: ok\n"
+    assert watcher.view.usable == {TWO, "MIG-a100-0-0", "MIG-a100-0-1"}
+
+
 async def test_an_old_card_is_the_last_choice_where_nothing_is_known_of_the_engine(admin: Admin) -> None:
     import_model(admin)
     admin.see(FakeNvml(old_card(0), h200(1)))
@@ -327,8 +387,8 @@ async def test_an_old_card_is_the_last_choice_where_nothing_is_known_of_the_engi
     assert (await admin.json("plan", "m", *SHORT))["gpus"] == ["GPU-old-2"]
 
 
-async def refused(admin: Admin, *arguments: str) -> str:
+async def refused(admin: Admin, *arguments: str, code: int = 1) -> str:
     process = await asyncio.create_subprocess_exec(*admin.command, *arguments, stderr=subprocess.PIPE)
     _, err = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 1
+    assert process.returncode == code
     return err.decode()

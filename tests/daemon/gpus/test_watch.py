@@ -11,7 +11,7 @@ from typing import Any
 
 import pynvml
 import pytest
-from fake_nvml import FakeNvml, GpuIsLost, a100_mig, h200
+from fake_nvml import DriverNotLoaded, FakeNvml, GpuIsLost, a100_mig, h200
 
 from llmd.daemon.gpus import watch as gpu_watch
 from llmd.daemon.gpus.faults import XIDS, Action, action, describe
@@ -195,6 +195,36 @@ def test_a_mig_gpus_event_concerns_all_its_instances(tmp_path: Path) -> None:
     assert machine.event("GPU-a100-0", "xid", 95) == [("MIG-a100-0-0", DRAIN), ("MIG-a100-0-1", DRAIN)]
     assert machine.state(TWO) == "ok" and machine.event("MIG-a100-0-1", "xid", 79) == [("MIG-a100-0-1", REMOVE)]
     assert machine.state("MIG-a100-0-0") == "draining"
+
+
+def test_an_ignored_gpu_is_used_by_nobody_however_it_does(two: Machine) -> None:
+    two.watcher.ignore(frozenset({ONE, "GPU-pulled-out"}))
+    health = two.watcher.health(ONE)
+    assert (health.ignored, health.state, health.well, health.usable) == (True, "ok", True, False)
+    assert two.watcher.view.usable == {TWO} and not two.watcher.health(TWO).ignored and two.actions == []
+    assert two.event(ONE, "xid", 48) == [(ONE, DRAIN)] and two.state(ONE) == "draining"
+    two.poll()
+    assert two.watcher.health(ONE).ignored and two.watcher.view.to_dict()["ignored"] == [ONE, "GPU-pulled-out"]
+    two.watcher.ignore(frozenset())
+    assert two.state(ONE) == "draining" and not two.watcher.health(ONE).ignored
+
+
+def test_the_instances_of_an_ignored_gpu_are_ignored_whichever_they_are(tmp_path: Path) -> None:
+    machine = Machine(FakeNvml(a100_mig(0), h200(1)), tmp_path)
+    machine.watcher.ignore(frozenset({"GPU-a100-0"}))
+    assert machine.watcher.view.usable == {TWO} and len(machine.watcher.view.devices("GPU-a100-0")) == 2
+    machine.watcher.ignore(frozenset({"MIG-a100-0-0"}))
+    assert machine.watcher.view.usable == {TWO, "MIG-a100-0-1"}
+
+
+def test_with_every_gpu_ignored_there_is_none_and_with_a_silent_driver_nobody_knows(tmp_path: Path) -> None:
+    machine = Machine(FakeNvml(h200(0)), tmp_path)
+    assert not machine.watcher.view.none
+    machine.watcher.ignore(frozenset({ONE}))
+    assert machine.watcher.view.none
+    silent = Machine(FakeNvml.without_driver(DriverNotLoaded), tmp_path / "silent")
+    silent.watcher.ignore(frozenset({ONE}))
+    assert not silent.watcher.view.none
 
 
 def test_only_so_many_events_are_kept(two: Machine) -> None:

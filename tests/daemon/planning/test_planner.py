@@ -12,7 +12,7 @@ from llmd.daemon.errors import DoesNotFit, Unavailable
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.planning.plan import File, Placement, Wish
-from llmd.daemon.planning.planner import Planner
+from llmd.daemon.planning.planner import IGNORED, Planner
 from llmd.quantize.memory import MIB, Calibration, Measured
 from llmd.quantize.shape import Layer, Shape
 
@@ -273,6 +273,39 @@ async def test_a_fault_never_moves_a_model_to_the_cpu(tmp_path: Path) -> None:
     fake.lose(ONE)
     with pytest.raises(DoesNotFit, match="no GPU can be used"):
         await made.settings(("m", 1), wish())
+
+
+async def test_an_ignored_gpu_takes_no_model_and_where_all_are_the_cpu_computes(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0), h200(1))
+    watcher = Watcher(Nvml(fake, fake.root(tmp_path / "root")))
+    watcher.refresh()
+    made = Planner(watcher)
+    watcher.ignore(frozenset({ONE}))
+    assert (await made.settings(("m", 1), wish())).gpus == (TWO,)
+    pinned = wish(placement=Placement(gpus=(ONE,)))
+    with pytest.raises(DoesNotFit, match=f"GPU {ONE}: an administrator keeps it out"):
+        await made.settings(("n", 1), pinned)
+    fake.emit(TWO, "xid", 48)
+    watcher.step()
+    with pytest.raises(DoesNotFit, match="no GPU can be used"):  # a fault is still no reason for the CPU
+        await made.settings(("n", 1), wish())
+    watcher.ignore(frozenset({ONE, TWO}))
+    assert (await made.settings(("n", 1), wish())).gpus == ()
+    told = (await made.explain("n", wish()))["steps"]
+    assert told == [{"what": "the CPU", "taken": True, "why": f"every GPU is ignored: {IGNORED}"}]
+    with pytest.raises(DoesNotFit, match="are for GPUs: every GPU is ignored"):
+        await made.settings(("n", 1), pinned)
+
+
+async def test_a_gpu_that_is_ignored_while_a_plan_is_made_gets_no_process(tmp_path: Path) -> None:
+    fake = FakeNvml(h200(0), h200(1))
+    watcher = Watcher(Nvml(fake, fake.root(tmp_path / "root")))
+    watcher.refresh()
+    made = Planner(watcher)
+    assert (await made.settings(("m", 1), wish())).gpus == (ONE,)
+    watcher.ignore(frozenset({ONE}))
+    with pytest.raises(Unavailable, match=f"GPU {ONE} cannot be used any more"):
+        made.started(("m", 1), lambda: 7)
 
 
 @pytest.mark.parametrize(("error", "reason"), [(DriverNotLoaded, "not loaded"), (NoPermission, "may not open")])

@@ -222,6 +222,22 @@ async def test_a_failing_gpu_is_left_without_cutting_a_stream(box: Box) -> None:
     assert isinstance(await end(stream), Finished) and deployment.restarts == 0 and box.rows == []
 
 
+async def test_what_runs_on_an_ignored_gpu_moves_without_cutting_a_stream(box: Box) -> None:
+    deployment = await box.deploy()
+    stream = box.ask(150)
+    await stream.next()
+    (gpu,) = box.planner.given["m", 1]
+    box.watcher.ignore(frozenset({gpu}))
+    box.pool.fault(gpu, Action.DRAIN, "an administrator keeps it out")
+    await ready(deployment)
+    assert box.planner.given["m", 2] == (({ONE, TWO} - {gpu}).pop(),)
+    assert isinstance(await end(stream), Finished) and deployment.restarts == 0 and box.rows == []
+    box.watcher.ignore(frozenset({ONE, TWO}))
+    box.pool.fault(box.planner.given["m", 2][0], Action.DRAIN, "an administrator keeps it out")
+    await ready(deployment)
+    assert box.planner.given["m", 3] == () and deployment.restarts == 0
+
+
 async def test_a_failing_gpu_without_another_is_left_once_its_requests_have_ended(box: Box) -> None:
     box.fake.hold(TWO, 1, 100 * GIB)
     box.watcher.refresh()
