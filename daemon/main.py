@@ -168,8 +168,6 @@ class Daemon:
         self.service.doctor.cpu = await cpu.choose(self.config.state)
         self.planner.architectures = await architectures.known()
         self.service.cards.restore()
-        if self.config.audit_on_failure == "serve":
-            self.audit.event("audit.on_failure", value="serve")
         clients = Listener(
             self._client_app(),
             ssl=lambda: self.tls.context,
@@ -228,6 +226,9 @@ class Daemon:
         if default_model:
             await self._default_model(*default_model)
         await clients.start(*self.config.address, systemd.sockets())
+        self.audit.ready()
+        if self.serving.serve_unaudited:
+            self.audit.event("audit.on_failure", value="serve")
         self._use(self.config.at(clients.port))
         log.info("clients on https://%s, admins on %s", self.config.listen, self.config.admin_path)
         # what start-up made stays: a collection that walks it all would hold up every stream for tens of milliseconds

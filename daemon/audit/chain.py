@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-SCHEMA_VERSION = 2  # PRAGMA user_version of a log that this llmd reads; `writer.py` has the schema
+SCHEMA_VERSION = 3  # PRAGMA user_version of a log that this llmd reads; `writer.py` has the schema
 GENESIS = bytes(32)
 PAGE_ROWS = 2000
 COLUMNS = "seq, ts, kind, request, body, prev, hash"
@@ -302,11 +302,12 @@ def left_open(conn: sqlite3.Connection) -> list[Entry]:
     return list(left.values())
 
 
-def start_entries(left: Iterable[Entry], ts: str, key: str) -> list[Entry]:
+def start_entries(left: Iterable[Entry], ts: str, key: str, failed: int = 0) -> list[Entry]:
     """A run's `start` row, and the end of each request and act that the run before left open: lost. `key`: what tells
-    one HMAC key from another."""
+    one HMAC key from another; `failed`: how many starts before failed and have no rows."""
     entries = [_lost(entry, ts) for entry in left]
-    return [Entry("start", ts, None, body_text({"lost": len(entries), "key": key})), *entries]
+    said: dict[str, Value] = {"lost": len(entries), "key": key, **({"failed": failed} if failed else {})}
+    return [Entry("start", ts, None, body_text(said)), *entries]
 
 
 def _lost(begun: Entry, ts: str) -> Entry:

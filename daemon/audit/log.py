@@ -23,7 +23,7 @@ from typing import Any
 
 from llmd.daemon.audit import chain
 from llmd.daemon.audit.chain import COLUMNS, PAGE_ROWS, Break, Entry, Found, Report, Row, State, Value
-from llmd.daemon.audit.writer import OF_CLIENTS, Read, Writer
+from llmd.daemon.audit.writer import OF_CLIENTS, Read, Ready, Writer
 from llmd.daemon.errors import AuditUnavailable
 
 MAX_REMEMBERED = 4096
@@ -46,12 +46,17 @@ class AuditLog:
 
     def open(self) -> None:
         """Start the writer; returns when an earlier run's open requests are closed as `lost` and the `start` row is on
-        disk.
+        disk, or counted where starts fail again and again (`ready`).
 
         Raises Conflict where the file is from a newer llmd, is not an audit log, is damaged or is in use, and
         AuditUnavailable where it cannot be written. The daemon must not start then.
         """
         self._writer.open()
+
+    def ready(self) -> None:
+        """The daemon serves: this start has not failed. Of those that fail within an hour only the first has rows;
+        where the last one failed, this one's `start` row waits for this, or for another row (`starts.py`)."""
+        self._writer.put(Ready())
 
     def close(self) -> None:
         """Write what is queued and a `stop` row, and join the thread. What cannot be written is logged as lost."""

@@ -22,7 +22,7 @@ from typing import Any
 from sqlite_utils import Database, Migrations
 
 from llmd.daemon import files
-from llmd.daemon.audit import chain
+from llmd.daemon.audit import chain, starts
 from llmd.daemon.audit.chain import COLUMNS, GENESIS, Entry, Value
 from llmd.daemon.errors import AuditUnavailable, Conflict
 
@@ -61,6 +61,12 @@ def clients_index(db: Database) -> None:
     db.execute("PRAGMA user_version = 2")
 
 
+@MIGRATIONS()
+def failed_starts(db: Database) -> None:
+    db.execute(starts.TABLE)
+    db.execute("PRAGMA user_version = 3")
+
+
 class NotALog(Exception):
     """A database that is not an audit log, or one of a newer llmd; the message says which."""
 
@@ -72,6 +78,10 @@ class Read:
     future: "Future[list[tuple[Any, ...]]]"
 
 
+class Ready:
+    """The daemon serves: its start has not failed."""
+
+
 class Writer:
     """The thread that owns the connection, the chain's head and what is still to be written."""
 
@@ -79,11 +89,12 @@ class Writer:
         """`key`: what tells one HMAC key from another."""
         self._path = path
         self._stamp, self._key = stamp, key
-        self._queue: queue.SimpleQueue[Entry | Read | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Entry | Read | Ready | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._todo: deque[Entry] = deque()
         self._live: set[str] = set()
+        self._start: Entry | None = None  # a row that waits: starts fail again and again
         self._refused = self._dropped = 0
         self.head = (0, GENESIS)
         self.lost: list[Entry] = []
@@ -104,7 +115,7 @@ class Writer:
             self.close()
             raise _explain(error) from error
 
-    def put(self, item: "Entry | Read") -> bool:
+    def put(self, item: "Entry | Read | Ready") -> bool:
         # Under the lock, so that nothing is ever queued behind the None that ends the thread.
         with self._lock:
             if self._thread is not None:
@@ -145,7 +156,7 @@ class Writer:
                 item = self._queue.get_nowait()
                 if isinstance(item, Read):
                     item.future.set_exception(error)
-                elif item is not None:
+                elif isinstance(item, Entry):
                     left.append(item)
         _settle(left, error)
 
@@ -159,6 +170,8 @@ class Writer:
             while item is not None:
                 if isinstance(item, Read):
                     reads.append(item)
+                elif isinstance(item, Ready):
+                    self._begun(db)
                 else:
                     self._todo.append(item)
                 if self.writable and len(self._todo) >= MAX_BATCH:
@@ -180,6 +193,8 @@ class Writer:
     def _flush(self, db: Database) -> bool:
         """Write the oldest MAX_BATCH of what waits. A failure fails every waiter and keeps every other row, in
         order."""
+        if self._todo:
+            self._say_start()
         batch = list(self._todo)[:MAX_BATCH]
         if not batch and self.writable:
             return True
@@ -195,6 +210,16 @@ class Writer:
             self.writable, self._refused, self._dropped = True, 0, 0
         _settle(batch, None)
         return True
+
+    def _begun(self, db: Database) -> None:
+        self._say_start()
+        with suppress(sqlite3.Error):  # on a full disk the next start's row waits, no more
+            starts.over(db.conn)
+
+    def _say_start(self) -> None:
+        if self._start is not None:
+            self._todo.appendleft(self._start)
+            self._start = None
 
     def _write(self, db: Database, entries: list[Entry]) -> None:
         """Append in one transaction. The head, and what is known to be on disk, move only after the commit."""
@@ -221,6 +246,8 @@ class Writer:
         _settle(waiting, error)
 
     def _last_words(self, db: Database) -> None:
+        if self._start is not None and not self._todo:
+            return
         while self._todo and self._flush(db):
             pass
         self._todo.append(Entry("stop", self._stamp(), None, chain.body_text({"open": len(self._live)})))
@@ -243,7 +270,14 @@ class Writer:
                 raise NotALog("audit.key is not the key that it was written with; put back a copy of audit.key")
             self.lost = left = chain.left_open(conn)
             self._live = {entry.request for entry in left if entry.kind == "admit" and entry.request}
-            self._write(db, chain.start_entries(left, self._stamp(), self._key))
+            ts = self._stamp()
+            failed, again = starts.begin(conn, ts)
+            entries = chain.start_entries(left, ts, self._key, failed)
+            if again and not left:
+                (self._start,) = entries
+            else:
+                self._write(db, entries)
+                starts.written(conn, ts)
             self.writable = True
         except BaseException:
             conn.close()

@@ -25,6 +25,7 @@ from llmd.daemon import config as config_module
 from llmd.daemon import files
 from llmd.daemon import main as main_module
 from llmd.daemon.admin import upkeep as upkeep_module
+from llmd.daemon.audit.offline import verify_file
 from llmd.daemon.config import ConfigError
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.store import Store
@@ -348,6 +349,10 @@ async def test_every_part_uses_what_a_reload_has_read(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_said(llmd: Llmd, tmp_path: Path) -> None:
     done = forker().run("serve", "--state-dir", tmp_path, "--listen", f"127.0.0.1:{llmd.port}")
     assert done.returncode == 1 and "in use" in done.stderr and "Traceback" not in done.stderr
+    rows = verify_file(tmp_path / "audit.db").rows
+    for _ in range(2):  # systemd tries again, without an end
+        assert forker().run("serve", "--state-dir", tmp_path, "--listen", f"127.0.0.1:{llmd.port}").returncode == 1
+    assert verify_file(tmp_path / "audit.db").rows == rows
 
 
 def test_the_daemon_imports_no_engine(llmd: Llmd) -> None:

@@ -292,6 +292,7 @@ def test_timestamps_sort_as_text() -> None:
 async def test_a_restart_closes_open_requests_as_lost(path: Path) -> None:
     first = AuditLog(path, KEY)
     first.open()
+    first.ready()
     await first.admit("r1", principal="alice", address="10.0.0.1")
     await first.admit("r2", principal="bob")
     first.finish("r2", "ok")
@@ -300,6 +301,7 @@ async def test_a_restart_closes_open_requests_as_lost(path: Path) -> None:
     for _ in range(2):
         again = AuditLog(path, KEY)
         again.open()
+        again.ready()
         (lost,) = (await again.query(outcome="lost")).to_dict()["rows"]
         assert lost["body"] == {"outcome": "lost", "reason": "daemon_restart", "principal": "alice"}
         assert (await again.verify()).open == 0
@@ -414,6 +416,7 @@ def test_a_file_from_before_migrations_had_names_is_taken_over(written: Path) ->
     before = verify_file(written)
     log = AuditLog(written, KEY)
     log.open()
+    log.ready()
     log.close()
     after = verify_file(written)
     assert before.ok and after.ok and after.rows == before.rows + 2, "a start row and a stop row"
