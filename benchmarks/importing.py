@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """What a Hugging Face folder takes from one command, `llmctl deploy FOLDER`, to its first token over mutual TLS, and
-the memory of each process that it starts.
+the memory of each process that it starts; or what `llmctl model import FILE` takes beside a copy and a digest of it.
 
 python benchmarks/importing.py FOLDER [--import-only] [--ctx 512]      results in benchmarks/results/importing.md
 python benchmarks/importing.py FOLDER --make 8b --tokenizer OTHER      an 8B Llama's shape first, random weights
+python benchmarks/importing.py FILE.gguf [--state FOLDER]              each three times, in turn
 
-A daemon of its own. The folder is read once before, so its files are in the page cache where memory holds them. Memory
+A daemon of its own. What is imported is read once before, so it is in the page cache where memory holds it. Memory
 is looked at ten times a second: `own` is what a process has for itself, `all` with the files that it has mapped.
 """
 
@@ -32,6 +33,7 @@ EIGHT_B: dict[str, Any] = {
     "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}, "bos_token_id": 1, "eos_token_id": 2,
     "vocab_size": 131072, "dtype": "bfloat16",
 }  # fmt: skip
+DIGEST = "import hashlib, sys; hashlib.file_digest(open(sys.argv[1], 'rb'), 'sha256')"
 CLI = "from llmd.api.cli.main import main; main()"
 
 
@@ -102,6 +104,31 @@ class Memory(threading.Thread):
         most["all"] = max(most["all"], int(held["VmRSS"]) << 10)
 
 
+def file(path: Path, state: Path | None) -> None:
+    """Without a trial: the file is larger than what is tried, or its weights are random. The copy is on the disk when
+    it is done, as an import is."""
+    seconds: dict[str, list[float]] = {}
+
+    def timed(name: str, *command: str) -> None:
+        began = time.monotonic()
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+        seconds.setdefault(name, []).append(round(time.monotonic() - began, 2))
+
+    with tempfile.TemporaryDirectory(dir=state) as folder:
+        box, copy = Box([], Path(folder) / "state"), os.path.join(folder, "copy")
+        llmctl = [sys.executable, "-P", "-c", CLI, "--socket", str(box.state / "admin.sock"), "model"]
+        for _ in range(3):
+            timed("llmctl model import", *llmctl, "import", str(path), "--name", "m")
+            subprocess.run([*llmctl, "rm", "m"], stdout=subprocess.DEVNULL, check=True)
+            timed("cp, and on the disk", "sh", "-c", 'cp --reflink=never "$0" "$1" && sync "$1"', str(path), copy)
+            os.unlink(copy)
+            timed("a digest of it", sys.executable, "-c", DIGEST, str(path))
+        box.stop()
+        kind = subprocess.run(["stat", "-f", "-c", "%T", folder], stdout=subprocess.PIPE, text=True).stdout.strip()
+    told = {"machine": machine(""), "GB": round(path.stat().st_size / 1e9, 2), "file system": kind, "seconds": seconds}
+    print(json.dumps(told, indent=1))
+
+
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("folder", type=Path)
@@ -114,10 +141,12 @@ def main() -> None:
     a = ap.parse_args()
     if a.make:
         make(a.folder, a.tokenizer)
-    for file in a.folder.iterdir():
-        with file.open("rb", buffering=0) as data:
+    for one in [a.folder] if a.folder.is_file() else a.folder.iterdir():
+        with one.open("rb", buffering=0) as data:
             while data.read(1 << 24):
                 pass
+    if a.folder.is_file():
+        return file(a.folder, a.state)
     with tempfile.TemporaryDirectory(dir=a.state) as state:
         box = Box([], Path(state) / "state")
         memory = Memory(box.process.pid)

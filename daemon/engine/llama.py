@@ -45,9 +45,10 @@ class LlamaRunner:
     `batch` is the most tokens a step computes. `threads` is the most for the arithmetic and for sampling (0: the cores
     this process may use); until `use` says otherwise as many as `seat` has. With `gpus` more than 0 the model lies on
     the GPUs that this process sees, as many as that, wholly: `split` says how over several. `kv_type` is the keys' and
-    values' type (KV_TYPES), `ubatch` the most tokens of one pass (0: 512). Raises ModelInvalid when llama.cpp refuses
-    the file, Unavailable when the GPUs are not there or there is no memory for the context: it never falls back to the
-    CPU.
+    values' type (KV_TYPES), `ubatch` the most tokens of one pass (0: 512). `reorder`: a CPU may put weights into an
+    order of its own, which takes as long as reading them several times and pays over many tokens. Raises ModelInvalid
+    when llama.cpp refuses the file, Unavailable when the GPUs are not there or there is no memory for the context: it
+    never falls back to the CPU.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class LlamaRunner:
         kv_type: str = "f16",
         ubatch: int = 0,
         seat: Seat | None = None,
+        reorder: bool = True,
     ) -> None:
         self._gpu = gpus > 0
         # beside a GPU there is next to nothing to do for them, and they spin after it, in the way of ours
@@ -71,7 +73,7 @@ class LlamaRunner:
         self._split, self._kv_type, self._ubatch = SPLIT_MODES[split], KV_TYPES[kv_type], ubatch or 512
         if self._gpu and not lib.llama_supports_gpu_offload():
             raise Unavailable("this engine was built without CUDA: install the package llmd-cuda, or deploy on the CPU")
-        self._model = self._load(path)
+        self._model = self._load(path, reorder)
         self._vocabulary = vocabulary = Vocabulary(self._model)
         self._n_vocab = vocabulary.size
         self.piece, self.special_texts = vocabulary.piece, vocabulary.special_texts
@@ -103,8 +105,9 @@ class LlamaRunner:
 
     # --- loading
 
-    def _load(self, path: str) -> Any:
+    def _load(self, path: str, reorder: bool) -> Any:
         params = lib.llama_model_default_params()
+        params.use_extra_bufts = reorder
         params.n_gpu_layers = -1 if self._gpu else 0
         params.split_mode = self._split
         return load(path, params)

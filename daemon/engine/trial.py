@@ -80,8 +80,8 @@ def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
         if wanted == "token":
             from llmd.daemon.engine.llama import LlamaRunner  # here: the rest needs no numpy
 
-            # it computes a token as it loads
-            LlamaRunner(path, slots=1, context=CONTEXT, batch=64, seat=cores.mine())
+            # it computes a token as it loads; putting gigabytes into a CPU's own order for one takes longer
+            LlamaRunner(path, slots=1, context=CONTEXT, batch=64, seat=cores.mine(), reorder=False)
     except LlmdError as e:
         return {"ok": False, "code": e.code, "message": e.message}
     except MemoryError:

@@ -3,26 +3,30 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from llmd.daemon.errors import BadRequest, LlmdError, NoSpace, NotFound, Unavailable, cut
 from llmd.daemon.files import sync_folder
 from llmd.quantize.header import HEAD_BYTES, refuse_foreign
 
 CHUNK_BYTES = 8 << 20
+TAKEN_BYTES = 64 << 20  # written before the disk is asked to take it
+FICLONE = 0x40049409  # ioctl_ficlone(2): one file's bytes shared with another one, on btrfs, XFS, ZFS
 FILE = "model.gguf"
 # in a digest's folder while its row may not be there: the folder goes at start-up if it is not. Without this mark a
 # folder stays although no row names it: a lost or restored state.db must not delete the models
 UNSETTLED = ".unsettled"
 
 Progress = Callable[[int, int], None]
+Whole: TypeAlias = Awaitable[tuple[str, int]]
 T = TypeVar("T")
 
 
@@ -61,26 +65,40 @@ class Stopped(Exception):
 
 
 def _chunks(
-    fd: int, size: int, stop: threading.Event, report: Progress | None, use: Callable[[memoryview], None]
+    fd: int, size: int, stop: threading.Event, report: Progress | None, *uses: Callable[[memoryview], None]
 ) -> None:
-    """Hand `size` bytes of a file to `use`, a chunk at a time. A file that grows meanwhile is read no further."""
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, max(size, 1))))
+    """Hand `size` bytes of a file to each of `uses`, a chunk at a time: all have it at once, while the next one is
+    read. A file that grows meanwhile is read no further."""
+    now, then = (memoryview(bytearray(min(CHUNK_BYTES, max(size, 1)))) for _ in range(2))
+    first, *others = uses
     done = 0
-    while done < size:
-        if stop.is_set():
-            raise Stopped
-        try:
-            count = os.readv(fd, [buffer[: size - done]])
-        except OSError as e:
-            raise BadRequest(f"reading the file failed at byte {done}: {e.strerror}", param="path") from e
-        if not count:
-            raise BadRequest(
-                "the file became shorter while it was read: import it again when it is complete", param="path"
-            )
-        use(buffer[:count])
-        done += count
-        if report:
-            report(done, size)
+    # threads of this one's priority
+    with ThreadPoolExecutor(1 + len(others), thread_name_prefix="copying") as beside:
+        coming = beside.submit(_read, fd, now[:size], 0)
+        while done < size:
+            if stop.is_set():
+                raise Stopped
+            chunk = now[: coming.result()]
+            done += len(chunk)
+            coming = beside.submit(_read, fd, then[: size - done], done)
+            using = [beside.submit(use, chunk) for use in others]
+            first(chunk)
+            for used in using:
+                used.result()
+            now, then = then, now
+            if report:
+                report(done, size)
+
+
+def _read(fd: int, buffer: memoryview, at: int) -> int:
+    """How many bytes came; none are wanted at a file's end."""
+    try:
+        count = os.preadv(fd, [buffer], at) if buffer else 0
+    except OSError as e:
+        raise BadRequest(f"reading the file failed at byte {at}: {e.strerror}", param="path") from e
+    if buffer and not count:
+        raise BadRequest("the file became shorter while it was read: import it again when it is complete", param="path")
+    return count
 
 
 def digest(fd: int, size: int, stop: threading.Event, report: Progress | None) -> str:
@@ -96,8 +114,20 @@ def begin(stage: Path) -> None:
         (stage / UNSETTLED).touch()
 
 
-async def read(stage: Path, *, background: bool = False) -> tuple[str, int]:
-    """The digest and the size of a staged file. `background`: the thread that reads it waits for everybody else."""
+@contextlib.asynccontextmanager
+async def reading(stage: Path, *, background: bool = False) -> AsyncIterator[Whole]:
+    """What gives the digest and the size of a staged file, which is read while the block does something else with it.
+    `background`: the thread that reads it waits for everybody else."""
+    whole = asyncio.create_task(_whole(stage, background=background))
+    try:
+        yield whole
+    finally:
+        whole.cancel()
+        with contextlib.suppress(asyncio.CancelledError, LlmdError):
+            await whole
+
+
+async def _whole(stage: Path, *, background: bool) -> tuple[str, int]:
     stop = threading.Event()
 
     def work() -> tuple[str, int]:
@@ -115,18 +145,52 @@ async def read(stage: Path, *, background: bool = False) -> tuple[str, int]:
 
 
 def copy(fd: int, stage: Path, size: int, stop: threading.Event, report: Progress) -> str:
-    sha = hashlib.sha256()
+    """A file's digest: as bytes that two files share, where the file system can, else hashed while they are written and
+    while the disk takes what was."""
     begin(stage)
-    with writing():
-        with (stage / FILE).open("xb", buffering=0) as out:
-
-            def use(data: memoryview) -> None:
-                sha.update(data)
-                while data:
-                    data = data[out.write(data) :]
-
-            _chunks(fd, size, stop, report, use)
+    with writing(), (stage / FILE).open("x+b", buffering=0) as out:
+        if _shared(fd, out.fileno()):
+            return digest(out.fileno(), size, stop, report)
+        sha = hashlib.sha256()
+        with _Written(out.fileno()) as written:
+            _chunks(fd, size, stop, report, sha.update, written.add)
     return sha.hexdigest()
+
+
+def _shared(fd: int, out: int) -> bool:
+    """Whether `out` now has the other file's bytes without a copy of them; what is written to either is its own."""
+    try:
+        fcntl.ioctl(out, FICLONE, fd)
+    except OSError:  # another file system, or one that cannot
+        return False
+    return True
+
+
+class _Written:
+    """A file that is written: the disk begins to take it before it is whole, so that its end is no long wait."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._more = fd, 0
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="copying")
+        self._taking: Future[None] | None = None
+
+    def __enter__(self) -> "_Written":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._beside.shutdown()
+        if self._taking and kind is None:
+            self._taking.result()
+
+    def add(self, data: memoryview) -> None:
+        self._more += len(data)
+        while data:
+            data = data[os.write(self._fd, data) :]
+        if self._more < TAKEN_BYTES or (self._taking and not self._taking.done()):
+            return
+        if self._taking:
+            self._taking.result()
+        self._more, self._taking = 0, self._beside.submit(os.fdatasync, self._fd)
 
 
 def seal(stage: Path) -> None:

@@ -27,7 +27,7 @@ from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, NotFoun
 from llmd.daemon.files import sync_folder
 from llmd.daemon.models import copying
 from llmd.daemon.models.checking import check, trial
-from llmd.daemon.models.copying import FILE, UNSETTLED, Progress, in_thread, on_loop, writing
+from llmd.daemon.models.copying import FILE, UNSETTLED, Progress, Whole, in_thread, on_loop, writing
 from llmd.daemon.models.names import checked, name_of
 from llmd.daemon.models.running import lines
 from llmd.daemon.records import Form, Model
@@ -240,10 +240,10 @@ class ModelStore:
             del self._owed[stage]
             await in_thread(lambda: shutil.rmtree(stage, ignore_errors=True))
 
-    async def add_form(self, stage: Path, model: Model, kind: str, info: dict[str, object]) -> Form:
-        """The staged file is that form of the model. Raises ModelNotFound where that is gone, Conflict where it is
-        another one by now or has such a form."""
-        digest, size = await copying.read(stage, background=True)
+    async def add_form(self, stage: Path, whole: Whole, model: Model, kind: str, info: dict[str, object]) -> Form:
+        """The staged file is that form of the model. `whole`: its digest and size (`copying.reading`). Raises
+        ModelNotFound where that is gone, Conflict where it is another one by now or has such a form."""
+        digest, size = await whole
         await in_thread(lambda: copying.seal(stage))
         form = Form(model.name, kind, digest, size, info)
 
@@ -256,11 +256,13 @@ class ModelStore:
         intact = await self._intact(digest, size, None)
         return await self._state.run(lambda: self._install(stage, digest, write, intact))
 
-    async def take_in(self, stage: Path, name: str, source: str, info: dict[str, object], *, tried: bool) -> Model:
+    async def take_in(
+        self, stage: Path, whole: Whole, name: str, source: str, info: dict[str, object], *, tried: bool
+    ) -> Model:
         """The staged file, which was made of `source`, is a model of that name; `info` is told of it beside what a
         check finds. `tried`: it has computed already. Raises ModelInvalid, Conflict where the name is taken."""
-        digest, size = await copying.read(stage, background=True)
-        return await self._take_in(stage, Model(name, digest, size, source, 0.0, info), background=True, tried=tried)
+        found = await self._checked(stage, background=True, tried=tried)
+        return await self._keep(stage, Model(name, *await whole, source, 0.0, found | info))
 
     # --- an import's steps
 
@@ -284,7 +286,6 @@ class ModelStore:
                 report(done, total)
 
             def copy() -> str:
-                os.lseek(fd, 0, os.SEEK_SET)
                 digest = copying.copy(fd, stage, size, stop, said)
                 after = os.fstat(fd)
                 if (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
@@ -293,7 +294,8 @@ class ModelStore:
                     )
                 return digest
 
-            return await self._take_in(stage, Model(name, await in_thread(copy, stop), size, source, 0.0, {}))
+            digest = await in_thread(copy, stop)
+            return await self._keep(stage, Model(name, digest, size, source, 0.0, await self._checked(stage)))
 
     async def _join(self, found: Sequence[str], name: str, report: Progress) -> Model:
         """The parts as one file, under that name."""
@@ -305,21 +307,24 @@ class ModelStore:
                 if "total" in line:
                     count(int(line["done"]), int(line["total"]))
                     report(int(line["done"]), int(line["total"]))
-            digest, size = await copying.read(stage)
-            return await self._take_in(stage, Model(name, digest, size, found[0], 0.0, {}))
+            async with copying.reading(stage) as whole:
+                info = await self._checked(stage)
+                return await self._keep(stage, Model(name, *await whole, found[0], 0.0, info))
 
-    async def _take_in(self, stage: Path, model: Model, *, background: bool = False, tried: bool = False) -> Model:
-        """Check and try the staged file, and put it in its place with its row."""
-        given: dict[str, Any] = {"background": background, "seats": self.seats}
-        info = await check(stage / FILE, **given)
-        info |= await trial(stage / FILE, model.size, tried=tried, **given) | model.info
+    async def _checked(self, stage: Path, *, background: bool = False, tried: bool = False) -> dict[str, Any]:
+        """What the staged file is. Raises ModelInvalid."""
+        file, given = stage / FILE, dict[str, Any](background=background, seats=self.seats)
+        return await check(file, **given) | await trial(file, file.stat().st_size, tried=tried, **given)
+
+    async def _keep(self, stage: Path, model: Model) -> Model:
+        """Put the staged file in its place with its row."""
         await in_thread(lambda: copying.seal(stage))
 
         def write() -> Model:
             held = self._held(model.name)  # another import may have been faster
             if held is not None and held.digest != model.digest:
                 raise _taken(model.name)
-            return held or self._store.add_model(model.name, model.digest, model.size, model.source, info)
+            return held or self._store.add_model(model.name, model.digest, model.size, model.source, model.info)
 
         intact = await self._intact(model.digest, model.size, None)
         return await self._state.run(lambda: self._install(stage, model.digest, write, intact))

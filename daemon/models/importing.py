@@ -20,7 +20,7 @@ from llmd.daemon import children
 from llmd.daemon.children import Limits
 from llmd.daemon.errors import BadRequest, Conflict, ModelInvalid, Unavailable, cut
 from llmd.daemon.models.checking import failed
-from llmd.daemon.models.copying import FILE, begin, in_thread
+from llmd.daemon.models.copying import FILE, begin, in_thread, reading
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.jobs import Tell
 from llmd.daemon.models.making import Maker
@@ -128,16 +128,16 @@ class Importer:
                 unproven = str(line.get("unproven", unproven))[:MAX_REASON]
                 if "done" in line:
                     count(int(line["done"]), max(size + HEAD_BYTES, int(line["done"])))
-            proof = {"unproven": unproven} if unproven else await self._proof(stage)
-            tell(int(size * (COMPUTED + PROVEN)), whole, _words(proof))
-            await in_thread(lambda: shutil.rmtree(stage / SCRATCH))
-            made = {
-                "from": job.asked["architecture"], "method": job.asked["method"],
-                "llama_cpp": version("llama-cpp-python"), "llmd": version("llmd-appliance"),
-            }  # fmt: skip
-            model = await self._models.take_in(
-                stage, job.model, str(folder), {"proof": proof, "converted": made}, tried=not unproven
-            )
+            async with reading(stage, background=True) as read:
+                proof = {"unproven": unproven} if unproven else await self._proof(stage)
+                tell(int(size * (COMPUTED + PROVEN)), whole, _words(proof))
+                await in_thread(lambda: shutil.rmtree(stage / SCRATCH))
+                made = {
+                    "from": job.asked["architecture"], "method": job.asked["method"],
+                    "llama_cpp": version("llama-cpp-python"), "llmd": version("llmd-appliance"),
+                }  # fmt: skip
+                info: dict[str, object] = {"proof": proof, "converted": made}
+                model = await self._models.take_in(stage, read, job.model, str(folder), info, tried=not unproven)
         done = {"model": model.name, "digest": model.digest, "size": model.size, "proof": proof}
         if form is None:
             tell(whole, whole, "")

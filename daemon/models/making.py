@@ -16,7 +16,7 @@ from typing import Any
 from llmd.daemon.children import Limits
 from llmd.daemon.errors import BadRequest, Conflict
 from llmd.daemon.models.checking import check, failed, trial
-from llmd.daemon.models.copying import FILE, begin, in_thread
+from llmd.daemon.models.copying import FILE, begin, in_thread, reading
 from llmd.daemon.models.files import QUANTIZING, ModelStore, shown
 from llmd.daemon.models.jobs import Tell
 from llmd.daemon.models.running import lines
@@ -138,11 +138,12 @@ class Maker:
                     count(out.stat().st_size, int(job.asked["bytes"]))
             tell(0, 0, "checking what was made")
             size = out.stat().st_size
-            info = await check(out, background=True, seats=self._models.seats)
-            info |= await trial(out, size, background=True, seats=self._models.seats)
-            info["made"] = {"from": model.digest, "type": kind, "llama_cpp": version("llama-cpp-python"),
-                            "llmd": version("llmd-appliance")}  # fmt: skip
-            form: Form = await self._models.add_form(stage, model, kind, info)
+            async with reading(stage, background=True) as whole:
+                info = await check(out, background=True, seats=self._models.seats)
+                info |= await trial(out, size, background=True, seats=self._models.seats)
+                info["made"] = {"from": model.digest, "type": kind, "llama_cpp": version("llama-cpp-python"),
+                                "llmd": version("llmd-appliance")}  # fmt: skip
+                form: Form = await self._models.add_form(stage, whole, model, kind, info)
         return {"form": form.name, "digest": form.digest, "size": form.size}
 
 

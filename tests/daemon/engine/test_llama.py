@@ -8,6 +8,8 @@ from typing import Any
 import gguf_writer as gguf
 import pytest
 
+from llmd.daemon.engine import llama as llama_module
+from llmd.daemon.engine import vocabulary as vocabulary_module
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.messages import Chat, ChatMessage, SamplingParams
 from llmd.daemon.engine.passes import BLOCK
@@ -227,6 +229,24 @@ def test_special_text_is_a_token_only_when_asked(runner: LlamaRunner) -> None:
     assert len(runner.tokenize("<|im_end|>", add_special=False, parse_special=True)) == 1
     assert len(runner.tokenize("<|im_end|>", add_special=False, parse_special=False)) > 1
     assert "<|im_end|>" in runner.special_texts()
+
+
+@pytest.mark.parametrize("reorder", [True, False])
+def test_who_computes_one_token_leaves_the_weights_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reorder: bool
+) -> None:
+    """Gigabytes are copied otherwise, by one thread, and held beside the file."""
+    path = tmp_path / "x.gguf"
+    path.write_bytes(gguf.tiny().bytes())
+    orders: list[bool] = []
+
+    def load(path: str, params: Any) -> Any:
+        orders.append(params.use_extra_bufts)
+        return vocabulary_module.load(path, params)
+
+    monkeypatch.setattr(llama_module, "load", load)
+    LlamaRunner(str(path), slots=1, context=64, reorder=reorder).close()
+    assert orders == [reorder]
 
 
 def test_a_file_that_is_no_model_is_refused_without_its_path(tmp_path: Any) -> None:

@@ -446,7 +446,7 @@ def die(*_, **__):
 store = Store(folder / "state.db")
 made = files.ModelStore(folder / "models", store, StateThread())
 if moment == "copy":
-    copying._chunks = lambda fd, size, stop, report, use, real=copying._chunks: real(fd, size, stop, die, use)
+    copying._chunks = lambda fd, size, stop, report, *uses, real=copying._chunks: real(fd, size, stop, die, *uses)
 elif moment == "remove":
     asyncio.run(made.import_file(file, "a"))
     files.shutil.rmtree = die
