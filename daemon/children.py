@@ -50,6 +50,7 @@ class Limits:
     # where it works on a stranger's files: what it may read and write beside the system's own files, and nobody else
     reads: tuple[str, ...] | None = None
     writes: tuple[str, ...] = ()
+    links: bool = True  # `reads` may be links, or lie behind some; else one that was put there since leads nowhere
 
 
 NO_LIMITS = Limits()
@@ -124,7 +125,7 @@ def _take_on(terms: str) -> None:
     if given["reads"] is not None:
         from llmd.daemon.confined import confine
 
-        confine(given["reads"], given["writes"])
+        confine(given["reads"], given["writes"], links=given["links"])
     for kind, limit in (
         (resource.RLIMIT_AS, given["address_space"]),
         (resource.RLIMIT_FSIZE, given["file_size"]),

@@ -9,9 +9,10 @@ good. Standard library only: it runs in any interpreter.
 import ctypes
 import errno
 import os
+import stat
 import struct
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 PR_SET_NO_NEW_PRIVS = 38
@@ -89,19 +90,20 @@ REPAIR = "boot one that is 5.13 or newer, with Landlock switched on (lsm=landloc
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def confine(reads: Iterable[str], writes: Iterable[str] = ()) -> None:
+def confine(reads: Iterable[str], writes: Iterable[str] = (), *, links: bool = True) -> None:
     """Hold this process to reading `reads`, the system's own files and what this interpreter runs, to writing `writes`,
-    to signals to itself and to no sockets. Raises OSError. Where the kernel lacks something (`lacks`), the rest
-    holds."""
-    hold_to_paths(reads, writes)
+    to signals to itself and to no sockets. Without `links`, a link that was put into the place of one of `reads`, or of
+    a folder above, since its path was resolved leads nowhere. Raises OSError. Where the kernel lacks something
+    (`lacks`), the rest holds."""
+    hold_to_paths(reads, writes, links=links)
     refuse_calls()
 
 
-def hold_to_paths(reads: Iterable[str], writes: Iterable[str] = ()) -> None:
+def hold_to_paths(reads: Iterable[str], writes: Iterable[str] = (), *, links: bool = True) -> None:
     """The first half of `confine`, of this thread and those that it starts: there must be no other. Raises OSError."""
     _alone()
     _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    _hold_paths([*SYSTEM, *_own(), *reads], [*SINKS, *writes])
+    _hold_paths([*SYSTEM, *_own(), *(reads if links else ())], [*SINKS, *writes], () if links else reads)
 
 
 def refuse_calls(sockets: Mapping[int, Sequence[int]] = NO_SOCKETS) -> None:
@@ -152,7 +154,7 @@ def _own() -> list[str]:
 # --- paths
 
 
-def _hold_paths(reads: Iterable[str], writes: Iterable[str]) -> None:
+def _hold_paths(reads: Iterable[str], writes: Iterable[str], resolved: Iterable[str] = ()) -> None:
     version = landlock()
     if version <= 0:
         return
@@ -160,16 +162,35 @@ def _hold_paths(reads: Iterable[str], writes: Iterable[str]) -> None:
     handled |= IOCTL_DEV if version >= 5 else 0
     attributes = struct.pack("=Q", handled)
     ruleset = _checked(_libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
-    for paths, rights in ((reads, READ), (writes, handled & ~NEVER)):
+    for paths, rights, follow in ((reads, READ, _follow), (writes, handled & ~NEVER, _follow), (resolved, READ, _walk)):
         for path in paths:
-            _allow(ruleset, path, rights & handled)
+            _allow(ruleset, path, rights & handled, follow)
     _checked(_libc.syscall(RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
+def _follow(path: str) -> int:
+    return os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+
+def _walk(path: str) -> int:
+    """As `_follow`, and raises OSError where a part of the path is a link."""
+    at = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    for part in Path(path).parts[1:]:
+        above = at
+        try:
+            at = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        finally:
+            os.close(above)
+        if stat.S_ISLNK(os.fstat(at).st_mode):
+            os.close(at)
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    return at
+
+
+def _allow(ruleset: int, path: str, rights: int, find: Callable[[str], int]) -> None:
     try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        fd = find(path)
     except OSError:
         return  # what it cannot find it cannot read
     if not os.path.isdir(f"/proc/self/fd/{fd}"):

@@ -99,7 +99,7 @@ class Importer:
     async def read(self, folder: Path) -> Checkpoint:
         """What the folder holds. Raises ModelInvalid."""
         what = "reading this folder"
-        limits = Limits(LIMITS.address_space, cpu_seconds=LIMITS.cpu_seconds, reads=_reads(folder))
+        limits = Limits(LIMITS.address_space, cpu_seconds=LIMITS.cpu_seconds, reads=_reads(folder), links=False)
         try:
             async with asyncio.timeout(READ_SECONDS):
                 said = [line async for line in lines(what, CHECKPOINT, str(folder), limits=limits)]
@@ -156,7 +156,7 @@ class Importer:
 
         await in_thread(start)
         scratch = os.fspath(stage / SCRATCH)
-        limits = Limits(background=what == "convert", reads=_reads(folder), writes=(str(stage),))
+        limits = Limits(background=what == "convert", reads=_reads(folder), writes=(str(stage),), links=False)
         said = lines(
             WHAT, CONVERTING, what, str(folder), os.fspath(stage / FILE), *more, limits=limits,
             interpreter=interpreter(), variables={"HOME": scratch, "TMPDIR": scratch},

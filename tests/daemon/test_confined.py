@@ -111,6 +111,30 @@ async def test_it_reads_and_writes_where_it_may(places: tuple[Path, Path, Path])
     assert {found[name] for name in refused if name != "children"} <= {"Permission denied", "Invalid cross-device link"}
 
 
+@pytest.mark.parametrize("swapped", ["", "last", "middle"])
+@pytest.mark.parametrize("links", [True, False])
+async def test_a_link_in_the_place_of_a_folder_since_it_was_resolved_leads_nowhere(
+    places: tuple[Path, Path, Path], tmp_path: Path, swapped: str, links: bool
+) -> None:
+    theirs, secret = tmp_path / "theirs" / "folder", places[2]
+    theirs.mkdir(parents=True)
+    (theirs / "file").write_text("x")
+    if swapped == "last":
+        theirs.rename(tmp_path / "away")
+        theirs.symlink_to(secret)
+    if swapped == "middle":
+        theirs.parent.rename(tmp_path / "away")
+        secret.rename(tmp_path / "folder")  # what is behind the link has a folder of that name
+        theirs.parent.symlink_to(tmp_path)
+        secret = tmp_path / "folder"
+    (places[0] / "reads.py").write_text(
+        ATTEMPT + "for name in sys.argv[1:]:\n    attempt(name, lambda: open(name).read())\nprint(json.dumps(found))"
+    )
+    file, hidden = str(theirs / "file"), str(secret / "file")
+    found = await said("reads", file, hidden, limits=Limits(reads=(str(theirs),), links=links))
+    assert (not found[file], not found[hidden]) == (links or not swapped, links and bool(swapped))
+
+
 async def test_without_terms_nothing_is_refused(places: tuple[Path, Path, Path]) -> None:
     found = await said("program", *map(str, places))
     refused = {name for name, why in found.items() if why}
