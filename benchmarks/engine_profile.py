@@ -17,10 +17,11 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from llmd.daemon.engine import frames, llama, messages
+from llmd.daemon.engine import llama
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.sampling import Sampling
-from llmd.daemon.engine.types import Chunk, Request
+from llmd.daemon.engine.types import Chunk, Request, SamplingParams
+from llmd.daemon.wire import frames
 
 clock = time.perf_counter
 PARTS = ("launch", "wait", "sample", "plan", "apply", "show")
@@ -75,7 +76,7 @@ def level(runner: llama.LlamaRunner, out: socket.socket, spent: Spent, a: argpar
     scheduler.plan = spent.timed("plan", plan)  # type: ignore[method-assign]
     scheduler.apply = spent.timed("apply", scheduler.apply)  # type: ignore[method-assign]
     engine._show = spent.timed("show", engine._show)  # type: ignore[method-assign]
-    params = messages.SamplingParams(max_tokens=a.tokens, ignore_eos=True)
+    params = SamplingParams(max_tokens=a.tokens, ignore_eos=True)
     for id_ in range(1, streams + 1):
         size = a.prompt + rng.randrange(-4, 5)
         engine.add(Request(id_, "me", tuple(rng.randrange(runner.info.vocab) for _ in range(size)), params))

@@ -108,8 +108,7 @@ def warm_up(runner: Any, full: bool) -> None:
     """The largest passes: a prompt as long as the context in one slot, then every slot's next token, twice."""
     import random
 
-    from llmd.daemon.engine.messages import SamplingParams
-    from llmd.daemon.engine.types import Chunk, Plan, Start
+    from llmd.daemon.engine.types import Chunk, Plan, SamplingParams, Start
 
     slots, context = runner.info.slots, runner.info.context
     params, rng = SamplingParams(max_tokens=1, temperature=0.0), random.Random(1)

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from run import machine
 
-from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.scheduler import Scheduler
-from llmd.daemon.engine.types import ModelInfo, Request, Sample
+from llmd.daemon.engine.types import ModelInfo, Request, Sample, SamplingParams
 
 HERE = Path(__file__).parent
 SLOTS = 128

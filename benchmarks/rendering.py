@@ -14,9 +14,9 @@ from pathlib import Path
 
 from run import machine
 
-from llmd.daemon.engine.messages import Chat, ChatMessage
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import Rendering, Terms, any_of
+from llmd.daemon.wire.work import Chat, ChatMessage
 
 HERE = Path(__file__).parent
 TEMPLATE = (

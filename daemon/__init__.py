@@ -34,5 +34,6 @@ gpus/        the GPUs: what they are, how they do
 identity/    who asks, and the built-in CA
 audit/       the hash-chained log
 models/      the model files
+wire/        what the daemon and its workers say to each other
 engine/      what runs in a worker
 """

@@ -5,7 +5,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,24 @@ class Config:
         host, port = self.address
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+class Current:
+    """The configuration that is in use: whoever needs a value reads it here when it needs it, so that a reload is used
+    by all. Made once, by `main`. `read` gives what the file says by now; it raises ConfigError."""
+
+    def __init__(self, config: Config, read: Callable[[], Config] | None = None) -> None:
+        self.now, self.read = config, read or (lambda: config)
+        self._told: list[Callable[[Config, Config], None]] = []
+
+    def follow(self, tell: Callable[[Config, Config], None]) -> None:
+        """For what must be done at a change: it gets what was in use, and what is."""
+        self._told.append(tell)
+
+    def use(self, new: Config) -> None:
+        was, self.now = self.now, new
+        for tell in self._told:
+            tell(was, new)
 
 
 def load(file: Path | None, **given: Any) -> Config:

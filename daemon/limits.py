@@ -35,8 +35,6 @@ PING_SECONDS = 15.0
 
 # answers
 ACCEPT_SECONDS = 120.0  # until a worker has read a prompt in
-GENERATE_SECONDS = 3600.0
-TOKENIZE_SECONDS = 60.0
 
 # schemas
 SCHEMA_SECONDS = 2.0  # to read one

@@ -36,7 +36,7 @@ from llmd.daemon.admin.upkeep import Upkeep
 from llmd.daemon.arguments import arguments
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.audit.log import AuditLog
-from llmd.daemon.config import Config, ConfigError
+from llmd.daemon.config import Config, ConfigError, Current
 from llmd.daemon.errors import LlmdError, cut
 from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.inventory import Inventory
@@ -78,7 +78,8 @@ class Daemon:
 
     def __init__(self, settings: Config, read: Callable[[], Config] | None = None) -> None:
         """`read` reads the configuration anew."""
-        self.config, self._read = settings, read or (lambda: settings)
+        self.current = Current(settings, read)
+        self.current.follow(self._changed)
         state = settings.state
         process.apart(state)
         (state / "pki").mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -95,22 +96,29 @@ class Daemon:
             self.metrics, self.tasks, self.planner, audit=self.audit.event, groups=Groups.open(), seats=self.seats
         )
         self.serving = Serving(
-            self.pool, Admission(settings.queue), self.audit, self.metrics, self.tasks,
-            serve_unaudited=settings.audit_on_failure == "serve",
+            self.pool, Admission(lambda: self.config.queue), self.audit, self.metrics, self.tasks,
+            unaudited=self._unaudited,
         )  # fmt: skip
         self.connections = Connections(process.descriptors() - process.OWN_DESCRIPTORS, lambda: self.authority.revoked)
         self.tls = ServerTls(self.authority, state / "pki")
-        self.acts = Acts(self.audit, unlogged=self.serving.serve_unaudited)
+        self.acts = Acts(self.audit, unlogged=self._unaudited)
         self.service = self._service()
         self.watchdog = systemd.Watchdog(self._dead, self._status)
         self.upkeep = Upkeep(self.service, self.serving.refusals, self.tasks)
         self._stopping = asyncio.Event()
 
+    @property
+    def config(self) -> Config:
+        return self.current.now
+
+    def _unaudited(self) -> bool:
+        return self.config.audit_on_failure == "serve"
+
     def _service(self) -> Service:
-        c, store, state, authority = self.config, self.store, self.state, self.authority
-        models = ModelStore(c.state / "models", store, state, self.seats)
-        maker = Maker(models, state, c.threads)
-        importer = Importer(models, maker, state, c.threads)
+        store, state, authority = self.store, self.state, self.authority
+        models = ModelStore(self.config.state / "models", store, state, self.seats)
+        maker = Maker(models, state, lambda: self.seats.total)
+        importer = Importer(models, maker, state, lambda: self.seats.total)
         work = {QUANTIZE: maker.make, IMPORT: importer.make}
         self.jobs = Jobs(
             store, state, lambda job, tell: work[job.kind](job, tell),
@@ -118,27 +126,24 @@ class Daemon:
         )  # fmt: skip
         clients = Clients(store, state, authority, self.connections, self.acts)
         return Service(
-            config=c,
-            read=self._read,
-            use=self._use,
+            current=self.current,
             serving=self.serving,
             acts=self.acts,
             store=store,
             state=state,
             models=models,
-            fitting=Fitting(c, models, state, self.planner, maker, importer, self.pool),
+            fitting=Fitting(self.current, models, state, self.planner, maker, importer, self.pool),
             forms=Forms(models, maker, importer, self.jobs, self.pool, state, self.acts),
             authority=authority,
             tls=self.tls,
             clients=clients,
             doctor=Doctor(
-                c,
+                self.current,
                 self.serving,
                 store,
                 state,
                 authority,
                 self.watcher,
-                self._read,
                 clients.register,
                 models,
                 self.planner,
@@ -150,14 +155,10 @@ class Daemon:
             version=version("llmd-appliance"),
         )
 
-    def _use(self, new: Config) -> None:
-        """What a reload has changed is used from now on, by deployments from the next one on."""
-        if new.audit_on_failure != self.config.audit_on_failure:
+    def _changed(self, was: Config, new: Config) -> None:
+        if new.audit_on_failure != was.audit_on_failure:
             self.audit.event("audit.on_failure", value=new.audit_on_failure)
-        self.config = self.service.config = self.service.doctor.config = self.service.fitting.config = new
-        self.serving.admission.queue = new.queue
         self.seats.use(new.threads)
-        self.serving.serve_unaudited = self.acts.unlogged = new.audit_on_failure == "serve"
 
     # --- life
 
@@ -227,9 +228,9 @@ class Daemon:
             await self._default_model(*default_model)
         await clients.start(*self.config.address, systemd.sockets())
         self.audit.ready()
-        if self.serving.serve_unaudited:
+        if self._unaudited():
             self.audit.event("audit.on_failure", value="serve")
-        self._use(self.config.at(clients.port))
+        self.current.use(self.config.at(clients.port))
         log.info("clients on https://%s, admins on %s", self.config.listen, self.config.admin_path)
         # what start-up made stays: a collection that walks it all would hold up every stream for tens of milliseconds
         gc.collect()

@@ -25,9 +25,7 @@ from llmd.api.http import body
 from llmd.api.openai import schema as openai
 from llmd.api.openai import wanted as openai_wanted
 from llmd.daemon import limits
-from llmd.daemon.engine import frames as wire
 from llmd.daemon.engine import layouts, output, prefixes, turns
-from llmd.daemon.engine import messages as engine
 from llmd.daemon.engine.answers import (
     arguments,
     check,
@@ -47,7 +45,6 @@ from llmd.daemon.engine.answers.loosening import Loosening
 from llmd.daemon.engine.answers.rewriting import rewritten
 from llmd.daemon.engine.answers.spelling import GemmaRules, XmlRules
 from llmd.daemon.engine.fake import FakeRunner
-from llmd.daemon.engine.messages import Chat, ChatMessage, Generate, SamplingParams, Tool, ToolCall, Wanted
 from llmd.daemon.engine.prompts import Prompts
 from llmd.daemon.engine.rendering import Rendering, Terms, any_of
 from llmd.daemon.engine.templates import ChatTemplate
@@ -55,6 +52,9 @@ from llmd.daemon.errors import LlmdError
 from llmd.daemon.kept import Kept
 from llmd.daemon.serving import holding, routing
 from llmd.daemon.serving.ask import Ask
+from llmd.daemon.wire import events, worker
+from llmd.daemon.wire import frames as wire
+from llmd.daemon.wire.work import Chat, ChatMessage, Generate, RawText, SamplingWish, Tokenize, Tool, ToolCall, Wanted
 from llmd.quantize import check as quantize_check
 from llmd.quantize import header, shape
 from llmd.quantize.checkpoints import checkpoint, safetensors
@@ -67,7 +67,8 @@ READING = [
     *(f"api/openai/{name}.py" for name in ("given", "messages", "schema", "wanted")),
     *(f"daemon/serving/{name}.py" for name in ("ask", "holding", "routing")),
     *(f"daemon/engine/{name}.py" for name in (
-        "frames", "layouts", "messages", "output", "prefixes", "prompts", "rendering", "templates", "turns")),
+        "layouts", "output", "prefixes", "prompts", "rendering", "templates", "turns")),
+    *(f"daemon/wire/{name}.py" for name in ("events", "frames", "work", "worker")),
     *(f"daemon/engine/answers/{file.name}" for file in (ROOT / "daemon" / "engine" / "answers").glob("[a-z]*.py")),
     *(f"quantize/{name}.py" for name in ("check", "header", "shape")),
     *(f"quantize/checkpoints/{name}.py" for name in ("checkpoint", "packing", "safetensors")),
@@ -291,9 +292,9 @@ def stopped(stop: tuple[str, ...], text: str) -> Work:
 def with_logprobs(n: int) -> Work:
     def work() -> None:
         out, held = output.TextOutput(("b" * 1000,)), output.LogprobOutput()
-        one = engine.TokenLogprob(b"b", -1.0)
+        one = events.TokenLogprob(b"b", -1.0)
         for _ in range(min(n, 900)):
-            held.push(out, engine.ChosenLogprob(one, (one,)))
+            held.push(out, events.ChosenLogprob(one, (one,)))
             out.push(b"b")
             held.release(out.shown)
         held.rest(out.shown)
@@ -335,7 +336,7 @@ def tools_wanted(n: int) -> Wanted:
 
 
 def of_work(*prompts: Chat, wanted: Wanted | None = None, **params: Any) -> Ask:
-    return Ask("", "m", Generate(prompts, SamplingParams(1, **params), 1, wanted))
+    return Ask("", "m", Generate(prompts, SamplingWish(1, **params), 1, wanted))
 
 
 def frames(data: bytes) -> None:
@@ -347,7 +348,7 @@ def frames(data: bytes) -> None:
 
 def noted(held: holding.Held, n: int) -> None:
     for i in range(n):
-        held.note(engine.ToolCalled(1, 0, i, f"id{i}", "t0", "{}", 1, 0))
+        held.note(events.ToolCalled(1, 0, i, f"id{i}", "t0", "{}", 1, 0))
 
 
 def rendering(special: tuple[str, ...] = ("<|im_end|>", "<|x|>")) -> Rendering:
@@ -433,13 +434,25 @@ GROWS: dict[str, tuple[Grow, ...]] = {
         lambda made: whole(lambda: chat_body(response_format={
             "type": "json_schema", "json_schema": {"name": "a", "schema": made}}))()
     ),
+    "daemon/wire/work.py:Chat.spelled": of_chats(lambda chat: chat.spelled()),
+    "daemon/wire/work.py:Generate.spelled": (
+        on(lambda work: work.spelled(), lambda n: Generate(tuple(map(RawText, "a" * n)), SamplingWish(1))),
+    ),
+    "daemon/wire/work.py:Wanted.schemas": (on(Wanted.schemas, tools_wanted),),
+    "daemon/wire/work.py:Wanted.held_to": (
+        lambda n: partial(tools_wanted(n).held_to, dict.fromkeys(range(n), "{}")),
+    ),
+    "daemon/wire/work.py:Wanted.said": (on(Wanted.said, tools_wanted),),
+    "daemon/wire/work.py:Generate.said": (
+        on(Generate.said, lambda n: of_work(stop=("a",) * n, wanted=tools_wanted(n)).work),
+    ),
     "daemon/serving/ask.py:Ask.prompt": of_chats(lambda chat: of_work(chat).prompt()),
     "daemon/serving/ask.py:Ask.parameters": (
         on(Ask.parameters, lambda n: of_work(stop=("a",) * n, logit_bias=tuple((i, 1.0) for i in range(n)))),
     ),
     "daemon/serving/ask.py:Ask.schemas": (on(Ask.schemas, lambda n: of_work(wanted=tools_wanted(n))),),
     "daemon/serving/holding.py:Held.note": (
-        lambda n: lambda: [holding.Held(Wanted("{}")).note(engine.Text(1, 0, "a", i, 0)) for i in range(n)],
+        lambda n: lambda: [holding.Held(Wanted("{}")).note(events.Text(1, 0, "a", i, 0)) for i in range(n)],
         lambda n: partial(noted, holding.Held(tools_wanted(1)), n),
     ),
     "daemon/serving/holding.py:held": (on(holding.held, lambda n: tools_wanted(n)),),
@@ -549,9 +562,9 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     ),
     "daemon/engine/answers/spelling.py:GemmaRules.arguments": of_schemas(lambda made: rules(GemmaRules, made)),
     "daemon/engine/answers/spelling.py:XmlRules.arguments": of_schemas(lambda made: rules(XmlRules, made)),
-    "daemon/engine/frames.py:Decoder.feed": (
-        on(frames, lambda n: wire.encode(engine.Cancel(1)) * n),
-        on(frames, lambda n: wire.encode(engine.Open(1, "a", engine.Tokenize("a" * 100 * n)))),
+    "daemon/wire/frames.py:Decoder.feed": (
+        on(frames, lambda n: wire.encode(worker.Cancel(1)) * n),
+        on(frames, lambda n: wire.encode(worker.Open(1, "a", Tokenize("a" * 100 * n)))),
     ),
     "quantize/header.py:read_header": of_gguf(header.read_header),
     "quantize/check.py:check_model": of_gguf(lambda path: quantize_check.check_model(header.read_header(path))),
@@ -604,18 +617,22 @@ BOUNDED: dict[str, str] = {
     },
     f"{HTTP}:may_administer": ONE,
     **{
-        f"daemon/engine/frames.py:{name}": "msgspec's, in one pass"
+        f"daemon/wire/frames.py:{name}": "msgspec's, in one pass"
         for name in ("encode", "encode_chat", "decode_chat", "from_daemon", "from_worker")
     },
     **{
-        f"daemon/engine/messages.py:{name}": ONE
+        f"daemon/wire/{name}": ONE
         for name in (
-            "Chat.thinks",
-            "Generate.sequences",
-            "Text.weight",
-            "Reasoning.weight",
-            "ToolCalled.weight",
-            "Ready.positions",
+            "work.py:Chat.thinks",
+            "work.py:Generate.sequences",
+            "work.py:Generate.most_tokens",
+            "work.py:AtOnce.held_to",
+            "work.py:AtOnce.said",
+            "work.py:AtOnce.schemas",
+            "events.py:Text.weight",
+            "events.py:Reasoning.weight",
+            "events.py:ToolCalled.weight",
+            "worker.py:Ready.positions",
         )
     },
     **{
@@ -642,7 +659,21 @@ BOUNDED: dict[str, str] = {
     "api/openai/schema.py:CompletionBody.limit": ONE,
     "api/openai/schema.py:CompletionBody.wanted_logprobs": ONE,
     "api/openai/schema.py:CompletionBody.prompts": PARTS + "the fields below",
-    "daemon/serving/ask.py:Ask.places": ONE,
+    "daemon/serving/ask.py:Ask.seconds": ONE,
+    **{
+        f"daemon/wire/work.py:{kind}.{name}": "one text or list, in one pass"
+        for kind, name in (
+            ("RawText", "spelled"),
+            ("RawText", "among"),
+            ("Tokens", "spelled"),
+            ("Tokens", "among"),
+            ("Tokenize", "spelled"),
+            ("Detokenize", "spelled"),
+            ("Chat", "among"),
+        )
+    },
+    "daemon/wire/work.py:Generate.schemas": "as Wanted's",
+    "daemon/wire/work.py:Generate.held_to": "as Wanted's",
     "daemon/serving/ask.py:Ask.held_to": "of 128 tools at most",
     "daemon/serving/routing.py:Candidate.free": ONE,
     "daemon/engine/layouts.py:shows": "each search begins where the one before ended; else " + RENDERED,

@@ -259,7 +259,7 @@ async def clients(service: Admin) -> dict[str, Any]:
 
 async def issue(body: IssueBody, service: Admin, caller: Caller) -> dict[str, Any]:
     issued = await service.clients.issue(body.name, body.days, caller.name, role=body.role, again=body.again)
-    role, config = service.clients.roles[issued.name], service.config
+    role, config = service.clients.roles[issued.name], service.current.now
     # what the role may call and that answers whatever is deployed
     path = next(route.path for route in (*models_of_clients.ROUTES, *probes.ROUTES) if role in route.roles)
     return {

@@ -21,18 +21,12 @@ from llmd.api.openai.answers import (
 )
 from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, Generation, StreamOptions, TokenizeBody
 from llmd.api.openai.stream import Counts, EventEncoder, Shape, encoded, whole
-from llmd.daemon import limits
-from llmd.daemon.engine.messages import (
-    Detokenize,
-    Detokenized,
-    Generate,
-    Tokenize,
-    Tokenized,
-)
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.answer import Answer, Serving
 from llmd.daemon.serving.ask import Ask
+from llmd.daemon.wire.events import Detokenized, Tokenized
+from llmd.daemon.wire.work import Detokenize, Generate, Tokenize
 
 DIALECT = "openai"
 
@@ -87,7 +81,7 @@ async def tokenize(body: TokenizeBody, request: Request, serving: Asks, principa
     if text is None:
         raise BadRequest("prompt is missing", param="prompt")
     work = Tokenize(text, bool(body.add_special))
-    ask = Ask(request.url.path, body.model, work, limits.TOKENIZE_SECONDS, request.scope["large"], DIALECT)
+    ask = Ask(request.url.path, body.model, work, large=request.scope["large"], dialect=DIALECT)
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         tokens = (await _only(answer, Tokenized)).tokens
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": answer.context})
@@ -96,7 +90,7 @@ async def tokenize(body: TokenizeBody, request: Request, serving: Asks, principa
 async def detokenize(body: DetokenizeBody, request: Request, serving: Asks, principal: Caller) -> Response:
     """Tokens' text."""
     work = Detokenize(tuple(body.tokens))
-    ask = Ask(request.url.path, body.model, work, limits.TOKENIZE_SECONDS, request.scope["large"], DIALECT)
+    ask = Ask(request.url.path, body.model, work, large=request.scope["large"], dialect=DIALECT)
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         text = (await _only(answer, Detokenized)).text
         return JSONResponse({"prompt": text, "content": text})

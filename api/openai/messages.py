@@ -6,8 +6,8 @@ from pydantic import Field
 
 from llmd.api.http.body import Fields
 from llmd.daemon import limits
-from llmd.daemon.engine import messages as engine
 from llmd.daemon.errors import BadRequest, quoted
+from llmd.daemon.wire import work as wire
 
 Text = Annotated[str, Field(max_length=limits.MAX_BODY_BYTES)]
 Name = Annotated[str, Field(max_length=256)]
@@ -88,14 +88,14 @@ class ToolCall(Said):
     custom: CustomCall | None = None
     index: int | None = None
 
-    def called(self, where: str) -> engine.ToolCall:
+    def called(self, where: str) -> wire.ToolCall:
         self.check(where)
         kind = self.type or "function"
         call = self.function if kind == "function" else self.custom
         if call is None:
             raise BadRequest(f"{where}.{kind} is missing", param="messages")
         call.check(f"{where}.{kind}")
-        return engine.ToolCall(self.id or "", call.name, call.text)
+        return wire.ToolCall(self.id or "", call.name, call.text)
 
 
 _ROLES = {"developer": "system", "function": "tool"}
@@ -125,7 +125,7 @@ class Message(Said):
     reasoning: Text | None = None  # how other servers call it
     parsed: Any = None
 
-    def turn(self, number: int) -> engine.ChatMessage:
+    def turn(self, number: int) -> wire.ChatMessage:
         """As the engine takes it; `developer` is what newer clients call `system`. Raises BadRequest."""
         where = f"messages.{number}"
         if not self.model_fields_set <= _OWN.get(self.role, _EVERY):
@@ -134,7 +134,7 @@ class Message(Said):
             raise BadRequest(f"{where}: this server's models speak text, not audio; remove audio", param="messages")
         role = _ROLES.get(self.role, self.role)
         thought = self.reasoning if self.reasoning_content is None else self.reasoning_content
-        return engine.ChatMessage(role, self._said(where), self.name, self._calls(where), self.tool_call_id, thought)
+        return wire.ChatMessage(role, self._said(where), self.name, self._calls(where), self.tool_call_id, thought)
 
     def _check_role(self, where: str) -> None:
         self.check(where)
@@ -153,11 +153,11 @@ class Message(Said):
             return ""
         raise BadRequest(f"{where}.content is missing", param="messages")
 
-    def _calls(self, where: str) -> tuple[engine.ToolCall, ...]:
+    def _calls(self, where: str) -> tuple[wire.ToolCall, ...]:
         calls = [call.called(f"{where}.tool_calls.{i}") for i, call in enumerate(self.tool_calls or ())]
         if self.function_call:
             self.function_call.check(f"{where}.function_call")
-            calls.append(engine.ToolCall("", self.function_call.name, self.function_call.arguments))
+            calls.append(wire.ToolCall("", self.function_call.name, self.function_call.arguments))
         if self.role == "tool" and self.tool_call_id is None:
             raise BadRequest(f"{where}.tool_call_id is missing", param="messages")
         if self.role == "function" and self.name is None:

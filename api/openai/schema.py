@@ -16,12 +16,9 @@ from llmd.api.openai.given import given_template
 from llmd.api.openai.messages import Message, Name, Text
 from llmd.api.openai.wanted import NamedTool, ResponseFormat, ToolDefinition, ToolsAllowed, among
 from llmd.daemon import limits
-from llmd.daemon.engine import messages as engine
-from llmd.daemon.engine.messages import Prompt, RawText, SamplingParams, Tokens
 from llmd.daemon.errors import BadRequest
-
-# parameters that a model may have defaults of its own for
-OF_MODELS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+from llmd.daemon.wire import work as wire
+from llmd.daemon.wire.work import Prompt, RawText, SamplingWish, Tokens
 
 # OpenAI's own
 COMPLETION_TOKENS = 16
@@ -87,11 +84,11 @@ class Generation(Body, abc.ABC):
     def prompts(self) -> Sequence[Prompt]:
         """What to continue. Raises BadRequest for what no model here can do."""
 
-    def wanted(self) -> engine.Wanted | None:
+    def wanted(self) -> wire.Wanted | None:
         """What the answer is held to; None: any text. Raises BadRequest."""
         return None
 
-    def params(self) -> SamplingParams:
+    def params(self) -> SamplingWish:
         """The engine's parameters; what was not given has the model's own defaults, or llama.cpp's."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         given: dict[str, Any] = {
@@ -99,17 +96,16 @@ class Generation(Body, abc.ABC):
             "temperature": 0.0 if self.top_p == 0 else self.temperature, "top_p": self.top_p, "min_p": self.min_p,
             "top_k": None if self.top_k is None else max(0, self.top_k),
             "presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty,
-            "repeat_penalty": self._repeat_penalty(), "ignore_eos": self.ignore_eos,
+            "repeat_penalty": self._repeat_penalty(), "ignore_eos": bool(self.ignore_eos),
             # OpenAI takes any 64-bit seed, llama.cpp 32 bits
             "seed": None if self.seed is None else (self.seed ^ (self.seed >> 32)) & 0xFFFFFFFF,
         }  # fmt: skip
-        return SamplingParams(
+        return SamplingWish(
             max_tokens=self._max_tokens(),
             stop=tuple(filter(None, stop)),
             logprobs=self.wanted_logprobs(),
             logit_bias=tuple((int(t), b) for t, b in (self.logit_bias or {}).items()),
-            unset=tuple(name for name in OF_MODELS if given[name] is None),
-            **{k: v for k, v in given.items() if v is not None},
+            **given,
         )
 
     def _repeat_penalty(self) -> float | None:
@@ -187,9 +183,9 @@ class ChatBody(Generation):
     def prompts(self) -> Sequence[Prompt]:
         self._refuse()
         turns = tuple(message.turn(i) for i, message in enumerate(self.messages))
-        return (engine.Chat(turns, self.reasoning_effort, self.told, *self._given()),)
+        return (wire.Chat(turns, self.reasoning_effort, self.told, *self._given()),)
 
-    def wanted(self) -> engine.Wanted | None:
+    def wanted(self) -> wire.Wanted | None:
         schema = self.response_format.wanted() if self.response_format else None
         tools, choice = self.told, self.tool_choice
         if choice not in (None, "none", "auto") and not tools:
@@ -202,7 +198,7 @@ class ChatBody(Generation):
         if schema is None and not tools:
             return None
         parallel = self.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
-        return engine.Wanted(schema, tools, must, parallel)
+        return wire.Wanted(schema, tools, must, parallel)
 
     def _given(self) -> tuple[bool | None, str]:
         """Whether the model is to think, and what else its chat template is given. Raises BadRequest."""
@@ -214,7 +210,7 @@ class ChatBody(Generation):
         return thinks, given_template(given) if given else ""
 
     @cached_property
-    def told(self) -> tuple[engine.Tool, ...]:
+    def told(self) -> tuple[wire.Tool, ...]:
         """The tools that the model is told of. Raises BadRequest."""
         if self.tool_choice == "none":
             return ()

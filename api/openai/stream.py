@@ -14,18 +14,9 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from llmd.api.http.streams import event as sse
-from llmd.daemon.engine.messages import (
-    ChosenLogprob,
-    Event,
-    Failed,
-    Finished,
-    Reasoning,
-    Text,
-    TokenLogprob,
-    ToolCalled,
-)
 from llmd.daemon.errors import from_wire
 from llmd.daemon.serving.answer import Answer
+from llmd.daemon.wire.events import ChosenLogprob, Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
 
 
 def _json(value: Any) -> str:

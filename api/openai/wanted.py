@@ -9,9 +9,9 @@ from pydantic import Field
 from llmd.api.http.body import LARGE_VALUES, Body
 from llmd.api.openai.messages import Name, Text
 from llmd.daemon import limits
-from llmd.daemon.engine import messages as engine
 from llmd.daemon.engine.answers.loosening import shaped
 from llmd.daemon.errors import BadRequest
+from llmd.daemon.wire import work as wire
 
 # parameters with one of these may have others than their `properties`
 _OPEN = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
@@ -32,7 +32,7 @@ class ToolDefinition(Body):
     type: Literal["function"]
     function: FunctionDefinition
 
-    def engine(self, number: int) -> engine.Tool:
+    def engine(self, number: int) -> wire.Tool:
         """Raises BadRequest."""
         function = self.function
         parameters = function.parameters or {}
@@ -50,7 +50,7 @@ class ToolDefinition(Body):
         open_ = not parameters.keys().isdisjoint(_OPEN) or (parameters and "properties" not in parameters)
         closed = {} if open_ else {"additionalProperties": False}
         schema = written({**parameters, "type": "object", **closed})
-        return engine.Tool(function.name, definition, schema, bool(function.strict))
+        return wire.Tool(function.name, definition, schema, bool(function.strict))
 
 
 class NamedFunction(Body):
@@ -102,7 +102,7 @@ class ResponseFormat(Body):
         return written({"type": "object"} if schema is None else schema)
 
 
-def among(tools: Sequence[engine.Tool], named: Sequence[NamedTool]) -> tuple[engine.Tool, ...]:
+def among(tools: Sequence[wire.Tool], named: Sequence[NamedTool]) -> tuple[wire.Tool, ...]:
     """The tools of these names. Raises BadRequest."""
     names = {tool.function.name for tool in named}
     found = tuple(tool for tool in tools if tool.name in names)

@@ -3,13 +3,13 @@
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llmd.daemon import confined, files, systemd
-from llmd.daemon.config import Config, ConfigError, changes
+from llmd.daemon.config import Config, ConfigError, Current, changes
 from llmd.daemon.cpu import Choice
 from llmd.daemon.errors import AuditUnavailable
 from llmd.daemon.gpus.inventory import Gpu
@@ -52,13 +52,12 @@ class Ending:
 
 @dataclass(slots=True)
 class Doctor:
-    config: Config
+    current: Current
     serving: Serving
     store: Store
     state: StateThread
     authority: Authority
     watcher: Watcher
-    read: Callable[[], Config]
     register: Register
     models: ModelStore
     planner: Planner
@@ -141,14 +140,14 @@ class Doctor:
         return check("audit", True, f"{report.rows} rows, the chain holds"), report.latest
 
     def _disk(self) -> Check:
-        free = shutil.disk_usage(self.config.state).free
+        free = shutil.disk_usage(self.current.now.state).free
         enough = free > 1 << 30
         return check("disk", enough, f"{free / (1 << 30):.1f} GiB free", "" if enough else "free at least 1 GiB")
 
     def _configuration(self) -> Iterator[Check]:
         """The file as it is now."""
         try:
-            _, changed, waiting = changes(self.config, self.read())
+            _, changed, waiting = changes(self.current.now, self.current.read())
         except ConfigError as e:
             yield check("configuration", False, f"{e}; the next start would fail", "correct it, then llmctl reload")
             return
@@ -214,12 +213,12 @@ class Doctor:
     def _files(self) -> Iterator[Check]:
         for damage in self.authority.damages():
             yield check(damage.file, False, damage.what, damage.fix)
-        key = self.config.state / "audit.key"
+        key = self.current.now.state / "audit.key"
         if not key.exists():
             yield check("audit.key", False, "is missing", "put back a copy before llmd is restarted")
         elif files.exposed(key):
             yield check("audit.key", False, "may be read or written by others", f"chmod 600 {key}")
-        here = self.config.state / "pki" / "root.key"
+        here = self.current.now.state / "pki" / "root.key"
         if here.exists() and systemd.credential(here.name):
             yield check(here.name, False, "systemd hands it in, and it lies in the state folder too", f"rm {here}")
         if not self.authority.root_key_here:
@@ -259,17 +258,17 @@ class Doctor:
 
     def _names(self) -> Iterator[Check]:
         node, host = self.authority.node, socket.gethostname().lower()
-        if self.config.node not in ("", node):
+        if self.current.now.node not in ("", node):
             fix = f'set node = "{node}" or leave it out; another name needs a new CA'
-            said = f"clients know this node as {node}, the configuration says {self.config.node}"
+            said = f"clients know this node as {node}, the configuration says {self.current.now.node}"
             yield check("node", None, said, fix)
         else:
             yield check("node", True, node)
         held = self.authority.names
-        if config_names(self.config, host)[0] not in held:
+        if config_names(self.current.now, host)[0] not in held:
             yield check("host name", False, f"this host is {host}, the server's certificate says {', '.join(held)}",
                         "restart llmd: it makes a new certificate, and clients keep theirs")  # fmt: skip
-        elif self.config.address[0] in ("0.0.0.0", "::") and not self.config.server_names:
+        elif self.current.now.address[0] in ("0.0.0.0", "::") and not self.current.now.server_names:
             yield check("host name", None, f"the server's certificate says {', '.join(held)}",
                         "name what else clients connect to in server_names, and restart llmd")  # fmt: skip
 

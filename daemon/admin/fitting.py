@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmd.daemon.config import Config
+from llmd.daemon.config import Current
 from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, LlmdError, ModelInvalid, Unavailable
 from llmd.daemon.models.checking import check
 from llmd.daemon.models.files import ModelStore
@@ -33,7 +33,7 @@ class Deploying:
 
 @dataclass(slots=True)
 class Fitting:
-    config: Config
+    current: Current
     models: ModelStore
     state: StateThread
     planner: Planner
@@ -44,7 +44,7 @@ class Fitting:
     def wish(self, model: Model, asked: Deploying, own: Sequence[Form] | None = None) -> Wish:
         """What is asked of a deployment, with the configuration's defaults. `own`: the model's forms, where it is not
         here. Raises BadRequest for more context than the model was trained for, NotFound for a form that it has not."""
-        c, ctx, slots = self.config, asked.ctx, asked.slots
+        c, ctx, slots = self.current.now, asked.ctx, asked.slots
         trained = int(model.info.get("context_length") or 0)
         least, most = min(MIN_CONTEXT, trained or MIN_CONTEXT), trained or MAX_CONTEXT
         if ctx and not least <= ctx <= most:

@@ -15,11 +15,9 @@ from llmd.daemon.admin.fitting import Deploying, Fitting
 from llmd.daemon.admin.forms import Forms
 from llmd.daemon.admin.shown import deployed, made
 from llmd.daemon.audit.acts import Acts
-from llmd.daemon.config import Config, ConfigError, changes
+from llmd.daemon.config import ConfigError, Current, changes
 from llmd.daemon.confined import lacks, landlock
 from llmd.daemon.engine.answers.detecting import named
-from llmd.daemon.engine.frames import encode_chat
-from llmd.daemon.engine.messages import Chat, ChatMessage
 from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, NotFound, Unavailable
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
@@ -31,18 +29,17 @@ from llmd.daemon.records import Form, Model, of_form
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.store import StateThread, Store
+from llmd.daemon.wire.frames import encode_chat
+from llmd.daemon.wire.work import Chat, ChatMessage
 
 log = logging.getLogger("llmd.admin")
 
 
 @dataclass(slots=True)
 class Service:
-    """The daemon's parts as an admin's commands use them. Made once, by `main`. `read` reads the configuration anew,
-    `use` has the daemon use one from now on."""
+    """The daemon's parts as an admin's commands use them. Made once, by `main`."""
 
-    config: Config
-    read: Callable[[], Config]
-    use: Callable[[Config], None]
+    current: Current
     serving: Serving
     acts: Acts
     store: Store
@@ -119,7 +116,7 @@ class Service:
                 await self.planner.check(name, wish, replaced, replicas)
             except (DoesNotFit, Unavailable) as e:
                 gone = await self.evictions.needed(name, wish, replaced, replicas)
-                if gone and not (self.config.evict if evict is None else evict):
+                if gone and not (self.current.now.evict if evict is None else evict):
                     raise type(e)(f"{e.message}. It fits without what is idle now (--evict): {', '.join(gone)}") from e
                 if not gone:
                     raise
@@ -158,7 +155,7 @@ class Service:
         async with self.acts("admin.undeploy", actor, takes_away=True, model=name):
             await self.state.run(lambda: self.store.remove_deployment(name))
             if pool.evicted.pop(name, None) is None:
-                await pool.undeploy(name, float(self.config.drain_seconds))
+                await pool.undeploy(name, float(self.current.now.drain_seconds))
 
     async def withdraw(self, deployment: Deployment, actor: str) -> None:
         """Take a new deployment back that could not be loaded."""
@@ -274,7 +271,7 @@ class Service:
         last = await self.serving.audit.tail(1)
         certificates, damages = await self.state.run(lambda: (self._certificates(), self.models.damages()))
         return {
-            "version": self.version, "node": self.authority.node, "listen": self.config.listen,
+            "version": self.version, "node": self.authority.node, "listen": self.current.now.listen,
             "uptime": round(time.time() - self.started, 1), 
 
             "models": [deployed(d, self.planner.note) for d in self.serving.pool.all()],
@@ -282,7 +279,7 @@ class Service:
             "evicted": [{"model": name, "reason": why} for name, why in sorted(self.serving.pool.evicted.items())],
             "audit": {"writable": self.serving.audit.writable, "seq": last[-1]["seq"] if last else 0},
             "connections": self.clients.connections.count,
-            "confinement": {"landlock": landlock(), "lacks": lacks(), "required": self.config.require_confinement},
+            "confinement": {"landlock": landlock(), "lacks": lacks(), "required": self.current.now.require_confinement},
             **certificates,
         }  # fmt: skip
 
@@ -301,13 +298,13 @@ class Service:
         as it was, when one of the files does not work."""
         async with self.acts("reload", actor) as result:
             try:
-                found = await self.state.run(self.read)
+                found = await self.state.run(self.current.read)
             except ConfigError as e:
                 raise Conflict(f"{e}; what was read before stays in use, but the next start would fail") from e
-            usable, changed, waiting = changes(self.config, found)
+            usable, changed, waiting = changes(self.current.now, found)
             await self.state.run(self.tls.reload)
             await self.renew()
-            self.use(usable)
+            self.current.use(usable)
             result["changed"] = ",".join(changed) or None
         until = await self.state.run(lambda: self.authority.end("server").timestamp())
         return {

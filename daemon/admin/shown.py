@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from llmd.daemon.engine.messages import Busy
 from llmd.daemon.records import Form
 from llmd.daemon.serving.deployment import Deployment, Replica
+from llmd.daemon.wire.worker import Busy
 
 
 def made(form: Form) -> dict[str, Any]:

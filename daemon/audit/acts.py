@@ -6,7 +6,7 @@ at the next start.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from llmd.daemon.audit.chain import Value
@@ -15,10 +15,10 @@ from llmd.daemon.errors import AuditUnavailable, LlmdError
 
 
 class Acts:
-    """`unlogged`: the configuration lets acts happen that cannot be logged."""
+    """`unlogged` tells whether the configuration lets acts happen that cannot be logged."""
 
-    def __init__(self, log: AuditLog, *, unlogged: bool = False) -> None:
-        self.log, self.unlogged = log, unlogged
+    def __init__(self, log: AuditLog, *, unlogged: Callable[[], bool] = lambda: False) -> None:
+        self.log, self._unlogged = log, unlogged
 
     @asynccontextmanager
     async def __call__(
@@ -35,7 +35,7 @@ class Acts:
         try:
             await self.log.event_durable(kind, request=request, **{**fields, "result": "begun"})
         except AuditUnavailable:
-            if not (self.unlogged or takes_away):
+            if not (self._unlogged() or takes_away):
                 raise
             self.log.event(kind, request=request, **{**fields, "result": "begun"})
         result: dict[str, Value] = {}

@@ -1,8 +1,6 @@
 """The engine: a worker process with continuous batching over one model.
 
 __main__.py    the worker process
-messages.py    the messages between daemon and worker, and what they carry
-frames.py      how they travel
 types.py       the nouns that the engine shares
 prefixes.py    pure: which slots hold how much of a prompt
 passes.py      pure: how a step's chunks are dealt to calls

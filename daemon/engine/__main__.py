@@ -19,47 +19,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from llmd.daemon import cores
 from llmd.daemon.confined import lacks
-from llmd.daemon.engine import faults, frames, messages, reach
+from llmd.daemon.engine import faults, reach
 from llmd.daemon.engine.answers.answering import Answering, Answers
 from llmd.daemon.engine.answers.formats import Thoughts
 from llmd.daemon.engine.answers.least import least
 from llmd.daemon.engine.deadline import Deadline, Timeout
 from llmd.daemon.engine.fair import FairQueue
-from llmd.daemon.engine.frames import Decoder
 from llmd.daemon.engine.loop import Engine
-from llmd.daemon.engine.messages import (
-    Beat,
-    Cancel,
-    Chat,
-    Detokenize,
-    Detokenized,
-    Failed,
-    Fatal,
-    FromWorker,
-    Generate,
-    Load,
-    Open,
-    Prompt,
-    RawText,
-    Ready,
-    Settings,
-    Started,
-    Step,
-    Tokenize,
-    Tokenized,
-    ToWorker,
-    Wanted,
-)
 from llmd.daemon.engine.prefixes import beginnings
 from llmd.daemon.engine.prompts import Prompts, named, terms
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import overflow
-from llmd.daemon.engine.types import Request, Runner
+from llmd.daemon.engine.types import Request, Runner, SamplingParams
 from llmd.daemon.errors import BadRequest, LlmdError, SchemaTooComplex, SchemaUnsupported
+from llmd.daemon.wire import frames
+from llmd.daemon.wire.events import Detokenized, Failed, Started, Tokenized
+from llmd.daemon.wire.frames import Decoder
+from llmd.daemon.wire.work import Chat, Detokenize, Generate, Prompt, RawText, Tokenize, Tokens, Wanted
+from llmd.daemon.wire.worker import Beat, Cancel, Fatal, FromWorker, Load, Open, Ready, Settings, Step, ToWorker
 
 BIND_SECONDS = 2.0
 
@@ -107,6 +87,7 @@ class Worker:
                 description=info.description,
                 chat=bool(info.chat_template or info.tool_template),
                 confined=not lacks(),
+                samples=info.samples,
             )
         )
         works = ((self._prepare_all, ()), (self._bind_all, ()), (self._read, (received,)), (self._beat, ()))
@@ -159,14 +140,14 @@ class Worker:
                 self._generate(message.id, message.owner, work)
 
     def _generate(self, id_: int, owner: str, work: Generate) -> None:
+        if not self._runner.info.samples:
+            raise BadRequest("this model gives no text", param="model")
         self._check_tokens([t for t, _ in work.params.logit_bias], "logit_bias")
         read = [self._tokens(prompt) for prompt in work.prompts]
         for prompt, (tokens, _) in zip(work.prompts, read, strict=True):
             if len(tokens) >= self._runner.info.context:
                 raise overflow(self._runner.info.context, len(tokens), named(prompt))
-        own = self._runner.info.defaults
-        wanted: dict[str, Any] = {name: own[name] for name in work.params.unset if name in own}
-        params = replace(work.params, **wanted)
+        params = SamplingParams.of(work.params, self._runner.info.defaults)
         requests = [
             Request(id_, owner, tuple(tokens), params, work.choices, at * work.choices, beginnings(owner, tokens))
             for at, (tokens, _) in enumerate(read)
@@ -188,7 +169,7 @@ class Worker:
                 tokens, thoughts = self._prompts.from_chat(prompt)
             case RawText(text):
                 tokens = self._prompts.from_text(text)
-            case messages.Tokens(given):
+            case Tokens(given):
                 self._check_tokens(given, "prompt")
                 tokens = list(given)
         if not tokens:

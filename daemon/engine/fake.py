@@ -22,7 +22,8 @@ class Misuse(Exception):
 class FakeRunner:
     """`step_seconds`: the time of a step, 0: as fast as it goes. `text`: the words it says, over and over. `overlaps`:
     it computes beside its caller, as a GPU does. `last_words`: what it prints as it aborts, after so many steps as
-    `dies_after` says (0: as it loads), with more than `holds` slots. `threads`: as many as it could use.
+    `dies_after` says (0: as it loads), with more than `holds` slots. `threads`: as many as it could use. `samples`: it
+    gives tokens.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class FakeRunner:
         dies_after: int = 0,
         holds: int = 0,
         threads: int = 1,
+        samples: bool = True,
     ) -> None:
         self._last_words, self._left = last_words if slots > holds else "", dies_after
         self._maybe_die()
@@ -55,6 +57,7 @@ class FakeRunner:
             size=0,
             longest_token=1,
             overlaps=overlaps,
+            samples=samples,
         )
         self.threads = self.used = threads
         self.step_seconds = step_seconds

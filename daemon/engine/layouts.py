@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from llmd.daemon.engine.answers.formats import THINKINGS
-from llmd.daemon.engine.messages import ChatMessage
+from llmd.daemon.wire.work import ChatMessage
 
 BETWEEN = "\n\n"  # texts that become one
 # lines at the end of an answer of which a template must show one: it may leave out what was thought before

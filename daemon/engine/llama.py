@@ -18,10 +18,9 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 
 from llmd.daemon.cores import Alone, Seat, available
-from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.passes import BLOCK, blocks, passes
 from llmd.daemon.engine.sampling import Floats, Sampling, is_simple
-from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample, Start
+from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample, SamplingParams, Start
 from llmd.daemon.engine.vocabulary import Vocabulary, load, prepare
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 

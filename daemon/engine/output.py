@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from llmd.daemon.engine.answers.stops import Stops
-from llmd.daemon.engine.messages import ChosenLogprob, TokenLogprob
+from llmd.daemon.wire.events import ChosenLogprob, TokenLogprob
 
 
 class TextOutput:

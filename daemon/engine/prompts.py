@@ -4,10 +4,10 @@ import re
 
 from llmd.daemon.engine.answers.detecting import begins_thinking
 from llmd.daemon.engine.answers.formats import Syntax, Thoughts
-from llmd.daemon.engine.messages import Chat, Prompt
 from llmd.daemon.engine.rendering import Renders, Terms
 from llmd.daemon.engine.types import Runner
 from llmd.daemon.errors import BadRequest, ModelInvalid
+from llmd.daemon.wire.work import Chat, Prompt
 
 
 def named(prompt: Prompt) -> str:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 from llmd.daemon import confined
 from llmd.daemon.confined import NCCL, NO_SOCKETS
-from llmd.daemon.engine.messages import Settings
+from llmd.daemon.wire.worker import Settings
 
 DRIVER = ("/proc/driver", "/proc/devices")
 DEVICES, THREADS, SHARED, TOPOLOGY = "/dev/nvidia*", "/proc/self/task", "/dev/shm", "/sys"

@@ -29,10 +29,10 @@ from llmd.daemon.confined import seal
 from llmd.daemon.engine import faults
 from llmd.daemon.engine.answers.detecting import name_of
 from llmd.daemon.engine.answers.formats import CALLS, Syntax, thinking_named
-from llmd.daemon.engine.frames import decode_chat, encode_chat
-from llmd.daemon.engine.messages import Chat, ChatMessage
 from llmd.daemon.engine.rendering import Rendering, Terms, Written
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid, from_wire
+from llmd.daemon.wire.frames import decode_chat, encode_chat
+from llmd.daemon.wire.work import Chat, ChatMessage
 
 SECONDS = 2.0
 MEMORY = 512 * 1024 * 1024

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Protocol
 
 from llmd.daemon.engine.answers.detecting import named as named_syntax
 from llmd.daemon.engine.answers.formats import Syntax
-from llmd.daemon.engine.messages import Chat
 from llmd.daemon.engine.templates import ChatTemplate, chat_template
 from llmd.daemon.engine.turns import escaped
 from llmd.daemon.errors import BadRequest, ContextExceeded
+from llmd.daemon.wire.work import Chat
 
 # the most characters of a prompt where the tokenizer sets no bound
 MAX_CHARS = 32 * 1024 * 1024

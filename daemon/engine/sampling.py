@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmd.daemon.engine.messages import SamplingParams
-from llmd.daemon.engine.types import Mask
+from llmd.daemon.engine.types import Mask, SamplingParams
 
 # more than this many candidates are left to llama.cpp's own samplers
 MAX_TOP_K = 256

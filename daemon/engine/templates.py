@@ -20,9 +20,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llmd.daemon.engine.answers.detecting import calls_in, thinking_in
 from llmd.daemon.engine.answers.formats import Calls, Syntax
 from llmd.daemon.engine.layouts import LAYOUTS, Layout, shows
-from llmd.daemon.engine.messages import ChatMessage, Tool, ToolCall
 from llmd.daemon.engine.turns import MANNERS, Escape, Form, Manner, Turns, definitions, explained, tojson
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid
+from llmd.daemon.wire.work import ChatMessage, Tool, ToolCall
 
 # characters that a template may make of a conversation of a few words
 MAX_PROBE = 1_000_000

@@ -20,13 +20,13 @@ from typing import Any
 
 from llmd.daemon import cores
 from llmd.daemon.engine.answers.detecting import name_of
-from llmd.daemon.engine.frames import decode_chat
-from llmd.daemon.engine.messages import Chat
 from llmd.daemon.engine.reach import hold_trial
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import Terms
 from llmd.daemon.engine.templates import CONVERSATIONS, WEATHER
 from llmd.daemon.errors import LlmdError, ModelInvalid
+from llmd.daemon.wire.frames import decode_chat
+from llmd.daemon.wire.work import Chat
 from llmd.quantize import backends
 
 CONTEXT = 256
@@ -74,6 +74,8 @@ def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
         if wanted.isdecimal():
             with open(int(wanted), "rb") as file:
                 return {"ok": True, "prompt": rendered.text(decode_chat(file.read()))[0]}
+        if not vocabulary.samples:
+            raise ModelInvalid("it gives no text, as models that embed texts do not: llmd serves models that answer")
         if not vocabulary.ends:
             raise ModelInvalid("the tokenizer has no token that ends a text: no answer would end")
         (found, laid), written = conversations(rendered), syntax(rendered)

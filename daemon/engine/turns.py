@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from llmd.daemon.engine.answers.formats import Calls
-from llmd.daemon.engine.messages import ChatMessage, Tool, ToolCall
+from llmd.daemon.wire.work import ChatMessage, Tool, ToolCall
 
 # how arguments are explained, by the way in which they are written
 _GIVEN = {

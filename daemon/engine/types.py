@@ -1,10 +1,10 @@
 """The nouns that the engine's parts share. All of them are plain values; a word says who sets a field."""
 
 from collections import abc
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol
 
-from llmd.daemon.engine.messages import SamplingParams
+from llmd.daemon.wire.work import SamplingWish
 
 if TYPE_CHECKING:  # it needs libraries that not everything here needs
     from llmd.daemon.engine.answers.answering import Answering
@@ -19,6 +19,31 @@ def next_cut(at: int, length: int, block: int) -> int:
 def last_cut(length: int, block: int) -> int:
     """Where the last piece begins of a prompt of `length` tokens that is read from its start."""
     return max(0, (length // block - 1) * block)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How a sequence's tokens are chosen and when it ends. The defaults are llama.cpp's."""
+
+    max_tokens: int
+    temperature: float = 0.8  # 0 is greedy
+    top_k: int = 40  # 0: off
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None  # None: drawn by the runner
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None  # None: none; n: the chosen token's and the n likeliest
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    @classmethod
+    def of(cls, asked: SamplingWish, own: abc.Mapping[str, float]) -> "SamplingParams":
+        """As it was asked for; what was not given is the model's own default, or the one above."""
+        given = {f.name: value for f in fields(asked) if (value := getattr(asked, f.name)) is not None}
+        return cls(**{**own, **given})
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +176,7 @@ class ModelInfo:
     tool_template: str | None = None  # for conversations with tools, where it is another one
     # the tokenizer puts a blank before a text: one that goes on after tokens must not have it
     space_prefix: bool = False
+    samples: bool = True  # it gives tokens
     # `Runner.launch` returns while the device computes: what is done before `collect` costs no time
     overlaps: bool = False
     # what its file asks for where a request does not say, by the names of `SamplingParams`

@@ -68,7 +68,8 @@ def _value(model: Any, key: str) -> str | None:
 
 class Vocabulary:
     """Of a loaded model, which must outlive it. `ends` are the tokens that end a text, `longest` the most bytes of text
-    that one token stands for (0: a tokenizer that drops blanks, or makes one token of a word that it does not know)."""
+    that one token stands for (0: a tokenizer that drops blanks, or makes one token of a word that it does not know),
+    `samples` whether the model continues texts: one that embeds them does not."""
 
     def __init__(self, model: Any) -> None:
         self._vocab = lib.llama_model_get_vocab(model)
@@ -86,6 +87,8 @@ class Vocabulary:
         self.space_prefix = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_SPM and spaces
         self._ends = end_tokens(_value(model, ENDS), self.size)
         self.defaults = generation_defaults(lambda key: _value(model, key))
+        causal = _value(model, f"{_value(model, 'general.architecture')}.attention.causal") != "false"
+        self.samples = causal and bool(lib.llama_model_has_decoder(model))
 
     @property
     def ends(self) -> frozenset[int]:

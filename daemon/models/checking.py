@@ -92,7 +92,7 @@ def _texts(given: Any, what: str) -> dict[str, str]:
 
 
 async def prompt(path: str | os.PathLike[str], chat: bytes) -> str:
-    """A conversation (`engine/frames.py: encode_chat`) as the model's template lays it out. Raises BadRequest and
+    """A conversation (`wire/frames.py: encode_chat`) as the model's template lays it out. Raises BadRequest and
     ModelInvalid."""
     fd = os.memfd_create("conversation", os.MFD_CLOEXEC)
     try:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -52,11 +52,10 @@ LIMITS = Limits(address_space=8 << 30, cpu_seconds=120)
 
 
 class Importer:
-    """`threads`: of the file's own first words; 0: as many as there are processors."""
+    """`threads` tells how many there are for the file's own first words."""
 
-    def __init__(self, models: ModelStore, maker: Maker, state: StateThread, threads: int) -> None:
-        self._models, self._maker, self._state = models, maker, state
-        self._threads = threads or len(os.sched_getaffinity(0))
+    def __init__(self, models: ModelStore, maker: Maker, state: StateThread, threads: Callable[[], int]) -> None:
+        self._models, self._maker, self._state, self._threads = models, maker, state, threads
 
     async def asked(self, path: str, name: str | None) -> tuple[str, dict[str, Any]]:
         """The name that a folder's model gets, and what a job is to do. Raises BadRequest, ModelInvalid, Conflict where
@@ -93,7 +92,7 @@ class Importer:
                     count += len(more)
             return (time.perf_counter() - begun) / count
 
-        rate = WRITE_RATE * min(self._threads, MOST_THREADS)
+        rate = WRITE_RATE * min(self._threads(), MOST_THREADS)
         return START_SECONDS + size * (await in_thread(sample) + 1 / rate)
 
     async def read(self, folder: Path) -> Checkpoint:
@@ -168,7 +167,7 @@ class Importer:
         """How far the file's first logits are from the original's. Raises ModelInvalid where that is too far."""
         what = "the proof of this conversion"
         limits = Limits(background=True, reads=(str(stage),))
-        given = (os.fspath(stage / FILE), os.fspath(stage / SCRATCH / LOGITS), str(self._threads))
+        given = (os.fspath(stage / FILE), os.fspath(stage / SCRATCH / LOGITS), str(self._threads()))
         said = [line async for line in lines(what, PROOF, *given, limits=limits)][-1]
         try:
             apart, kl = float(said["difference"]), float(said["kl"])

@@ -8,6 +8,7 @@ model's name. What is cut off, or fails, leaves nothing.
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,9 +43,10 @@ class Asked:
 
 
 class Maker:
-    def __init__(self, models: ModelStore, state: StateThread, threads: int) -> None:
-        self._models, self._state = models, state
-        self._threads = threads or len(os.sched_getaffinity(0))
+    """`threads` tells how many there are to compute with."""
+
+    def __init__(self, models: ModelStore, state: StateThread, threads: Callable[[], int]) -> None:
+        self._models, self._state, self._threads = models, state, threads
 
     async def sizes(self, name: str) -> list[Size]:
         """Every type's file as it would be, the largest first. Raises ModelNotFound, ModelInvalid."""
@@ -82,7 +84,7 @@ class Maker:
 
     async def seconds_of(self, path: Path, kind: str) -> float:
         """As `seconds`, of a file that may have no data yet."""
-        given = (os.fspath(path), kind, str(self._threads))
+        given = (os.fspath(path), kind, str(self._threads()))
         limits = Limits(reads=(os.fspath(path),))
         said = [line async for line in lines(WHAT, QUANTIZING, "speed", *given, limits=limits)]
         if not isinstance(said[-1].get("seconds"), int | float):
@@ -130,7 +132,7 @@ class Maker:
             out = stage / FILE
             source = os.fspath(self._models.file(model.digest))
             limits = Limits(background=True, reads=(source,), writes=(os.fspath(stage),))
-            given = ["make", source, os.fspath(out), kind, str(self._threads)]
+            given = ["make", source, os.fspath(out), kind, str(self._threads())]
             again = ["again"] if job.asked.get("again") else []
             async for line in lines(WHAT, QUANTIZING, *given, *again, limits=limits):
                 tell(int(line.get("done", 0)), int(line.get("total", 0)), str(line.get("log", "")))

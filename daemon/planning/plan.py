@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from llmd.daemon.engine.messages import Settings
 from llmd.daemon.errors import BadRequest, Unavailable, cut
 from llmd.daemon.planning.placement import gib
+from llmd.daemon.wire.worker import Settings
 from llmd.quantize.memory import Layout, Need, host, on_cpu
 from llmd.quantize.shape import Shape
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 from llmd.daemon import memory, stored
-from llmd.daemon.engine.messages import Settings
 from llmd.daemon.errors import DoesNotFit, LlmdError, ModelInvalid, Unavailable
 from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import View, Watcher
@@ -34,6 +33,7 @@ from llmd.daemon.planning.placement import (
     told,
 )
 from llmd.daemon.planning.plan import Placement, Wish
+from llmd.daemon.wire.worker import Settings
 from llmd.quantize import backends
 from llmd.quantize.memory import MIB, Calibration, Layout, Measured
 

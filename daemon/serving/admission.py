@@ -1,5 +1,6 @@
 """Who is let in to a model: a count of what runs and waits, above its workers. The event loop owns it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmd.daemon.errors import ModelNotReady, QueueFull
@@ -36,10 +37,10 @@ class Place:
 
 
 class Admission:
-    """`queue`: how many sequences may wait for a slot, a model."""
+    """`queue` tells how many sequences may wait for a slot, a model."""
 
-    def __init__(self, queue: int) -> None:
-        self.queue = queue
+    def __init__(self, queue: Callable[[], int]) -> None:
+        self._queue = queue
         self._models: dict[str, _Model] = {}
 
     def enter(self, model: str, count: int, slots: int) -> Place:
@@ -50,16 +51,16 @@ class Admission:
         """
         known = self._models.setdefault(model, _Model())
         waiting = known.inside + count - slots
-        if known.inside and waiting > self.queue:
+        if known.inside and waiting > (queue := self._queue()):
             after = max(1, min(60, round(known.seconds * waiting / slots)))
-            raise QueueFull(f"{model} has {self.queue} requests waiting; try again in {after} s", retry_after=after)
+            raise QueueFull(f"{model} has {queue} requests waiting; try again in {after} s", retry_after=after)
         return Place(known, count)
 
     def wait(self, model: str, count: int) -> Place:
         """Room to wait for a model whose settings change: it has no slots then. Raises ModelNotReady where what is
         inside and these are more than the queue takes."""
         known = self._models.setdefault(model, _Model())
-        if known.waiting + count > self.queue:
+        if known.waiting + count > self._queue():
             raise ModelNotReady(f"{model} is being deployed anew; try again soon", retry_after=5)
         return Place(known, count, waits=True)
 

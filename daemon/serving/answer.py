@@ -4,27 +4,13 @@ that is refused before a model is to be asked has neither, and is counted among 
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 from llmd.daemon import limits
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.audit.refusals import Refusals
-from llmd.daemon.engine.messages import (
-    Detokenized,
-    Event,
-    Failed,
-    Finished,
-    Generate,
-    Ready,
-    Reasoning,
-    Started,
-    Text,
-    Tokenized,
-    ToolCalled,
-    Work,
-)
 from llmd.daemon.errors import (
     AuditUnavailable,
     BadRequest,
@@ -48,6 +34,18 @@ from llmd.daemon.serving.schemas import Schemas
 from llmd.daemon.serving.stream import Stream
 from llmd.daemon.serving.worker import Worker
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.events import (
+    Answered,
+    Event,
+    Failed,
+    Finished,
+    Reasoning,
+    Started,
+    Text,
+    ToolCalled,
+)
+from llmd.daemon.wire.work import Work
+from llmd.daemon.wire.worker import Ready
 
 log = logging.getLogger("llmd.requests")
 
@@ -58,7 +56,7 @@ OUR_FAULTS = frozenset({LlmdError.code, WorkerLost.code, GpuLost.code, GpuOutOfM
 
 class Answer:
     """An open request. `async for events in answer` gives what has come since the last time, a list, until the last
-    event has been read (`engine/messages.py` says which that is): what waits can go out in one write.
+    event has been read (`wire/events.py` says which that is): what waits can go out in one write.
 
     A Failed is an event like others: the dialect says how it looks after its first byte. `context` is tokens a slot.
     `check` is asked whether what a choice said fits its schema, before its end is shown.
@@ -70,14 +68,14 @@ class Answer:
         self.request_id, self.model, self.context = request_id, model, context
         self.prompt_tokens = 0
         self.reasoning_tokens = 0  # of those generated, of the choices that have ended
-        self._choices = work.choices if isinstance(work, Generate) else 1  # of each prompt
+        self._choices = work.choices  # of each prompt
         self._cached: dict[int, int] = {}  # of each prompt's first choice: the others' prompt is that one's
         self._stream = stream
         self._unread: list[Event] = []
         self._ends: set[str] = set()
         self._error: str | None = None
         self._check = check
-        self._held = held(work.wanted) if isinstance(work, Generate) and check else None
+        self._held = held(work.wanted) if check else None
 
     def __aiter__(self) -> AsyncIterator[list[Event]]:
         return self
@@ -133,7 +131,7 @@ class Answer:
                     if isinstance(event, Finished):
                         self._ends.add("stop" if event.reason == "tool_calls" else event.reason)
                         self.reasoning_tokens += event.reasoning
-                case Tokenized() | Detokenized():
+                case Answered():
                     self._ends.add("ok")
                 case Failed():
                     self._error = event.code
@@ -162,13 +160,18 @@ class Serving:
         tasks: Tasks,
         *,
         schemas: Schemas | None = None,
-        serve_unaudited: bool = False,
+        unaudited: Callable[[], bool] = lambda: False,
     ) -> None:
         self.pool, self.admission, self.audit, self.metrics = pool, admission, audit, metrics
-        self.tasks, self.serve_unaudited = tasks, serve_unaudited
+        self.tasks, self._unaudited = tasks, unaudited
         self.aside = Aside()
         self.schemas = schemas or Schemas(self.aside)
         self.poison, self.refusals = Poison(), Refusals(audit)
+
+    @property
+    def serve_unaudited(self) -> bool:
+        """Whether requests are answered that cannot be logged, as the configuration says now."""
+        return self._unaudited()
 
     @asynccontextmanager
     async def open(self, principal: Principal, ask: Ask) -> AsyncIterator[Answer]:
@@ -188,9 +191,9 @@ class Serving:
             fit = partial(self.schemas.fit, principal.name)
             books.answer = answer = Answer(books.request_id, model, info.context, stream, ask.work, fit)
             try:
-                with _deadline(stream, min(ask.deadline, limits.ACCEPT_SECONDS), "the model has not begun"):
+                with _deadline(stream, min(ask.seconds, limits.ACCEPT_SECONDS), "the model has not begun"):
                     await answer.accepted()
-                with _deadline(stream, ask.deadline, "the answer was not complete"):
+                with _deadline(stream, ask.seconds, "the answer was not complete"):
                     yield answer
             finally:
                 outcome = answer.outcome()
@@ -225,7 +228,7 @@ class Serving:
         self.poison.check(books.digest)
         await self._successor(model, ask)
         self.pool.serves(model, form=form)
-        place = self.admission.enter(model, ask.places, self.pool.find(model).slots)
+        place = self.admission.enter(model, ask.work.sequences, self.pool.find(model).slots)
         try:
             await books.admit()
             return *self.pool.serves(model, owner, ask, form), place, ask.held_to(held)
@@ -242,9 +245,9 @@ class Serving:
         DeadlineExceeded."""
         if not self.pool.replacing(model):
             return
-        place = self.admission.wait(model, ask.places)
+        place = self.admission.wait(model, ask.work.sequences)
         try:
-            async with asyncio.timeout(min(ask.deadline, limits.ACCEPT_SECONDS)):
+            async with asyncio.timeout(min(ask.seconds, limits.ACCEPT_SECONDS)):
                 await self.pool.replaced(model)
         except TimeoutError as e:
             raise DeadlineExceeded(f"{model} is being deployed anew and was not ready in time; try again") from e

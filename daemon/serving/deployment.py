@@ -3,7 +3,6 @@
 import asyncio
 import time
 
-from llmd.daemon.engine.messages import Ready
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.records import of_form
 from llmd.daemon.serving.ask import Ask
@@ -11,6 +10,7 @@ from llmd.daemon.serving.lifecycle import QUARANTINED, Lifecycle
 from llmd.daemon.serving.rollout import Change, Seen, change
 from llmd.daemon.serving.routing import Candidate, Router
 from llmd.daemon.serving.worker import Worker
+from llmd.daemon.wire.worker import Ready
 
 
 class Replica:

@@ -4,7 +4,8 @@ What checks them is `schemas.py`."""
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
-from llmd.daemon.engine.messages import Event, Finished, Text, ToolCalled, Wanted
+from llmd.daemon.wire.events import Event, Finished, Text, ToolCalled
+from llmd.daemon.wire.work import Wanted
 
 # a schema, the request's field that it comes from, what is held against it, and what that is
 Whole: TypeAlias = tuple[str, str, str, str]

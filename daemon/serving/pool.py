@@ -9,8 +9,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from llmd.daemon import limits
-from llmd.daemon.engine.messages import Ready, Settings
 from llmd.daemon.errors import (
     Conflict,
     DoesNotFit,
@@ -54,6 +52,8 @@ from llmd.daemon.serving.lifecycle import (
 from llmd.daemon.serving.rollout import Add, Release, Replace
 from llmd.daemon.serving.worker import NO_GROUPS, Worker
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.work import GENERATE_SECONDS
+from llmd.daemon.wire.worker import Ready, Settings
 
 log = logging.getLogger("llmd.pool")
 
@@ -236,14 +236,14 @@ class Pool:
             match change:
                 case Add(beside):
                     # no answer takes longer: nothing is cut
-                    added = d.add(Lifecycle(redeploy_grace=limits.GENERATE_SECONDS, pause=self._pause))
+                    added = d.add(Lifecycle(redeploy_grace=GENERATE_SECONDS, pause=self._pause))
                     added.trial = beside
                     self._ask(d, added)
                 case Replace(number):
                     self._ask(d, next(one for one in d.replicas if one.number == number))
                 case Release(number):
                     released = next(one for one in d.replicas if one.number == number)
-                    self._tell(d, released, Withdrawn(limits.GENERATE_SECONDS))
+                    self._tell(d, released, Withdrawn(GENERATE_SECONDS))
         if self._deployed.get(d.model, d) is d:  # a late pause of one that is over says nothing of its successor
             metrics = self._metrics.model(d.model)
             metrics.up(d.ready)

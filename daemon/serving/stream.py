@@ -5,19 +5,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from llmd.daemon import limits
-from llmd.daemon.engine.messages import (
-    Cancel,
-    Detokenized,
-    Event,
-    Failed,
-    Finished,
-    Reasoning,
-    Text,
-    Tokenized,
-    ToolCalled,
-)
 from llmd.daemon.errors import ClientTooSlow, LlmdError
 from llmd.daemon.metrics import ModelMetrics
+from llmd.daemon.wire.events import Answered, Event, Failed, Finished, Reasoning, Text, ToolCalled
+from llmd.daemon.wire.worker import Cancel
 
 
 class Source(Protocol):
@@ -90,7 +81,7 @@ class Stream:
             case Finished():
                 self._count(event)
                 self.left -= 1
-            case Failed() | Tokenized() | Detokenized():
+            case Failed() | Answered():
                 self.left = 0
         if self.owed > limits.MAX_STREAM_BACKLOG and self.left:
             self.fail(ClientTooSlow("the client does not read its stream"))

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from llmd.daemon.engine.messages import Generate, SamplingParams, Tokens
 from llmd.daemon.errors import LlmdError
 from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.serving.worker import Worker
+from llmd.daemon.wire.work import Generate, SamplingWish, Tokens
 
 # an idle model is asked for one token when its last is older
 PROBE_AFTER = 30.0
@@ -16,7 +16,10 @@ LOOK_SECONDS = 0.05
 
 
 async def token_age(worker: Worker) -> float | None:
-    """Seconds since its last token; an idle one is asked for one. None: it does not give one."""
+    """Seconds since its last token; an idle one is asked for one. None: it does not give one. Of a model that has none
+    to give: since it last said that it lives."""
+    if worker.info and not worker.info.samples:
+        return worker.beat_age
     age = worker.token_age + worker.beat_age
     if age <= PROBE_AFTER:
         return age
@@ -48,6 +51,8 @@ async def health(deployment: Deployment) -> dict[str, Any]:
 
 async def fill(worker: Worker, goes_on: Callable[[], bool]) -> bool:
     """Have it read a prompt that fills a slot. False: somebody else came, who goes first, or `goes_on` said no."""
+    if worker.info and not worker.info.samples:
+        return True  # nothing does
     context = worker.info.context if worker.info else 2
     stream = worker.gives_way = worker.open("", _token_after(context - 1), counted=False)
     events = asyncio.ensure_future(stream.next())
@@ -65,4 +70,4 @@ async def fill(worker: Worker, goes_on: Callable[[], bool]) -> bool:
 
 def _token_after(count: int) -> Generate:
     """One token after a prompt of so many."""
-    return Generate((Tokens((1,) * count),), SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True))
+    return Generate((Tokens((1,) * count),), SamplingWish(max_tokens=1, temperature=0.0, ignore_eos=True))

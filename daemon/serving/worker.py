@@ -1,6 +1,6 @@
 """One worker process as the daemon sees it: started, watched, spoken to, and answered for when it dies.
 
-Every stream (`stream.py`) ends exactly once: by its last event (`engine/messages.py` says which that is), or by
+Every stream (`stream.py`) ends exactly once: by its last event (`wire/events.py` says which that is), or by
 `cancel`.
 
 A process on GPUs that ends by itself is looked into before its streams are told: its last lines (`aborts.py`) and
@@ -19,24 +19,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from llmd.daemon import children, groups
-from llmd.daemon.engine import frames
-from llmd.daemon.engine.messages import (
-    Beat,
-    Busy,
-    Event,
-    Failed,
-    Fatal,
-    FromWorker,
-    Generate,
-    Load,
-    Open,
-    Ready,
-    Settings,
-    Started,
-    Step,
-    ToWorker,
-    Work,
-)
 from llmd.daemon.errors import (
     GpuLost,
     GpuOutOfMemory,
@@ -50,6 +32,10 @@ from llmd.daemon.metrics import ModelMetrics
 from llmd.daemon.seats import Seats
 from llmd.daemon.serving import aborts
 from llmd.daemon.serving.stream import Stream
+from llmd.daemon.wire import frames
+from llmd.daemon.wire.events import Event, Failed, Started
+from llmd.daemon.wire.work import Work
+from llmd.daemon.wire.worker import Beat, Busy, Fatal, FromWorker, Load, Open, Ready, Settings, Step, ToWorker
 
 log = logging.getLogger("llmd.worker")
 
@@ -327,8 +313,7 @@ class Worker:
         `counted`: it stands in the metrics."""
         if self.gives_way:
             self.gives_way.cancel()
-        sequences = work.sequences if isinstance(work, Generate) else 1
-        stream = Stream(self, next(self._ids), sequences, on_end, counted=counted)
+        stream = Stream(self, next(self._ids), work.sequences, on_end, counted=counted)
         self._streams[stream.id] = stream
         self.send(Open(stream.id, owner, work))
         return stream

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmd.daemon.cores import Seat
 from llmd.daemon.engine import __main__ as worker
-from llmd.daemon.engine.messages import Settings
+from llmd.daemon.wire.worker import Settings
 from llmd.daemon.engine.types import NO_MASKS, Masks, Plan, Runner, Sample
 
 SCRIPT = re.compile(r"⟦(.*?)⟧", re.DOTALL)

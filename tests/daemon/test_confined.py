@@ -20,13 +20,15 @@ from small_models import ATTENTION, DENSE, model, write
 from llmd.daemon import children
 from llmd.daemon.children import Limits
 from llmd.daemon.confined import lacks
-from llmd.daemon.engine.messages import Chat, ChatMessage, Failed, Finished, Generate, SamplingParams, Settings
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.checking import check, trial
 from llmd.daemon.models.files import QUANTIZING
 from llmd.daemon.models.running import lines
 from llmd.daemon.serving.schemas import Schemas
 from llmd.daemon.serving.worker import Worker
+from llmd.daemon.wire.events import Failed, Finished
+from llmd.daemon.wire.work import Chat, ChatMessage, Generate, SamplingWish
+from llmd.daemon.wire.worker import Settings
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -350,7 +352,7 @@ async def all_places(path: Path) -> None:
     await schemas.close()
     worker = Worker(Settings(str(path), 1, 64, 64, 32, 1), Metrics().model("m"))
     await worker.start()
-    stream = worker.open("a", Generate((Chat((ChatMessage("user", "x"),)),), SamplingParams(1)))
+    stream = worker.open("a", Generate((Chat((ChatMessage("user", "x"),)),), SamplingWish(1)))
     async with asyncio.timeout(20):
         while not any(isinstance(event, Finished | Failed) for event in await stream.next()):
             pass

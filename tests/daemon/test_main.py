@@ -22,11 +22,12 @@ from forked import forker
 from real_daemon import Llmd, llmctl, start_llmd
 
 from llmd.daemon import config as config_module
-from llmd.daemon import files
+from llmd.daemon import files, memory
 from llmd.daemon import main as main_module
 from llmd.daemon.admin import upkeep as upkeep_module
 from llmd.daemon.audit.offline import verify_file
 from llmd.daemon.config import ConfigError
+from llmd.daemon.errors import QueueFull
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.store import Store
 
@@ -330,17 +331,31 @@ def test_a_reload_uses_what_the_file_says_now(llmd: Llmd) -> None:
     assert llmd.llmctl("reload")["changed"] == ["allowed_hosts"] and llmd.get("/livez")[0] == 200
 
 
-async def test_every_part_uses_what_a_reload_has_read(tmp_path: Path) -> None:
+async def test_what_a_reload_has_read_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 100 << 30)
     new = [config_module.Config(state_dir=str(tmp_path))]
     daemon = main_module.Daemon(new[0], lambda: new[0])
-    new[0] = dataclasses.replace(new[0], queue=9, drain_seconds=3, slots=2, audit_on_failure="serve")
+    new[0] = dataclasses.replace(
+        new[0], queue=1, drain_seconds=3, slots=2, context=512, batch=128, chunk=64, threads=1, audit_on_failure="serve"
+    )
     changed = (await daemon.service.reload("test"))["changed"]
-    assert sorted(changed) == ["audit_on_failure", "drain_seconds", "queue", "slots"]
-    assert daemon.config is daemon.service.config is daemon.service.doctor.config is daemon.service.fitting.config
-    assert daemon.config == new[0]
-    assert daemon.serving.admission.queue == 9
-    assert daemon.serving.serve_unaudited and daemon.acts.unlogged
-    kinds = [(row["kind"], row["body"].get("value")) for row in await daemon.audit.tail(3)]
+    assert sorted(changed) == [
+        "audit_on_failure", "batch", "chunk", "context", "drain_seconds", "queue", "slots", "threads",
+    ]  # fmt: skip
+    assert "configuration" not in {check["name"] for check in await daemon.service.doctor.checks()}
+    daemon.store.add_model("m", "0" * 64, 1 << 20, "m.gguf", {"context_length": 4096})
+    small_models.stored(tmp_path / "models", "0" * 64, 1 << 20)
+    wish = (await daemon.service.deploy("m", None, None, "me"))[0].wanted
+    assert wish and (wish.slots, wish.context, wish.batch, wish.chunk, wish.threads) == (2, 512, 128, 64, 1)
+    assert daemon.seats.total == daemon.service.forms.maker._threads() == 1
+    daemon.serving.admission.enter("m", 3, 2)
+    with pytest.raises(QueueFull, match="m has 1 requests waiting"):
+        daemon.serving.admission.enter("m", 1, 2)
+    daemon.audit._writer._write = lambda db, entries: 1 / 0  # type: ignore[assignment, method-assign]
+    async with daemon.acts("admin.deploy", "me"):
+        assert daemon.serving.serve_unaudited
+    del daemon.audit._writer._write
+    kinds = [(row["kind"], row["body"].get("value")) for row in await daemon.audit.tail(9)]
     assert ("audit.on_failure", "serve") in kinds
     await daemon.pool.close(0)
     await daemon.close()

@@ -9,8 +9,8 @@ from llmd.daemon.engine.answers.formats import Syntax, Thoughts
 from llmd.daemon.engine.answers.matching import Grammar, Grammars, Matcher
 from llmd.daemon.engine.answers.reader import Piece, Reader
 from llmd.daemon.engine.answers.schemas import texts_of
-from llmd.daemon.engine.messages import Wanted
 from llmd.daemon.engine.types import Lexicon
+from llmd.daemon.wire.work import Wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from llmd.daemon.engine.answers.formats import Syntax, Thinking, Thoughts
 from llmd.daemon.engine.answers.schemas import prepared
 from llmd.daemon.engine.answers.spelling import GemmaRules, XmlRules
-from llmd.daemon.engine.messages import Tool, Wanted
+from llmd.daemon.wire.work import Tool, Wanted
 
 MAX_CALLS = 32  # of one answer
 MAX_BLANKS = 8  # between its parts

@@ -16,9 +16,9 @@ from placing import SHAPE
 from scripted_admin import Admin, scripted
 
 from llmd.daemon import memory
-from llmd.daemon.engine.messages import Generate, RawText, SamplingParams
 from llmd.daemon.errors import ModelNotReady
 from llmd.daemon.records import Form
+from llmd.daemon.wire.work import Generate, RawText, SamplingWish
 
 SMALL = replace(SHAPE, layers=(replace(SHAPE.layers[0], nbytes=GIB),) * 32)  # 33 GiB of weights
 
@@ -78,7 +78,7 @@ async def test_idle_models_go_for_another_one_only_when_told_and_the_cheapest_fi
     assert "It fits without what is idle now (--evict): small" in told
     assert admin.daemon.store.deployments()[0].model == "other" and len(admin.daemon.pool.all()) == 2
 
-    work = Generate((RawText("hello"),), SamplingParams(1000, temperature=0.0))
+    work = Generate((RawText("hello"),), SamplingWish(1000, temperature=0.0))
     busy = admin.daemon.pool.serves("small")[0].open("alice", work)
     told = await fails(admin, "deploy", "large", "--slots", "8", "--ctx", "4096", "--kv", "f16")
     assert "(--evict): other" in told, "who is asked something stays"

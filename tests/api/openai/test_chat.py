@@ -10,9 +10,9 @@ from fastapi import Request
 from llmd.api.http.app import application
 from llmd.api.openai import chat
 from llmd.api.openai.schema import ChatBody
-from llmd.daemon.engine.messages import Prompt
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.identity.principal import Principal
+from llmd.daemon.wire.work import Prompt
 
 NOBODY: Any = None
 

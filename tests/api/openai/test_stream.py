@@ -9,16 +9,7 @@ import pytest
 from llmd.api.http.streams import PIECE_BYTES, WholeJson
 from llmd.api.openai.answers import ChatCompletion, Completion
 from llmd.api.openai.stream import SLICE, Counts, EventEncoder, Shape, whole
-from llmd.daemon.engine.messages import (
-    ChosenLogprob,
-    Event,
-    Failed,
-    Finished,
-    Reasoning,
-    Text,
-    TokenLogprob,
-    ToolCalled,
-)
+from llmd.daemon.wire.events import ChosenLogprob, Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
 
 
 def test_every_event_is_json_and_the_stream_ends_with_done() -> None:

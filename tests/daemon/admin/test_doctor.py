@@ -122,7 +122,7 @@ async def test_an_audit_log_that_is_broken_or_cannot_be_checked(
 async def test_the_configuration_file_as_it_is_now(daemon: Daemon) -> None:
     assert "configuration" not in await named(daemon)
     now = dataclasses.replace(daemon.config, queue=9)
-    daemon.service.doctor.read = lambda: now
+    daemon.current.read = lambda: now
     ok, said = (await named(daemon))["configuration"]
     assert ok is None and said == "changed and not read yet: queue | llmctl reload"
     now = dataclasses.replace(daemon.config, listen="0.0.0.0:1")
@@ -131,7 +131,7 @@ async def test_the_configuration_file_as_it_is_now(daemon: Daemon) -> None:
     def broken() -> Config:
         raise ConfigError("llmd.toml:3: there is no setting 'quue'")
 
-    daemon.service.doctor.read = broken
+    daemon.current.read = broken
     ok, said = (await named(daemon))["configuration"]
     assert ok is False and "no setting 'quue'; the next start would fail | correct it" in said
 

@@ -13,10 +13,10 @@ import jinja2
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llmd.daemon.engine.messages import ChatMessage, ToolCall
 from llmd.daemon.engine.templates import CONVERSATIONS as TRIED
 from llmd.daemon.engine.templates import ChatTemplate
 from llmd.daemon.errors import BadRequest, LlmdError
+from llmd.daemon.wire.work import ChatMessage, ToolCall
 
 VALUES: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
 USER = {"role": "user", "content": "What is <b> & why?"}

@@ -13,20 +13,21 @@ from llmd.daemon.engine.answers.answering import Answering, Answers
 from llmd.daemon.engine.answers.formats import HERMES, THINKINGS, Syntax
 from llmd.daemon.engine.fake import FakeRunner, Misuse
 from llmd.daemon.engine.loop import Engine
-from llmd.daemon.engine.messages import (
-    Event,
-    Failed,
-    Finished,
-    Reasoning,
+from llmd.daemon.engine.types import (
+    NO_MASKS,
+    Chunk,
+    Lexicon,
+    Logprob,
+    Masks,
+    Plan,
+    Request,
+    Sample,
     SamplingParams,
-    Step,
-    Text,
-    TokenLogprob,
-    Tool,
-    ToolCalled,
-    Wanted,
+    Start,
 )
-from llmd.daemon.engine.types import NO_MASKS, Chunk, Lexicon, Logprob, Masks, Plan, Request, Sample, Start
+from llmd.daemon.wire.events import Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
+from llmd.daemon.wire.work import Tool, Wanted
+from llmd.daemon.wire.worker import Step
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["in turn", "overlapped"])

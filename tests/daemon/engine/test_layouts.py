@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmd.daemon.engine.layouts import LAYOUTS, Layout, shows
-from llmd.daemon.engine.messages import ChatMessage, ToolCall
 from llmd.daemon.engine.templates import ChatTemplate
 from llmd.daemon.errors import BadRequest, ContextExceeded
+from llmd.daemon.wire.work import ChatMessage, ToolCall
 
 AS_SENT, JOINED, OPENED, FIRST, FIRST_OPENED, USER, USER_OPENED = LAYOUTS
 

@@ -11,15 +11,15 @@ import pytest
 from llmd.daemon.engine import llama as llama_module
 from llmd.daemon.engine import vocabulary as vocabulary_module
 from llmd.daemon.engine.llama import LlamaRunner
-from llmd.daemon.engine.messages import Chat, ChatMessage, SamplingParams
 from llmd.daemon.engine.passes import BLOCK
 from llmd.daemon.engine.prompts import Prompts, terms
 from llmd.daemon.engine.rendering import Rendering
 from llmd.daemon.engine.sampling import Sampling
 from llmd.daemon.engine.scheduler import Scheduler
-from llmd.daemon.engine.types import Chunk, Request, Token
+from llmd.daemon.engine.types import Chunk, Request, SamplingParams, Token
 from llmd.daemon.engine.vocabulary import of_file
 from llmd.daemon.errors import ModelInvalid
+from llmd.daemon.wire.work import Chat, ChatMessage
 from llmd.quantize import memory
 
 

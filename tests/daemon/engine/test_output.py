@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmd.daemon.engine.messages import ChosenLogprob, TokenLogprob
 from llmd.daemon.engine.output import LogprobOutput, TextOutput
+from llmd.daemon.wire.events import ChosenLogprob, TokenLogprob
 
 
 def shown(pieces: list[bytes], stop: tuple[str, ...] = ()) -> list[str]:

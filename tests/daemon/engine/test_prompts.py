@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from llmd.daemon.engine.answers.formats import Thoughts
 from llmd.daemon.engine.fake import FakeRunner
 from llmd.daemon.engine.llama import LlamaRunner
-from llmd.daemon.engine.messages import Chat, ChatMessage
 from llmd.daemon.engine.prompts import Prompts, terms
 from llmd.daemon.engine.rendering import Rendering, any_of
 from llmd.daemon.engine.types import Runner
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid
+from llmd.daemon.wire.work import Chat, ChatMessage
 
 ASKED = Chat((ChatMessage("user", "hello"),))
 

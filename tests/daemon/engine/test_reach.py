@@ -11,7 +11,7 @@ import pytest
 from llmd.daemon import confined
 from llmd.daemon.confined import NCCL, NO_SOCKETS
 from llmd.daemon.engine import reach
-from llmd.daemon.engine.messages import Settings
+from llmd.daemon.wire.worker import Settings
 
 DEVICES = ["/dev/nvidia0", "/dev/nvidiactl"]
 

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from llmd.daemon.engine import faults, renderers
-from llmd.daemon.engine.messages import Chat, ChatMessage, Tool
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import Rendering, Terms
 from llmd.daemon.errors import BadRequest, ContextExceeded, ModelInvalid
+from llmd.daemon.wire.work import Chat, ChatMessage, Tool
 
 ASKED = Chat((ChatMessage("user", "hello <s>"),))
 PLAIN = "{{ messages[0].content }}"

@@ -15,9 +15,8 @@ import small_models
 
 from llmd.daemon.cores import available
 from llmd.daemon.engine.llama import LlamaRunner
-from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.scheduler import Scheduler
-from llmd.daemon.engine.types import Logprob, Request
+from llmd.daemon.engine.types import Logprob, Request, SamplingParams
 from llmd.quantize import quantizing
 
 Said = list[tuple[int, Logprob | None]]

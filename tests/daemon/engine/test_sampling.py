@@ -9,8 +9,9 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
 
-from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.sampling import Sampling, is_simple
+from llmd.daemon.engine.types import SamplingParams
+from llmd.daemon.wire.work import SamplingWish
 
 
 def rows(count: int, size: int, seed: int = 0) -> np.ndarray:
@@ -178,3 +179,10 @@ def test_what_changes_logits_or_keeps_too_many_is_left_to_llama_cpp() -> None:
         SamplingParams(1, logit_bias=((1, 2.0),)),
     ):  # fmt: skip
         assert not is_simple(other)
+
+
+def test_what_was_not_given_is_the_models_own_or_ours() -> None:
+    own = {"temperature": 0.3, "top_k": 7}
+    params = SamplingParams.of(SamplingWish(5, top_k=0, stop=("x",), ignore_eos=True), own)
+    assert params == SamplingParams(5, temperature=0.3, top_k=0, stop=("x",), ignore_eos=True)
+    assert SamplingParams.of(SamplingWish(5, temperature=0.0, seed=3), {}) == SamplingParams(5, temperature=0.0, seed=3)

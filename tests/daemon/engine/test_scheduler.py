@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmd.daemon.engine import prefixes
-from llmd.daemon.engine.messages import SamplingParams
 from llmd.daemon.engine.prefixes import MAX_FOUND, common_prefix
 from llmd.daemon.engine.scheduler import LITTLE, MAX_STARTS, SHORT, Scheduler
-from llmd.daemon.engine.types import ModelInfo, Plan, Request, Sample, Token
+from llmd.daemon.engine.types import ModelInfo, Plan, Request, Sample, SamplingParams, Token
 
 
 def info(slots: int = 4, context: int = 256, can_trim: bool = True, block: int = 4) -> ModelInfo:

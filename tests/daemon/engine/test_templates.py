@@ -8,11 +8,11 @@ from msgspec.structs import replace
 
 from llmd.daemon.engine.answers.formats import CALLS, THINKINGS, Syntax
 from llmd.daemon.engine.fake import FakeRunner
-from llmd.daemon.engine.messages import Chat, ChatMessage, Tool, ToolCall
 from llmd.daemon.engine.prompts import Prompts
 from llmd.daemon.engine.rendering import Rendering, Terms
 from llmd.daemon.engine.templates import ChatTemplate
 from llmd.daemon.errors import BadRequest, ModelInvalid
+from llmd.daemon.wire.work import Chat, ChatMessage, Tool, ToolCall
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] + '<|im_end|>' }}\n{% endfor %}"
 HERMES = (

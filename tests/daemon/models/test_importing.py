@@ -27,7 +27,7 @@ class Place:
         self.folder, self.state = folder, StateThread()
         self.store = Store(folder / "state.db")
         self.models = ModelStore(folder / "models", self.store, self.state)
-        self.importer = Importer(self.models, Maker(self.models, self.state, 2), self.state, 2)
+        self.importer = Importer(self.models, Maker(self.models, self.state, lambda: 2), self.state, lambda: 2)
         self.told: list[tuple[int, int, str]] = []
 
     async def job(self, path: Path, name: str | None = None) -> Job:

@@ -25,7 +25,7 @@ class Place:
         self.folder, self.state = folder, StateThread()
         self.store = Store(folder / "state.db")
         self.models = ModelStore(folder / "models", self.store, self.state)
-        self.maker = Maker(self.models, self.state, 2)
+        self.maker = Maker(self.models, self.state, lambda: 2)
 
     async def job(self, kind: str = "Q4_K_M", **more: Any) -> Job:
         model = self.store.model("a")

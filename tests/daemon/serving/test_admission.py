@@ -7,7 +7,7 @@ from llmd.daemon.serving.admission import Admission
 
 
 def test_slots_and_queue_are_filled_and_then_refuse() -> None:
-    admission = Admission(queue=2)
+    admission = Admission(lambda: 2)
     places = [admission.enter("m", 1, slots=3) for _ in range(5)]
     with pytest.raises(QueueFull) as refused:
         admission.enter("m", 1, slots=3)
@@ -20,7 +20,7 @@ def test_slots_and_queue_are_filled_and_then_refuse() -> None:
 
 
 def test_a_place_is_given_back_once() -> None:
-    admission = Admission(queue=0)
+    admission = Admission(lambda: 0)
     place = admission.enter("m", 2, slots=2)
     place.leave()
     place.leave()
@@ -30,7 +30,7 @@ def test_a_place_is_given_back_once() -> None:
 
 
 def test_choices_count_each() -> None:
-    admission = Admission(queue=1)
+    admission = Admission(lambda: 1)
     admission.enter("m", 1, slots=2)
     with pytest.raises(QueueFull):
         admission.enter("m", 3, slots=2)
@@ -38,7 +38,7 @@ def test_choices_count_each() -> None:
 
 
 def test_one_request_may_be_more_than_the_queue_where_nothing_else_is_inside() -> None:
-    admission = Admission(queue=1)
+    admission = Admission(lambda: 1)
     place = admission.enter("m", 20, slots=2)
     with pytest.raises(QueueFull):
         admission.enter("m", 1, slots=2)
@@ -47,7 +47,7 @@ def test_one_request_may_be_more_than_the_queue_where_nothing_else_is_inside() -
 
 
 def test_when_to_come_back_follows_how_long_requests_take() -> None:
-    admission = Admission(queue=0)
+    admission = Admission(lambda: 0)
     admission.enter("m", 1, slots=1)
     for _ in range(100):
         admission.took("m", 20.0)

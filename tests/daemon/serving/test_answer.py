@@ -15,25 +15,6 @@ import pytest
 
 from llmd.daemon import limits
 from llmd.daemon.audit.log import AuditLog
-from llmd.daemon.engine.messages import (
-    Cancel,
-    Chat,
-    ChatMessage,
-    Detokenize,
-    Detokenized,
-    Event,
-    Failed,
-    Finished,
-    Generate,
-    RawText,
-    SamplingParams,
-    Settings,
-    Text,
-    Tokenize,
-    Tokenized,
-    Wanted,
-    Work,
-)
 from llmd.daemon.errors import (
     AnswerInvalid,
     AuditUnavailable,
@@ -61,12 +42,25 @@ from llmd.daemon.serving.holding import Whole
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.stream import Stream
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.events import Detokenized, Event, Failed, Finished, Text, Tokenized
+from llmd.daemon.wire.work import (
+    Chat,
+    ChatMessage,
+    Detokenize,
+    Generate,
+    RawText,
+    SamplingWish,
+    Tokenize,
+    Wanted,
+    Work,
+)
+from llmd.daemon.wire.worker import Cancel, Settings
 
 ALICE = Principal("alice", "infer", "1f", "127.0.0.1")
 
 
 def generate(tokens: int, text: str = "hello", choices: int = 1) -> Work:
-    return Generate((RawText(text),), SamplingParams(tokens, temperature=0.0), choices)
+    return Generate((RawText(text),), SamplingWish(tokens, temperature=0.0), choices)
 
 
 WISH = Wish("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.01})
@@ -80,7 +74,7 @@ class Place:
         self.audit.open()
         self.metrics, self.tasks = Metrics(), Tasks()
         self.pool = Pool(self.metrics, self.tasks, pause=(0.1, 1.0))
-        self.serving = Serving(self.pool, Admission(queue=1), self.audit, self.metrics, self.tasks)
+        self.serving = Serving(self.pool, Admission(lambda: 1), self.audit, self.metrics, self.tasks)
 
     async def deploy(self) -> Deployment:
         deployment = self.pool.deploy("m", "d" * 64, WISH)
@@ -164,7 +158,7 @@ async def test_refusals_before_a_model_is_asked_take_few_rows(place: Place) -> N
     schema = Wanted('{"type": "object", "not": {}}')
     refused: list[tuple[type[LlmdError], Work, str]] = [
         (ModelNotFound, generate(1), "other"),
-        (SchemaUnsupported, Generate((RawText("x"),), SamplingParams(1), 1, schema), "m"),
+        (SchemaUnsupported, Generate((RawText("x"),), SamplingWish(1), 1, schema), "m"),
     ]
     for kind, work, model in refused:
         for _ in range(100):
@@ -384,7 +378,7 @@ class Silent:
 
 async def held_answer(events: list[Event], bad: str) -> tuple[list[Event], Answer, Silent]:
     """An answer of two choices; one that says `bad` does not fit."""
-    work = Generate((Chat((ChatMessage("user", "hi"),)),), SamplingParams(9), 2, Wanted('{"type": "integer"}'))
+    work = Generate((Chat((ChatMessage("user", "hi"),)),), SamplingWish(9), 2, Wanted('{"type": "integer"}'))
     worker, checked = Silent(), list[str]()
 
     async def check(whole: list[Whole]) -> None:

@@ -9,24 +9,25 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmd.daemon.engine.messages import (
+from llmd.daemon.serving.ask import Ask
+from llmd.daemon.wire.work import (
+    AtOnce,
     Chat,
     ChatMessage,
     Detokenize,
     Generate,
     Prompt,
     RawText,
-    SamplingParams,
+    SamplingWish,
     Tokenize,
     Tokens,
     Tool,
     Wanted,
     Work,
 )
-from llmd.daemon.serving.ask import Ask
 
 CHAT = Chat((ChatMessage("user", "x"),), tools=(Tool("f", "{}", "{}"),))
-FULL = Generate((CHAT,), SamplingParams(1), 1, Wanted("{}", (Tool("f", "{}", "{}"),)))
+FULL = Generate((CHAT,), SamplingWish(1), 1, Wanted("{}", (Tool("f", "{}", "{}"),)))
 
 
 def digests(work: Work) -> tuple[str, bytes]:
@@ -37,10 +38,10 @@ def digests(work: Work) -> tuple[str, bytes]:
 def other(value: Any, kind: str) -> Any:
     """Another value of its kind."""
     known: dict[str, Any] = {
-        "stop": ("x",), "unset": ("top_p",), "logit_bias": ((1, 2.0),), "tools": (), "prompts": (RawText("y"),),
+        "stop": ("x",), "logit_bias": ((1, 2.0),), "tools": (), "prompts": (RawText("y"),),
         "messages": (ChatMessage("user", "y"),), "schema": '{"type": "null"}', "reasoning_effort": "low",
         "enable_thinking": True,
-        "wanted": None, "params": SamplingParams(2),
+        "wanted": None, "params": SamplingWish(2),
     }  # fmt: skip
     if kind in known:
         return known[kind]
@@ -54,7 +55,7 @@ def changed() -> Iterator[tuple[str, Work]]:
     replace = msgspec.structs.replace
     for field in Generate.__struct_fields__:
         yield field, replace(FULL, **{field: other(getattr(FULL, field), field)})
-    for one in dataclasses.fields(SamplingParams):
+    for one in dataclasses.fields(SamplingWish):
         params = dataclasses.replace(FULL.params, **{one.name: other(getattr(FULL.params, one.name), one.name)})
         yield f"params.{one.name}", replace(FULL, params=params)
     wanted = FULL.wanted
@@ -83,26 +84,47 @@ class MoreToSay(Generate, frozen=True):
     sweetness: int = 0
 
 
+class Weigh(AtOnce, frozen=True):
+    """A kind of work that there is not yet."""
+
+    texts: tuple[str, ...]
+
+    def spelled(self) -> bytes:
+        return json.dumps(self.texts).encode()
+
+
+def test_a_kind_that_samples_nothing_is_asked_without_a_word() -> None:
+    ask = Ask("/weigh", "m", Weigh(("a", "b")))  # type: ignore[arg-type]
+    assert (ask.prompt(), ask.schemas(), ask.seconds, ask.work.sequences) == (b'["a", "b"]', [], 60.0, 1)
+    assert ask.held_to({}) is ask and ask.work.most_tokens == 0
+
+
+def test_a_kind_of_work_says_how_much_it_asks_for() -> None:
+    work = Generate((RawText("a"), RawText("b")), SamplingWish(7), 3)
+    assert (work.sequences, work.most_tokens, Ask("", "m", work).seconds) == (6, 42, 3600.0)
+    assert Ask("", "m", work, 5.0).seconds == 5.0
+
+
 def test_a_new_parameter_is_in_it_without_a_word() -> None:
     def hashed(sweetness: int) -> str:
-        return Ask("", "m", MoreToSay((CHAT,), SamplingParams(1), sweetness=sweetness)).parameters()
+        return Ask("", "m", MoreToSay((CHAT,), SamplingWish(1), sweetness=sweetness)).parameters()
 
-    assert hashed(0) == Ask("", "m", Generate((CHAT,), SamplingParams(1))).parameters() != hashed(1)
+    assert hashed(0) == Ask("", "m", Generate((CHAT,), SamplingWish(1))).parameters() != hashed(1)
 
 
 def test_equal_parameters_have_equal_hashes_whatever_the_prompt() -> None:
     def hashed(most: int, prompt: Prompt) -> str:
-        return Ask("", "m", Generate((prompt,), SamplingParams(most))).parameters()
+        return Ask("", "m", Generate((prompt,), SamplingWish(most))).parameters()
 
     assert hashed(3, RawText("a")) == hashed(3, Tokens((1, 2))) != hashed(4, RawText("a"))
     assert Ask("", "m", Detokenize((1,))).parameters() == Ask("", "m", Tokenize("x")).parameters() == ""
     # as it was in every row before
-    plain = hashlib.sha256(json.dumps(dataclasses.asdict(SamplingParams(3)), sort_keys=True).encode()).hexdigest()
+    plain = hashlib.sha256(json.dumps(dataclasses.asdict(SamplingWish(3)), sort_keys=True).encode()).hexdigest()
     assert hashed(3, RawText("a")) == plain
 
 
 def prompt(*prompts: Prompt) -> bytes:
-    return Ask("", "m", Generate(prompts, SamplingParams(1))).prompt()
+    return Ask("", "m", Generate(prompts, SamplingWish(1))).prompt()
 
 
 def test_one_text_is_its_own_bytes_and_nothing_else_is_spelled_by_one() -> None:

@@ -14,7 +14,6 @@ from fake_nvml import GIB, FakeNvml, h200
 from placing import PLACED, Placing, end
 
 from llmd.daemon import memory
-from llmd.daemon.engine.messages import Failed, Finished, Generate, RawText, SamplingParams
 from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
@@ -26,6 +25,8 @@ from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.stream import Stream
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.events import Failed, Finished
+from llmd.daemon.wire.work import Generate, RawText, SamplingWish
 
 ONE, TWO = h200(0).uuid, h200(1).uuid
 FULL = """CUDA error: out of memory
@@ -54,7 +55,7 @@ class Box:
         return deployment
 
     def ask(self, tokens: int = 1000) -> Stream:
-        work = Generate((RawText("hello"),), SamplingParams(tokens, temperature=0.0))
+        work = Generate((RawText("hello"),), SamplingWish(tokens, temperature=0.0))
         return self.pool.serves("m")[0].open("alice", work)
 
 

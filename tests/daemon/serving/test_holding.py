@@ -1,7 +1,8 @@
 """What an answer is held against is what it said and called, choice by choice, once it has ended by itself."""
 
-from llmd.daemon.engine.messages import Event, Finished, Text, Tool, ToolCalled, Wanted
 from llmd.daemon.serving.holding import Held, held
+from llmd.daemon.wire.events import Event, Finished, Text, ToolCalled
+from llmd.daemon.wire.work import Tool, Wanted
 
 STRICT = Tool("weather", "{}", '{"type": "object"}', strict=True)
 LOOSE = Tool("clock", "{}", '{"type": "object"}')

@@ -17,7 +17,6 @@ import pytest
 
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.audit.offline import verify_file
-from llmd.daemon.engine.messages import Failed, Finished, Generate, RawText, SamplingParams
 from llmd.daemon.errors import LlmdError
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
@@ -28,6 +27,8 @@ from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.events import Failed, Finished
+from llmd.daemon.wire.work import Generate, RawText, SamplingWish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -43,7 +44,7 @@ async def load(serving: Serving, stop: asyncio.Event) -> Counter[str]:
     while not stop.is_set():
         try:
             async with serving.open(
-                ALICE, Ask("/load", "m", Generate((RawText("hello"),), SamplingParams(50)))
+                ALICE, Ask("/load", "m", Generate((RawText("hello"),), SamplingWish(50)))
             ) as answer:
                 events = [event async for some in answer for event in some]
             assert sum(isinstance(e, Finished | Failed) for e in events) == 1 and isinstance(
@@ -78,7 +79,7 @@ async def test_a_worker_that_is_killed_again_and_again(tmp_path: Path, monkeypat
     audit, metrics, tasks = AuditLog(tmp_path / "audit.db", bytes(32)), Metrics(), Tasks()
     audit.open()
     pool = Pool(metrics, tasks, pause=(0.01, 0.01))
-    serving = Serving(pool, Admission(100), audit, metrics, tasks)
+    serving = Serving(pool, Admission(lambda: 100), audit, metrics, tasks)
     deployment, stop = pool.deploy("m", "d" * 64, WISH), asyncio.Event()
     clients = [asyncio.create_task(load(serving, stop)) for _ in range(16)]
     pids = []
@@ -126,7 +127,7 @@ async def main():
     while not deployment.ready:
         await deployment.changed.wait()
     print(deployment.worker.pid, flush=True)
-    serving = Serving(pool, Admission(100), audit, metrics, tasks)
+    serving = Serving(pool, Admission(lambda: 100), audit, metrics, tasks)
     await asyncio.gather(*(load(serving, asyncio.Event()) for _ in range(16)))
 
 asyncio.run(main())

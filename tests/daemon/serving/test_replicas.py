@@ -12,7 +12,6 @@ from fake_nvml import GIB, FakeNvml, h200
 from placing import PLACED, Placing, end
 
 from llmd.daemon import memory
-from llmd.daemon.engine.messages import Failed, Finished, Generate, RawText, SamplingParams
 from llmd.daemon.errors import DoesNotFit
 from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.nvml import Nvml
@@ -25,6 +24,8 @@ from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.routing import BLOCK
 from llmd.daemon.serving.stream import Stream
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.events import Failed, Finished
+from llmd.daemon.wire.work import Generate, RawText, SamplingWish
 
 WISH = Wish("", 2, 4096, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.01})
 
@@ -43,7 +44,7 @@ async def ready(deployment: Deployment) -> None:
 
 
 def ask(pool: Pool, text: str, tokens: int = 4, owner: str = "alice") -> Stream:
-    work = Generate((RawText(text),), SamplingParams(tokens, temperature=0.0))
+    work = Generate((RawText(text),), SamplingWish(tokens, temperature=0.0))
     worker, _ = pool.serves("m", owner, Ask("/there", "m", work))
     return worker.open(owner, work)
 

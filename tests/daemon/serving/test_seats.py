@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from llmd.daemon.admin.shown import crowded
-from llmd.daemon.engine.messages import Busy, Generate, RawText, SamplingParams
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.seats import Seats
@@ -17,6 +16,8 @@ from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.stream import Stream
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.work import Generate, RawText, SamplingWish
+from llmd.daemon.wire.worker import Busy
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ async def deploy(pool: Pool, name: str, **fake: Any) -> Deployment:
 
 def stream(pool: Pool, name: str) -> Stream:
     """An answer that does not end by itself."""
-    return pool.serves(name)[0].open("a", Generate((RawText("hello"),), SamplingParams(90_000, ignore_eos=True)))
+    return pool.serves(name)[0].open("a", Generate((RawText("hello"),), SamplingWish(90_000, ignore_eos=True)))
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -19,25 +19,6 @@ from gguf_writer import F32
 from small_models import ATTENTION, DENSE, model, write
 
 from llmd.daemon import children, limits, memory
-from llmd.daemon.engine.messages import (
-    Chat,
-    ChatMessage,
-    Detokenize,
-    Event,
-    Failed,
-    Finished,
-    Generate,
-    Prompt,
-    RawText,
-    SamplingParams,
-    Settings,
-    Started,
-    Text,
-    Tokenize,
-    Tokens,
-    Wanted,
-    Work,
-)
 from llmd.daemon.errors import (
     BadRequest,
     ContextExceeded,
@@ -58,6 +39,21 @@ from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.stream import Stream
 from llmd.daemon.serving.worker import Worker
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.events import Event, Failed, Finished, Started, Text, Tokenized
+from llmd.daemon.wire.work import (
+    Chat,
+    ChatMessage,
+    Detokenize,
+    Generate,
+    Prompt,
+    RawText,
+    SamplingWish,
+    Tokenize,
+    Tokens,
+    Wanted,
+    Work,
+)
+from llmd.daemon.wire.worker import Settings
 from llmd.quantize.shape import Layer, Shape
 
 HELLO = RawText("hello")
@@ -69,7 +65,7 @@ def fake(slots: int = 2, **arguments: Any) -> Wish:
 
 
 def say(max_tokens: int = 8, prompt: Prompt = HELLO) -> Generate:
-    return Generate((prompt,), SamplingParams(max_tokens, temperature=0.0))
+    return Generate((prompt,), SamplingWish(max_tokens, temperature=0.0))
 
 
 def ask(pool: Pool, model: str, work: Work) -> Stream:
@@ -251,6 +247,19 @@ async def test_health_asks_an_idle_model_for_a_token(pool: Pool, monkeypatch: py
     monkeypatch.setattr(trials, "PROBE_SECONDS", 0.2)
     os.kill(deployment.worker.pid, signal.SIGSTOP)
     assert not (await trials.health(pool.find("m")))["ready"]
+
+
+async def test_a_model_that_has_no_token_to_give_is_asked_for_none(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "PROBE_AFTER", 0.0)
+    deployment = await deploy(pool, wish=fake(samples=False))
+    worker = deployment.worker
+    assert worker is not None
+    with monkeypatch.context() as asked:
+        asked.setattr(worker, "open", lambda *_, **__: pytest.fail("it was asked"))
+        assert (await trials.health(pool.find("m")))["ready"] and await trials.fill(worker, lambda: True)
+    (tokenized,) = await read(ask(pool, "m", Tokenize("abc")))
+    assert isinstance(tokenized, Tokenized)
+    assert failure(await read(ask(pool, "m", say()))) == "invalid_request"
 
 
 async def test_undeploy_lets_running_requests_finish_and_ends_the_process(pool: Pool) -> None:
@@ -453,8 +462,9 @@ async def test_a_request_that_fails_while_it_is_prepared_fails_alone(
 
 BABBLING = """
 import socket, sys, time
-from llmd.daemon.engine import frames
-from llmd.daemon.engine.messages import Beat, Finished, Load, Open, Ready, Started, Step, Text
+from llmd.daemon.wire import frames
+from llmd.daemon.wire.events import Finished, Started, Text
+from llmd.daemon.wire.worker import Beat, Load, Open, Ready, Step
 
 sock = socket.socket(fileno=int(sys.argv[1]))
 decoder = frames.from_daemon()
@@ -559,13 +569,12 @@ async def test_a_models_own_defaults_hold_where_a_request_does_not_say(pool: Poo
     await until(deployment, "ready")
 
     async def tokens(**given: Any) -> str:
-        params = SamplingParams(12, ignore_eos=True, **given)
+        params = SamplingWish(12, ignore_eos=True, **given)
         events = await read(ask(pool, "zeros", Generate((Tokens((1, 2)),), params)))
         return "".join(e.text for e in events if isinstance(e, Text))
 
-    unset = ("temperature", "top_p")
-    assert len({await tokens(unset=unset) for _ in range(3)}) == 1
-    assert len({await tokens(unset=("top_p",), temperature=2.0, top_k=0) for _ in range(3)}) > 1
+    assert len({await tokens() for _ in range(3)}) == 1
+    assert len({await tokens(temperature=2.0, top_k=0) for _ in range(3)}) > 1
 
 
 ENDLESS = """
@@ -595,7 +604,7 @@ async def test_a_grammar_that_takes_too_long_ends_its_request_alone(
     chat = Chat((ChatMessage("user", "hi"),))
 
     def held(schema: str) -> Stream:
-        return ask(pool, "m", Generate((chat,), SamplingParams(3, temperature=0.0), 1, Wanted(schema)))
+        return ask(pool, "m", Generate((chat,), SamplingWish(3, temperature=0.0), 1, Wanted(schema)))
 
     endless, plain = held('{"title": "endless"}'), held("{}")
     assert failure(await read(endless)) == "schema_too_complex"

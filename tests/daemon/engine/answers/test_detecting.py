@@ -8,9 +8,9 @@ import pytest
 
 from llmd.daemon.engine.answers.detecting import name_of, named
 from llmd.daemon.engine.answers.formats import CALLS, HERMES, THINKINGS, Syntax, thinking_named
-from llmd.daemon.engine.messages import ChatMessage, Tool
 from llmd.daemon.engine.templates import ChatTemplate
 from llmd.daemon.errors import BadRequest
+from llmd.daemon.wire.work import ChatMessage, Tool
 
 ROOT = Path(__file__).parents[4]
 VALUES: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "documents": None}

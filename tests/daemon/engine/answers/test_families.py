@@ -24,10 +24,10 @@ from llmd.daemon.engine.answers.formats import Syntax
 from llmd.daemon.engine.answers.matching import Grammars, Masks
 from llmd.daemon.engine.answers.schemas import Validator, parsed
 from llmd.daemon.engine.llama import LlamaRunner
-from llmd.daemon.engine.messages import Wanted
 from llmd.daemon.engine.types import Lexicon
 from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
 from llmd.daemon.kept import Kept
+from llmd.daemon.wire.work import Wanted
 
 MAX_TOKENS = 300
 

@@ -11,9 +11,9 @@ from llmd.daemon.engine.answers import grammar
 from llmd.daemon.engine.answers.formats import CALLS, HERMES, LLAMA, THINKINGS, Calls, Syntax, Thinking, Thoughts
 from llmd.daemon.engine.answers.matching import Grammars, Masks
 from llmd.daemon.engine.llama import LlamaRunner
-from llmd.daemon.engine.messages import Tool, Wanted
 from llmd.daemon.engine.types import Lexicon
 from llmd.daemon.errors import AnswerInvalid, SchemaTooComplex, SchemaUnsupported
+from llmd.daemon.wire.work import Tool, Wanted
 
 WEATHER = {
     "type": "object",

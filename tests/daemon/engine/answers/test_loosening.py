@@ -16,8 +16,8 @@ from llmd.daemon.engine.answers.formats import CALLS, Calls, Syntax
 from llmd.daemon.engine.answers.loosening import Loosening, shaped
 from llmd.daemon.engine.answers.matching import Grammars
 from llmd.daemon.engine.llama import LlamaRunner
-from llmd.daemon.engine.messages import Tool, Wanted
 from llmd.daemon.kept import Kept
+from llmd.daemon.wire.work import Tool, Wanted
 
 TEXT = {"type": "string"}
 # an odd schema, and what is left of it

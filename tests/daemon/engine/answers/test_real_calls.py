@@ -13,20 +13,12 @@ from llmd.daemon.engine.answers.detecting import named
 from llmd.daemon.engine.answers.formats import CALLS
 from llmd.daemon.engine.llama import LlamaRunner
 from llmd.daemon.engine.loop import Engine
-from llmd.daemon.engine.messages import (
-    Chat,
-    ChatMessage,
-    Event,
-    Finished,
-    SamplingParams,
-    Step,
-    Tool,
-    ToolCalled,
-    Wanted,
-)
 from llmd.daemon.engine.prompts import Prompts, terms
 from llmd.daemon.engine.rendering import Rendering
-from llmd.daemon.engine.types import Request
+from llmd.daemon.engine.types import Request, SamplingParams
+from llmd.daemon.wire.events import Event, Finished, ToolCalled
+from llmd.daemon.wire.work import Chat, ChatMessage, Tool, Wanted
+from llmd.daemon.wire.worker import Step
 
 PARAMETERS: dict[str, Any] = {
     "type": "object",

@@ -3,43 +3,17 @@
 import msgspec
 import pytest
 
-from llmd.daemon.engine import frames
-from llmd.daemon.engine.messages import (
-    Beat,
-    Busy,
-    Cancel,
-    Chat,
-    ChatMessage,
-    ChosenLogprob,
-    Detokenize,
-    Detokenized,
-    Failed,
-    Fatal,
-    Finished,
-    FromWorker,
-    Generate,
-    Load,
-    Open,
-    RawText,
-    Ready,
-    SamplingParams,
-    Settings,
-    Started,
-    Step,
-    Text,
-    Tokenize,
-    Tokenized,
-    TokenLogprob,
-    Tokens,
-    ToWorker,
-)
+from llmd.daemon.wire import frames
+from llmd.daemon.wire.events import ChosenLogprob, Detokenized, Failed, Finished, Started, Text, Tokenized, TokenLogprob
+from llmd.daemon.wire.work import Chat, ChatMessage, Detokenize, Generate, RawText, SamplingWish, Tokenize, Tokens
+from llmd.daemon.wire.worker import Beat, Busy, Cancel, Fatal, FromWorker, Load, Open, Ready, Settings, Step, ToWorker
 
-PARAMS = SamplingParams(8, seed=2**32 - 1, logit_bias=((5, -1.5),), stop=("a", "é"), logprobs=2)
+PARAMS = SamplingWish(8, seed=2**32 - 1, logit_bias=((5, -1.5),), stop=("a", "é"), logprobs=2)
 DOWN: list[ToWorker] = [
     Load(Settings("model", 2, 256, 64, 32, 1, gpus=("GPU-1",), fake={"text": "a"})),
     Open(1, "alice", Generate((Chat((ChatMessage("user", "hi"),)),), PARAMS, 2)),
-    Open(2, "alice", Generate((RawText("hi"),), SamplingParams(1))),
-    Open(3, "", Generate((Tokens((1, 2)),), SamplingParams(1))),
+    Open(2, "alice", Generate((RawText("hi"),), SamplingWish(1))),
+    Open(3, "", Generate((Tokens((1, 2)),), SamplingWish(1))),
     Open(4, "bob", Tokenize("x", True)),
     Open(5, "bob", Detokenize((1,))),
     Cancel(1),

@@ -1,0 +1,118 @@
+"""How a worker is started, what it is told, and what it tells of itself.
+
+To it: `Load` first, then `Open` and `Cancel`. From it: `Ready` or `Fatal`, then `Step` (one frame carries the events of
+one engine step) and `Beat` (once a second).
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+
+from llmd.daemon.wire.events import Event
+from llmd.daemon.wire.message import Message
+from llmd.daemon.wire.work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker is started with. `runner` is `llama`, or `fake` with the fake's own arguments.
+
+    It sees the GPUs in `gpus` and no other, in this order; none: it computes on the CPU.
+    """
+
+    path: str
+    slots: int
+    context: int  # tokens a slot
+    batch: int
+    chunk: int
+    threads: int
+    gpus: tuple[str, ...] = ()  # UUIDs, MIG instances' too
+    split: str = "none"  # over several GPUs: `layer` or `tensor`
+    kv_type: str = "f16"  # of keys and values: f16, q8_0, q4_0
+    ubatch: int = 0  # most tokens the device computes in one pass; 0: 512
+    form: str = ""  # which of the model's files it is, for people
+    memory: int = 0  # bytes of the machine's memory that it may hold; 0: as many as there are
+    syntax: str = ""  # how the model writes calls and thoughts, where an admin says so (`answers/detecting.py`)
+    runner: str = "llama"
+    fake: dict[str, Any] | None = None
+
+
+# --- to a worker
+
+
+class Load(Message, frozen=True):
+    settings: Settings
+
+
+class Open(Message, frozen=True):
+    """Begin a request. `id` is unique in the worker; `owner` is whose prompt prefixes it may share."""
+
+    id: int
+    owner: str
+    work: Work
+
+
+class Cancel(Message, frozen=True):
+    """No event of this request follows what is on its way already."""
+
+    id: int
+
+
+ToWorker: TypeAlias = Load | Open | Cancel
+
+
+# --- from a worker
+
+
+class Ready(Message, frozen=True):
+    """The model is loaded."""
+
+    context: int  # tokens a slot
+    slots: int
+    vocab: int
+    parameters: int
+    size: int  # bytes of weights
+    description: str
+    chat: bool  # it has a chat template
+    confined: bool = False  # it reaches its model and its GPUs, and nothing else
+    samples: bool = True  # it has tokens to give
+
+    @property
+    def positions(self) -> int:
+        """Tokens that all slots hold."""
+        return self.context * self.slots
+
+
+class Fatal(Message, frozen=True):
+    """The process ends; `code` is one of `daemon/errors.py`."""
+
+    code: str
+    message: str
+
+
+class Busy(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How busy an engine is."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_used: int = 0  # positions in use
+    threads: int = 0  # that compute a step
+    share: int = 0  # of the cores, dealt to it: more than `threads` where others use them
+
+
+class Step(Message, frozen=True):
+    """What one engine step made visible. `busy` is None where no step was made."""
+
+    events: tuple[Event, ...]
+    busy: Busy | None = None
+
+
+class Beat(Message, frozen=True):
+    """The process lives. Seconds: `step` since the running step began, 0 between steps; `token` since the last one."""
+
+    step: float
+    token: float
+
+
+FromWorker: TypeAlias = Ready | Fatal | Step | Beat
