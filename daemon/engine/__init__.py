@@ -6,7 +6,8 @@ prefixes.py    pure: which slots hold how much of a prompt
 passes.py      pure: how a step's chunks are dealt to calls
 pace.py        pure: how many prompt tokens a step computes beside the streams
 threads.py     pure: on how many of its cores a step computes
-scheduler.py   pure: which tokens the next step computes, and which slot holds them
+scheduler.py   pure: which tokens the next step computes
+slots.py       pure: which slot holds them, and what is shared
 loop.py        the engine thread
 deadline.py    a deadline for work that nothing else can stop
 fair.py        what several owners ask of one thread

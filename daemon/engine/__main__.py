@@ -149,9 +149,10 @@ class Worker:
                 raise overflow(self._runner.info.context, len(tokens), named(prompt))
         params = SamplingParams.of(work.params, self._runner.info.defaults)
         requests = [
-            Request(id_, owner, tuple(tokens), params, work.choices, at * work.choices, beginnings(owner, tokens))
+            Request(id_, owner, tuple(tokens), params, work.choices, at * work.choices)
             for at, (tokens, _) in enumerate(read)
         ]
+        requests = [replace(one, beginnings=beginnings(one.prefix_key, one.prompt)) for one in requests]
         if isinstance(work.prompts[0], Chat) and (work.wanted or self._prompts.syntax.thinking):
             self._unbound.put(owner, (requests[0], work.wanted or Wanted(), read[0][1]))
         else:

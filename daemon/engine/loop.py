@@ -25,7 +25,7 @@ from llmd.daemon.engine.output import LogprobOutput, TextOutput
 from llmd.daemon.engine.pace import Pace
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.threads import Threads
-from llmd.daemon.engine.types import NO_MASKS, Logprob, Mask, Plan, Request, Runner, Sequence, Token
+from llmd.daemon.engine.types import NO_MASKS, Logprob, Mask, Plan, Request, Runner, Sequence, Space, Token
 from llmd.daemon.wire.events import ChosenLogprob, Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
 from llmd.daemon.wire.worker import Busy, Step
 
@@ -75,15 +75,23 @@ def _live(request: Request) -> _Live:
 
 class Engine:
     """`send` takes a message for the daemon; it is called by this thread and must not fail. `seat`: where it learns how
-    many cores it has."""
+    many cores it has. `space`: where sequences live; None: in llama.cpp's slots."""
 
     def __init__(
-        self, runner: Runner, send: Callable[[Step], None], *, batch: int, chunk: int, seat: Seat | None = None
+        self,
+        runner: Runner,
+        send: Callable[[Step], None],
+        *,
+        batch: int,
+        chunk: int,
+        seat: Seat | None = None,
+        space: Space | None = None,
     ) -> None:
         self.runner = runner
         self._seat, self._threads, self._used = seat or Alone(), Threads(Idle().cores), 0
         # several prompts fill a pass of a device that computes by itself
-        self.scheduler = Scheduler(runner.info, batch=batch, chunk=chunk, burst=BURST if runner.info.overlaps else 0)
+        burst = BURST if runner.info.overlaps else 0
+        self.scheduler = Scheduler(runner.info, batch=batch, chunk=chunk, burst=burst, space=space)
         self.step_began: float | None = None  # monotonic; None while there is nothing to do
         self.last_token = time.monotonic()
         self._send = send
@@ -224,7 +232,7 @@ class Engine:
             return NO_MASKS
         wanted = []
         for chunk in plan.chunks:
-            choice = self._choice(self.scheduler.slots[chunk.slot].sequence) if chunk.sample else None
+            choice = self._choice(self.scheduler.space.at(chunk.slot)) if chunk.sample else None
             if choice is not None and choice.matcher is not None:
                 wanted.append((choice.matcher, chunk.slot))
         return self._masked(wanted) if wanted else NO_MASKS

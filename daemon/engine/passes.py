@@ -92,10 +92,10 @@ def blocks(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
 
 
 def _cut(chunk: Chunk) -> list[Chunk]:
-    """A chunk as its prompt's pieces; only a prompt's last chunk is sampled, and only its last piece is longer."""
+    """A chunk as its prompt's pieces; only the last piece of a prompt's last chunk is longer."""
     at, end, pieces = chunk.start, chunk.start + len(chunk.tokens), []
     while at < end:
-        cut = next_cut(at, end, BLOCK) if chunk.sample else min(end, at - at % BLOCK + BLOCK)
+        cut = next_cut(at, end, BLOCK) if chunk.sample or chunk.last else min(end, at - at % BLOCK + BLOCK)
         pieces.append(
             Chunk(chunk.slot, at, chunk.tokens[at - chunk.start : cut - chunk.start], chunk.sample and cut == end)
         )

@@ -1,11 +1,11 @@
 """Which slots hold how much of a prompt: an index over the beginnings of what they hold. Pure.
 
-A slot's tokens are known by a hash of each of their beginnings of BLOCK, 2 * BLOCK, … tokens, seeded with their owner:
-prefixes are never shared across owners. A prompt's own hashes find, the longest beginning first, the slots that hold
-most of it; few are looked at, however many there are. Whoever uses a slot compares the tokens themselves.
+A slot's tokens are known by a hash of each of their beginnings of BLOCK, 2 * BLOCK, … tokens, seeded with whose they
+are: prefixes are never shared across owners. A prompt's own hashes find, the longest beginning first, the slots that
+hold most of it; few are looked at, however many there are. Whoever uses a slot compares the tokens themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import islice
 
 # a shared prefix shorter than this many tokens is read again rather than copied or waited for
@@ -25,9 +25,9 @@ def common_prefix(a: list[int], b: list[int], limit: int, start: int = 0) -> int
     return min(at, limit)
 
 
-def beginnings(owner: str, tokens: Sequence[int]) -> tuple[int, ...]:
-    """A hash of each beginning of whole blocks, the shortest first."""
-    found, last = [], hash(owner)
+def beginnings(key: Hashable, tokens: Sequence[int]) -> tuple[int, ...]:
+    """A hash of each beginning of whole blocks, the shortest first. `key`: `Request.prefix_key`."""
+    found, last = [], hash(key)
     for end in range(BLOCK, len(tokens) + 1, BLOCK):
         last = hash((last, *tokens[end - BLOCK : end]))
         found.append(last)

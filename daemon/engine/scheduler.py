@@ -11,60 +11,30 @@ Pieces are dealt round robin by owner, so that nobody's prompts hold up another'
 prompt with the least left to read and the next to the oldest: a short one is soon read behind a long one, and the long
 one has half of its owner's turns whatever else comes.
 
-A prompt that has no slot yet gets one when its turn to be read comes, in this order:
-
-1. a free slot that holds most of the longest prefix this owner may share (nothing is moved);
-2. a free slot into which that prefix is copied from another slot, busy or not;
-3. with no shared prefix: the free slot that keeps busy slots adjacent (llama.cpp computes adjacent slots in one pass,
-   and each gap costs another), and of these the one longest unused.
-
-It waits, once, when a prompt of the same owner that is being read right now shares much more than any slot holds yet:
-reading it twice would cost more than waiting for it. `prefixes.py` finds who holds what.
+Where a sequence lives is the space's to say (`Space` in `types.py`; `slots.py` is llama.cpp's): a prompt gets a place
+when its turn to be read comes. One that loses its place waits again, and reads what it had said anew, before it goes on
+where it was.
 
 Where the runner cuts prompts at fixed places (`ModelInfo.exact_block` says why), the same seed and parameters give the
-same text, whatever was computed before or beside it: a request with a seed shares only pieces that were read so.
+same text, whatever was computed before or beside it: what a sequence with a seed had said is computed again a token a
+step, as it was the first time.
 
 Every `add` is answered by exactly one end of each choice: a finish in `apply`, or `stop`, or `cancel`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from llmd.daemon.engine.prefixes import SHARE_MIN, Prefixes, beginnings
-from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, Sequence, Start, Token, last_cut, next_cut
+from llmd.daemon.engine.prefixes import beginnings
+from llmd.daemon.engine.slots import Slots
+from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, Sequence, Space, Start, Token, next_cut
 
 # this many prompts that wait for their first token get larger chunks
 MANY_PROMPTS = 4
-# the most slots that change hands in one step, or an eighth of them: planning it stays a fraction of computing it
-MAX_STARTS = 16
 # a turn's tokens where the runner does not cut prompts itself; a prompt that is SHORT is one piece, as is what is left
 # of another and LITTLE more: two passes cost more than a longer one
 PIECE = 64
 SHORT = 128
 LITTLE = 16
-
-
-@dataclass(slots=True)
-class Slot:
-    """What a slot's keys and values stand for. `tokens` is a running sequence's own list while one runs."""
-
-    tokens: list[int] = field(default_factory=list)
-    owner: str = ""
-    read: int = 0  # of an idle slot: how many tokens were computed as a prompt's
-    used: int = 0  # the tick of its last release: least recently used goes first
-    sequence: Sequence | None = None
-
-    @property
-    def computed(self) -> int:
-        return self.sequence.computed if self.sequence else len(self.tokens)
-
-    @property
-    def as_prompt(self) -> int:
-        """How many of its first tokens were computed as a prompt's."""
-        return min(self.sequence.computed, self.sequence.read) if self.sequence else self.read
-
-    @property
-    def reading(self) -> bool:
-        return self.sequence is not None and not self.sequence.prefilled
 
 
 @dataclass(slots=True)
@@ -75,63 +45,27 @@ class Turns:
     count: int = 0
 
 
-class FreeSlots:
-    """The free slots of one step, as they are taken."""
-
-    def __init__(self, slots: list[Slot]) -> None:
-        self._used = [slot.used for slot in slots]
-        free = [i for i, slot in enumerate(slots) if slot.sequence is None]
-        self._free = dict.fromkeys(sorted(free, key=lambda i: (self._used[i], i)))  # the longest unused first
-        self._beside: dict[int, int] = {}  # those beside one or two busy slots
-        for i, slot in enumerate(slots):
-            if slot.sequence is not None:
-                self._touch(i)
-
-    def __contains__(self, i: int) -> bool:
-        return i in self._free
-
-    def __bool__(self) -> bool:
-        return bool(self._free)
-
-    def take(self, i: int) -> None:
-        del self._free[i]
-        self._beside.pop(i, None)
-        self._touch(i)
-
-    def best(self, avoided: int) -> int:
-        """The one that keeps busy slots adjacent, and of these the one longest unused; `avoided` only if it is the
-        last."""
-        edge = [i for i in self._beside if i != avoided]
-        if edge:
-            return min(edge, key=lambda i: (-self._beside[i], self._used[i], i))
-        return next((i for i in self._free if i != avoided), avoided)
-
-    def _touch(self, busy: int) -> None:
-        for i in (busy - 1, busy + 1):
-            if i in self._free:
-                self._beside[i] = self._beside.get(i, 0) + 1
-
-
 class Scheduler:
     """`batch`: tokens a step when nothing generates; `chunk`: prompt tokens a step when something does, `burst` when
     many prompts wait (0: twice `chunk`). A step's prompt tokens are less than one piece (two blocks) over that."""
 
-    def __init__(self, info: ModelInfo, *, batch: int, chunk: int, burst: int = 0) -> None:
+    def __init__(self, info: ModelInfo, *, batch: int, chunk: int, burst: int = 0, space: Space | None = None) -> None:
         self.info, self.block = info, info.exact_block
         self.batch, self.chunk, self.burst = batch, chunk, burst
-        self._max_starts = max(MAX_STARTS, info.slots // 8)
-        self.slots = [Slot() for _ in range(info.slots)]
+        self.space: Space = space or Slots(info)
         self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []  # in the order of arrival
-        self._prefixes = Prefixes()
-        self._tick = 0  # of releases
+        self.running: list[Sequence] = []  # in the order in which they entered
         self._arrivals = 0
         self._turns: dict[str, Turns] = {}  # of the owners with prompts
         self._turn = 0
+        # of the step: who enters, and to where each one is read
+        self._starts: dict[Sequence, Start] = {}
+        self._ends: dict[Sequence, int] = {}
+        self._lost: set[Sequence] = set()  # of the step: whose place was taken away
 
     def add(self, request: Request) -> None:
         """Queue every choice of a request. Its prompt is not empty and shorter than the context."""
-        hashes = request.beginnings or beginnings(request.owner, request.prompt)
+        hashes = request.beginnings or beginnings(request.prefix_key, request.prompt)
         for choice in range(request.choices):
             self._arrivals += 1
             tokens = list(request.prompt)
@@ -147,16 +81,12 @@ class Scheduler:
         return gone
 
     def stop(self, sequence: Sequence) -> None:
-        """End one sequence; its slot keeps what was computed for the next request that shares it."""
+        """End one sequence."""
         if sequence.slot < 0:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        slot = self.slots[sequence.slot]
-        self._tick += 1
-        slot.tokens, slot.read = sequence.tokens[: sequence.computed], slot.as_prompt
-        slot.used, slot.sequence = self._tick, None
-        self._prefixes.put(sequence.slot, beginnings(slot.owner, slot.tokens), slot.tokens)
+        self.space.leave(sequence)
 
     @property
     def busy(self) -> bool:
@@ -165,30 +95,38 @@ class Scheduler:
     @property
     def kv_used(self) -> int:
         """Positions that hold keys and values, of `slots * context`."""
-        return sum(slot.computed for slot in self.slots)
+        return self.space.used
 
     def plan(self) -> Plan:
         """The next step. What it computes counts as computed from here on: its samples are due before anything else
         changes."""
-        plan = Plan()
+        self._starts, self._ends, self._lost = {}, {}, set()
+        space = self.space
+        space.open(enter=bool(self.waiting))
+        single: list[Sequence] = []
         behind: list[Sequence] = []
-        for sequence in self.running:
-            if len(sequence.tokens) - sequence.computed == 1:
-                plan.chunks.append(Chunk(sequence.slot, sequence.computed, sequence.tokens[-1:], True))
-            else:
+        for sequence in list(self.running) if space.bounded else self.running:
+            if len(sequence.tokens) - sequence.computed != 1 and not (sequence.repeats and sequence.prefilled):
                 behind.append(sequence)
-        self._deal(plan, behind)
-        for chunk in plan.chunks:
-            computing = self.slots[chunk.slot].sequence
-            assert computing is not None
-            computing.computed = chunk.start + len(chunk.tokens)
+            elif not space.bounded or self._room(sequence, sequence.computed + 1):
+                single.append(sequence)
+        self._deal([one for one in behind if one not in self._lost] if self._lost else behind)
+        plan = Plan(list(self._starts.values()))
+        for sequence in [one for one in single if one not in self._lost] if self._lost else single:
+            at, sample = sequence.computed, not sequence.repeats or len(sequence.tokens) - sequence.computed == 1
+            plan.chunks.append(Chunk(sequence.slot, at, sequence.tokens[at : at + 1], sample))
+            sequence.computed = at + 1
+        for sequence, end in self._ends.items():
+            at, sample = sequence.computed, end == len(sequence.tokens)
+            plan.chunks.append(Chunk(sequence.slot, at, sequence.tokens[at:end], sample, end == whole(sequence)))
+            sequence.computed = end
         return plan
 
     def apply(self, plan: Plan, samples: list[Sample]) -> list[Token]:
         """Take in what a step sampled, all at once or part by part. Sequences that end by it leave their slots."""
         out = []
         for sample in samples:
-            sequence = self.slots[sample.slot].sequence
+            sequence = self.space.at(sample.slot)
             if sequence is None:
                 continue
             sequence.tokens.append(sample.token)
@@ -206,6 +144,23 @@ class Scheduler:
             return "length"
         return None
 
+    # --- places
+
+    def _room(self, sequence: Sequence, end: int) -> bool:
+        """Whether its tokens up to `end` have a place now. Others may lose theirs for it."""
+        if sequence in self._lost:
+            return False
+        lost = self.space.room(sequence, end)
+        for other in lost or ():
+            self._starts.pop(other, None)
+            self._ends.pop(other, None)
+            self._lost.add(other)
+            self.running.remove(other)
+            other.slot, other.computed = -1, 0
+            other.repeats = bool(self.block) and other.exact  # its text is promised
+            self.waiting.append(other)
+        return lost is not None
+
     # --- prompts
 
     def _budget(self, prompts: int) -> int:
@@ -217,32 +172,30 @@ class Scheduler:
         # the more wait, the less it helps the others that streams go on smoothly
         return min(self.batch, self.burst * max(1, prompts // (2 * MANY_PROMPTS)) or 2 * self.chunk)
 
-    def _deal(self, plan: Plan, behind: list[Sequence]) -> None:
+    def _deal(self, behind: list[Sequence]) -> None:
         """Pieces to prompts, a piece an owner in turn, until the budget is used."""
         left = self._budget(len(behind) + len(self.waiting))
         queues = self._queues(behind)
-        free = FreeSlots(self.slots if self.waiting else [])
-        ends: dict[int, int] = {}  # slot to where what it reads in this step ends
+        ends, bounded = self._ends, self.space.bounded
         while left > 0 and queues:
             for owner, queue in list(queues.items()):
                 turns = self._turns[owner]
-                sequence = self._next(queue, turns.count % 2 == 1, plan, free)
+                sequence = self._next(queue, turns.count % 2 == 1)
                 if sequence is None:
                     del queues[owner]
                     continue
-                begin = ends.get(sequence.slot, sequence.computed)
-                ends[sequence.slot] = end = self._cut(begin, len(sequence.tokens), left, begin == sequence.cached)
+                begin, length = ends.get(sequence, sequence.computed), whole(sequence)
+                end = self._cut(begin, length, left, begin == sequence.kept)
+                if bounded and not self._room(sequence, end):
+                    queue.remove(sequence)
+                    continue
+                ends[sequence] = end
                 self._turn += 1
                 turns.last, turns.count, left = self._turn, turns.count + 1, left - (end - begin)
-                if end == len(sequence.tokens):
+                if end == length:
                     queue.remove(sequence)
                 if left <= 0:
                     break
-        for slot, end in ends.items():
-            reading = self.slots[slot].sequence
-            assert reading is not None
-            tokens = reading.tokens[reading.computed : end]
-            plan.chunks.append(Chunk(slot, reading.computed, tokens, end == len(reading.tokens)))
 
     def _queues(self, behind: list[Sequence]) -> dict[str, list[Sequence]]:
         """The prompts of each owner, the shortest last; the owner whose turn is longest ago first."""
@@ -254,17 +207,17 @@ class Scheduler:
             queue.sort(key=lambda s: (s.computed - len(s.tokens), -s.arrived))
         return dict(sorted(queues.items(), key=lambda item: self._turns[item[0]].last))
 
-    def _next(self, queue: list[Sequence], oldest: bool, plan: Plan, free: FreeSlots) -> Sequence | None:
-        """An owner's next prompt that has a slot or gets one; those that get none leave the queue, for this step."""
+    def _next(self, queue: list[Sequence], oldest: bool) -> Sequence | None:
+        """An owner's next prompt that has a place or gets one; those that get none leave the queue, for this step."""
         while queue:
             sequence = min(queue, key=lambda s: s.arrived) if oldest else queue[-1]
             if sequence.slot >= 0:
                 return sequence
-            start = self._place(sequence, free) if free and len(plan.starts) < self._max_starts else None
+            start = None if sequence in self._lost else self.space.enter(sequence)
             if start is not None:
                 self.waiting.remove(sequence)
-                plan.starts.append(start)
-                free.take(start.slot)
+                self.running.append(sequence)
+                self._starts[sequence] = start
                 return sequence
             queue.remove(sequence)
         return None
@@ -276,75 +229,7 @@ class Scheduler:
         cut = at + min(PIECE, left)
         return length if length - cut < LITTLE or (first and length - at <= SHORT) else cut
 
-    # --- slots
 
-    def _place(self, sequence: Sequence, free: FreeSlots) -> Start | None:
-        if sequence.awaits is not None and self._reads(sequence.awaits):
-            return None
-        found = self._prefixes.find(sequence.beginnings, sequence.tokens)
-        held = {i: self._shared(self.slots[i], sequence, common) for i, common in found.items()}
-        donor = max(held, key=lambda i: (held[i], i in free, -i), default=-1)
-        best = held.get(donor, 0)
-        if self._waits(sequence, found, best):
-            return None
-        fits = [i for i in held if i in free and held[i] > 0 and 2 * held[i] >= len(self.slots[i].tokens)]
-        here = max(fits, key=lambda i: held[i], default=-1)
-        if here >= 0 and held[here] + SHARE_MIN > best:
-            return self._start(sequence, here, -1, held[here])
-        target = free.best(donor)
-        if target == donor:
-            return self._start(sequence, donor, -1, best)
-        if best >= SHARE_MIN:
-            return self._start(sequence, target, donor, best)
-        return self._start(sequence, target, -1, 0)
-
-    def _shared(self, slot: Slot, sequence: Sequence, common: int) -> int:
-        """Tokens of a prompt that a slot holds and that can be reused; the last is computed anew, for its logits."""
-        exact = self.block and sequence.exact
-        shared = min(common, slot.as_prompt if exact else slot.computed, len(sequence.tokens) - 1)
-        if exact:
-            shared = self._exact(shared, sequence)
-        if not self.info.can_trim and shared < slot.computed:
-            return 0
-        return shared
-
-    def _exact(self, shared: int, sequence: Sequence) -> int:
-        """The part of a shared prefix whose pieces are those that the sequence would read itself."""
-        return min(shared - shared % self.block, last_cut(len(sequence.tokens), self.block))
-
-    def _waits(self, sequence: Sequence, found: dict[int, int], best: int) -> bool:
-        """Whether it waits for a prompt that is being read. It does so for one, and once: prompts that share a prefix
-        may come one after the other for ever."""
-        if sequence.awaits is not None or not self.info.can_trim:
-            return False
-        for i, common in found.items():
-            slot = self.slots[i]
-            soon = min(common, len(sequence.tokens) - 1)
-            if self.block and sequence.exact:
-                soon = self._exact(soon, sequence)
-            if slot.reading and soon >= best + SHARE_MIN:
-                sequence.awaits = slot.sequence
-                return True
-        return False
-
-    def _reads(self, reader: Sequence) -> bool:
-        """Whether its prompt is being read still."""
-        return self.slots[reader.slot].sequence is reader and not reader.prefilled
-
-    def _start(self, sequence: Sequence, index: int, copy_from: int, keep: int) -> Start:
-        slot, source = self.slots[index], self.slots[copy_from if copy_from >= 0 else index]
-        if source.tokens[:keep] != sequence.tokens[:keep]:
-            copy_from, keep = -1, 0  # two beginnings with one hash
-        if self.block:
-            # behind a part that was cut elsewhere nothing is as if read anew
-            whole = keep <= source.as_prompt and keep % self.block == 0
-            last = last_cut(len(sequence.request.prompt), self.block)
-            sequence.read = last if whole else min(keep, source.as_prompt)
-        slot.tokens, slot.owner, slot.sequence = sequence.tokens, sequence.request.owner, sequence
-        sequence.slot, sequence.computed, sequence.cached = index, keep, keep
-        self._prefixes.put(index, sequence.beginnings, slot.tokens)
-        self.running.append(sequence)
-        request = sequence.request
-        # a prompt's text is the same alone and among others
-        choice = sequence.choice - request.first
-        return Start(index, copy_from, keep, request.params, request.prompt, choice)
+def whole(sequence: Sequence) -> int:
+    """Up to where it is read in pieces."""
+    return len(sequence.request.prompt if sequence.repeats else sequence.tokens)

@@ -58,22 +58,41 @@ class Request:
     first: int = 0  # its first choice's number: a request of several prompts is one of these a prompt
     beginnings: tuple[int, ...] | None = None  # `prefixes.beginnings`, where whoever made it had the time
     answering: "Answering | None" = None  # what its answers are held to and read as; None: text
+    adapter: str = ""  # what is computed with beside the model's own weights
+
+    @property
+    def prefix_key(self) -> tuple[str, ...]:
+        """Prefixes are shared among requests that have the same one."""
+        return (self.owner, self.adapter)
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One running or waiting continuation. Its progress is its counters; the scheduler alone changes them."""
+    """One running or waiting continuation. Its progress is its counters; the scheduler and its space alone change
+    them."""
 
     request: Request
     choice: int
     tokens: list[int]  # prompt, then what was sampled
     computed: int = 0  # how many of `tokens` have their keys and values in the slot
-    cached: int = 0  # how many of the prompt's were found there
+    kept: int = 0  # how many were found there as it entered
+    cached: int = 0  # as many, when nothing was generated yet
     read: int = 0  # how many of its first tokens are computed as any prompt's are, cut at the same places
     slot: int = -1  # -1: waiting
     arrived: int = 0  # its place in the order of arrival
+    repeats: bool = False  # it lost its place: what it had said is computed again as it was the first time
     awaits: "Sequence | None" = None  # whose reading of a shared prefix it waits for, or has waited for
     beginnings: tuple[int, ...] = ()  # `prefixes.beginnings` of its prompt
+
+    def start(self, slot: int, copy_from: int, keep: int) -> "Start":
+        """It lives in that slot from now on, where `keep` of its tokens are computed already."""
+        request = self.request
+        said = tuple(self.tokens[len(request.prompt) :]) if len(self.tokens) > len(request.prompt) else ()
+        self.slot, self.computed, self.kept = slot, keep, keep
+        if not said:
+            self.cached = keep
+        # a prompt's text is the same alone and among others
+        return Start(slot, copy_from, keep, request.params, request.prompt, self.choice - request.first, said)
 
     @property
     def exact(self) -> bool:
@@ -100,18 +119,57 @@ class Start:
     params: SamplingParams
     prompt: tuple[int, ...]
     choice: int
+    generated: tuple[int, ...] = ()  # by a sequence that had lost its place: what is sampled next follows these
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of one slot to compute in this step, from position `start`; `sample`: the last one's logits are
-    sampled."""
+    """Tokens of one slot to compute in this step, from position `start`; `sample`: the last one's logits are sampled.
+    `last`: what is read in pieces ends with it, whether it is sampled or what follows is known already."""
 
     slot: int
     start: int
     tokens: list[int]
     sample: bool
+    last: bool = False
     filling: int = 0  # set by `passes.py`: how many of its last tokens are not its own, and are removed again
+
+
+class Space(Protocol):
+    """Where sequences live: what place each one has, what it shares with others, and what the runner must do for it.
+    The scheduler asks, and decides what is computed; it knows no layout. The engine thread alone calls it.
+
+    A place is a slot's number, by which the runner knows a sequence. Who came first is never refused for ever: it gets
+    the places of those that came later, if there is no other.
+    """
+
+    bounded: bool  # who has a place may lack room in it, or lose it; else `room` need not be asked
+
+    @property
+    def used(self) -> int:
+        """Positions that hold keys and values."""
+        ...
+
+    def open(self, *, enter: bool) -> None:
+        """A step is planned from now on; `enter`: somebody waits for a place."""
+        ...
+
+    def enter(self, sequence: Sequence) -> Start | None:
+        """A place for a waiting sequence, with `Sequence.start`; None: not now."""
+        ...
+
+    def room(self, sequence: Sequence, end: int) -> list[Sequence] | None:
+        """Room for a sequence's tokens up to `end`. None: not now. Else those who have lost their places for it: they
+        wait again, and what they had is computed anew."""
+        ...
+
+    def leave(self, sequence: Sequence) -> None:
+        """It has ended; what it had may stay, for others to share."""
+        ...
+
+    def at(self, slot: int) -> Sequence | None:
+        """Who lives there."""
+        ...
 
 
 @dataclass(slots=True)

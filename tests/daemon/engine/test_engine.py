@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from paged import Pages
 
 from llmd.daemon import cores
 from llmd.daemon.cores import Seat
@@ -23,6 +24,7 @@ from llmd.daemon.engine.types import (
     Request,
     Sample,
     SamplingParams,
+    Space,
     Start,
 )
 from llmd.daemon.wire.events import Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
@@ -34,6 +36,13 @@ from llmd.daemon.wire.worker import Step
 def overlaps(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Everything holds for a runner that computes beside its caller too."""
     Queued.overlapped = request.param
+    yield request.param
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["slots", "pages"])
+def paged(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """And wherever sequences live."""
+    Run.paged = request.param
     yield request.param
 
 
@@ -66,9 +75,13 @@ class Queued(FakeRunner):
 class Run:
     """An engine in a thread, and what it sent."""
 
-    def __init__(self, runner: FakeRunner, seat: Seat | None = None) -> None:
+    paged = False
+
+    def __init__(self, runner: FakeRunner, seat: Seat | None = None, space: Space | None = None) -> None:
         self.sent: list[Step] = []
-        self.engine = Engine(runner, self.sent.append, batch=64, chunk=16, seat=seat)
+        if space is None and self.paged:
+            space = Pages(runner.info, runner.info.context // 16 + 2, 16)
+        self.engine = Engine(runner, self.sent.append, batch=64, chunk=16, seat=seat, space=space)
         self.thread = threading.Thread(target=self.engine.run)
         self.thread.start()
 
@@ -508,3 +521,30 @@ def test_who_is_held_to_nothing_has_no_mask() -> None:
     run.wait_for_end(2)
     run.events()
     assert all(len(masked) <= 1 for masked in runner.masked)
+
+
+@pytest.mark.parametrize("seed", [1, None])
+def test_a_stream_whose_place_is_taken_goes_on_as_if_nothing_had_been(seed: int | None) -> None:
+    def said(space: Space | None, runner: FakeRunner) -> list[str]:
+        run = Run(runner, space=space)
+        for id_ in (1, 2, 3):
+            run.engine.add(request(id_, max_tokens=40, seed=seed))
+        for id_ in (1, 2, 3):
+            run.wait_for_end(id_)
+        events = run.events()
+        assert [sum(isinstance(e, Finished) and e.id == id_ for e in events) for id_ in (1, 2, 3)] == [1, 1, 1]
+        assert not any(isinstance(e, Failed) for e in events)
+        return ["".join(e.text for e in texts(events) if e.id == id_) for id_ in (1, 2, 3)]
+
+    class Counting(FakeRunner):
+        """What it says depends on where it is, and on nothing else."""
+
+        def _sample(self, chunk: Chunk, masks: Masks) -> Sample:
+            return Sample(chunk.slot, 1 + (chunk.start + len(chunk.tokens)) % 5)
+
+    def runner() -> FakeRunner:
+        return Counting(slots=3, context=64, text="one two three four five", overlaps=Queued.overlapped)
+
+    cramped = Pages(runner().info, 16, 4)  # of 32 that the three would take
+    assert said(cramped, runner()) == said(None, runner())
+    assert cramped.taken > 0 and cramped.free == 16

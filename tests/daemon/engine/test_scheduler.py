@@ -2,16 +2,19 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paged import Pages
 
 from llmd.daemon.engine import prefixes
 from llmd.daemon.engine.prefixes import MAX_FOUND, common_prefix
-from llmd.daemon.engine.scheduler import LITTLE, MAX_STARTS, SHORT, Scheduler
-from llmd.daemon.engine.types import ModelInfo, Plan, Request, Sample, SamplingParams, Token
+from llmd.daemon.engine.scheduler import LITTLE, SHORT, Scheduler
+from llmd.daemon.engine.slots import MAX_STARTS, Slot, Slots
+from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, SamplingParams, Token, next_cut
 
 
 def info(slots: int = 4, context: int = 256, can_trim: bool = True, block: int = 4) -> ModelInfo:
@@ -19,9 +22,23 @@ def info(slots: int = 4, context: int = 256, can_trim: bool = True, block: int =
 
 
 def make(
-    slots: int = 4, *, batch: int = 64, chunk: int = 16, context: int = 256, can_trim: bool = True, block: int = 4
+    slots: int = 4,
+    *,
+    batch: int = 64,
+    chunk: int = 16,
+    context: int = 256,
+    can_trim: bool = True,
+    block: int = 4,
+    pages: int = 0,
 ) -> Scheduler:
-    return Scheduler(info(slots, context, can_trim, block), batch=batch, chunk=chunk)
+    """With `pages` the sequences live in so many pages of 16 positions; else in slots."""
+    about = info(slots, context, can_trim, block)
+    return Scheduler(about, batch=batch, chunk=chunk, space=Pages(about, pages, 16) if pages else None)
+
+
+def slots_of(s: Scheduler) -> list[Slot]:
+    assert isinstance(s.space, Slots)
+    return s.space._slots
 
 
 def ask(
@@ -164,7 +181,7 @@ def test_a_conversation_is_not_overwritten_by_one_that_only_shares_its_beginning
     s.add(ask(2, [*system, 9, 9], max_tokens=1))
     plan, _ = step(s)
     assert (plan.starts[0].slot, plan.starts[0].copy_from, plan.starts[0].keep) == (1, 0, 40)
-    assert s.slots[0].tokens[:140] == [*system, *long]
+    assert slots_of(s)[0].tokens[:140] == [*system, *long]
 
 
 def test_a_recurrent_state_is_only_continued_never_cut() -> None:
@@ -185,7 +202,7 @@ def test_busy_slots_stay_adjacent() -> None:
     for i in range(8):
         s.add(ask(i, words(i, 4), max_tokens=1 if i in (0, 3, 6) else 50, owner=str(i)))
     step(s)
-    assert [slot.sequence is None for slot in s.slots] == [True, False, False, True, False, False, True, False]
+    assert [slot.sequence is None for slot in slots_of(s)] == [True, False, False, True, False, False, True, False]
     s.add(ask(20, words(20, 4), owner="x", max_tokens=50))
     assert step(s)[0].starts[0].slot in (3, 6)
 
@@ -200,7 +217,7 @@ def test_what_comes_at_once_gets_adjacent_slots_whatever_was_used_last() -> None
     for i in range(20, 26):
         s.add(ask(i, words(i, 4), max_tokens=50, owner=str(i)))
     step(s)
-    taken = [i for i, slot in enumerate(s.slots) if slot.sequence]
+    taken = [i for i, slot in enumerate(slots_of(s)) if slot.sequence]
     assert len(taken) == 6 and taken == list(range(taken[0], taken[0] + 6))
 
 
@@ -345,25 +362,37 @@ def test_where_prompts_may_be_cut_anywhere_only_a_short_one_or_a_little_rest_goe
     assert [len(c.tokens) for c in step(s)[0].chunks] == [SHORT], "what was found does not count"
 
 
+def pieces(chunk: Chunk, block: int) -> list[tuple[int, int]]:
+    """Where a runner that cuts prompts itself (`passes.py`) begins and ends them."""
+    at, end, found = chunk.start, chunk.start + len(chunk.tokens), []
+    while at < end:
+        cut = next_cut(at, end, block) if chunk.sample or chunk.last else min(end, at - at % block + block)
+        found.append((at, cut))
+        at = cut
+    return found
+
+
 class Driver:
     """Random adds, cancels and ends. It also holds what each slot's keys and values would be, and checks starts against
-    it."""
+    it; and that what is computed again, of a text that is promised, is cut as it was the first time."""
 
-    def __init__(self, rng: random.Random, can_trim: bool) -> None:
+    def __init__(self, rng: random.Random, can_trim: bool, paged: bool) -> None:
+        slots = rng.choice([1, 2, 5])
         self.rng, self.s = (
             rng,
             make(
-                rng.choice([1, 2, 5]),
+                slots,
                 batch=rng.choice([8, 64]),
                 chunk=8,
                 context=64,
                 can_trim=can_trim,
                 block=rng.choice([0, 4]),
+                pages=rng.randrange(4, 9) if paged else 0,
             ),
         )
-        self.kv: list[list[int]] = [[] for _ in self.s.slots]
-        self.owner_of: list[list[str]] = [[] for _ in self.s.slots]
+        self.kv: list[list[int]] = [[] for _ in range(slots)]
         self.ends: dict[tuple[int, int], int] = {}
+        self.cuts: dict[tuple[int, int, int], tuple[int, int]] = {}  # pieces, by where they begin
         self.ids = 0
 
     def act(self) -> None:
@@ -375,7 +404,9 @@ class Driver:
                 prompt = ([5] * 45 + prompt)[: rng.randrange(1, 63)]
             choices = rng.randrange(1, 4)
             self.ends |= {(self.ids, c): 0 for c in range(choices)}
-            self.s.add(ask(self.ids, prompt, owner=rng.choice("ab"), choices=choices, max_tokens=rng.randrange(1, 9)))
+            seed = rng.choice([None, 1])
+            given: dict[str, Any] = {"choices": choices, "max_tokens": rng.randrange(1, 30), "seed": seed}
+            self.s.add(ask(self.ids, prompt, owner=rng.choice("ab"), **given))
         if rng.random() < 0.1 and self.ids:
             for sequence in self.s.cancel(rng.randrange(1, self.ids + 1)):
                 self.ends[sequence.request.id, sequence.choice] += 1
@@ -386,30 +417,83 @@ class Driver:
         plan = self.s.plan()
         assert plan.chunks, "a busy scheduler always has something to compute"
         over = 2 * self.s.block or SHORT
-        assert sum(len(c.tokens) for c in plan.chunks) < self.s.batch + over + len(self.s.slots)
+        assert sum(len(c.tokens) for c in plan.chunks) < self.s.batch + over + len(self.kv)
+        assert len({c.slot for c in plan.chunks}) == len(plan.chunks)
         for start in plan.starts:
             if start.copy_from >= 0:
                 self.kv[start.slot] = list(self.kv[start.copy_from])
             if not self.s.info.can_trim and start.keep:
                 assert len(self.kv[start.slot]) == start.keep
             assert tuple(self.kv[start.slot][: start.keep]) == start.prompt[: start.keep]
-            assert start.keep < len(start.prompt)
+            assert start.keep < len(start.prompt) + len(start.generated)
             del self.kv[start.slot][start.keep :]
         for chunk in plan.chunks:
             assert len(self.kv[chunk.slot]) == chunk.start
             self.kv[chunk.slot] += chunk.tokens
+            sequence = self.s.space.at(chunk.slot)
+            assert sequence and self.kv[chunk.slot] == sequence.tokens[: sequence.computed]
+            assert chunk.sample == (sequence.computed == len(sequence.tokens))
+            if self.s.block and sequence.exact:
+                for piece in pieces(chunk, self.s.block):
+                    key = sequence.request.id, sequence.choice, piece[0]
+                    assert self.cuts.setdefault(key, piece) == piece
         for token in self.s.apply(plan, [Sample(c.slot, self.rng.randrange(4)) for c in plan.chunks if c.sample]):
             if token.finish:
                 self.ends[token.sequence.request.id, token.sequence.choice] += 1
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, 2**32), st.booleans())
-def test_whatever_happens_everything_ends_once_and_every_slot_is_free(seed: int, can_trim: bool) -> None:
-    driver = Driver(random.Random(seed), can_trim)
+@given(st.integers(0, 2**32), st.booleans(), st.booleans())
+def test_whatever_happens_everything_ends_once_and_every_slot_is_free(seed: int, can_trim: bool, paged: bool) -> None:
+    driver = Driver(random.Random(seed), can_trim, paged)
     for _ in range(80):
         driver.act()
     while driver.s.busy:
         driver.step()
     assert set(driver.ends.values()) <= {1}
-    assert all(slot.sequence is None for slot in driver.s.slots)
+    assert all(driver.s.space.at(slot) is None for slot in range(len(driver.kv)))
+
+
+def test_places_are_refused_and_taken_away_in_what_is_driven() -> None:
+    """Else the random driver would show nothing of that."""
+    taken = refused = 0
+    for seed in range(20):
+        driver = Driver(random.Random(seed), True, True)
+        while driver.ids < 60:
+            driver.act()
+        assert isinstance(driver.s.space, Pages)
+        taken, refused = taken + driver.s.space.taken, refused + driver.s.space.refused
+    assert taken > 20 and refused > 20
+
+
+def test_who_loses_its_place_reads_what_it_had_said_and_goes_on() -> None:
+    s = make(2, context=64, pages=4, block=4)
+    s.add(ask(1, words(1, 20), max_tokens=40, seed=1))
+    s.add(ask(2, words(2, 20), max_tokens=20, seed=2))
+    lost = None
+    for _ in range(200):
+        plan, tokens = step(s)
+        first, second = (next((q for q in s.running + s.waiting if q.request.id == n), None) for n in (1, 2))
+        if second and second.slot < 0 and second.generated and lost is None:
+            lost = second.generated
+        if lost is not None and any(start.generated for start in plan.starts):
+            (start,) = plan.starts
+            assert len(start.generated) == lost and start.keep == 0 and start.prompt == tuple(words(2, 20))
+            break
+    assert lost and second and second.generated == lost and not [t for t in tokens if t.sequence is second]
+    sizes = []
+    while second.generated == lost:
+        plan, _ = step(s)
+        sizes += [len(c.tokens) for c in plan.chunks if c.slot == second.slot]
+    assert sizes[-lost:] == [1] * lost, "a token a step, as it was the first time"
+    assert first is None or first.generated
+
+
+def test_what_is_computed_with_other_weights_shares_no_prefix() -> None:
+    s = make(2)
+    prompt = words(1, 80)
+    s.add(ask(1, prompt, max_tokens=1))
+    while s.busy:
+        step(s)
+    s.add(replace(ask(2, prompt, max_tokens=1), adapter="x"))
+    assert step(s)[0].starts[0].keep == 0
