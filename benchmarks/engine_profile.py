@@ -19,6 +19,7 @@ import llama_cpp.llama_cpp as lib
 
 from llmd.daemon.engine import llama
 from llmd.daemon.engine.loop import Engine
+from llmd.daemon.engine.passes import Call
 from llmd.daemon.engine.sampling import Sampling
 from llmd.daemon.engine.types import Chunk, Request, SamplingParams
 from llmd.daemon.wire import frames
@@ -124,7 +125,7 @@ def passes(runner: llama.LlamaRunner, a: argparse.Namespace) -> None:
         took = []
         for _ in range(5):
             began = clock()
-            rows = runner._decode([Chunk(slot, 0, [5] * size, True) for slot in range(prompts)])
+            rows = runner._decode(Call([Chunk(slot, 0, [5] * size, True) for slot in range(prompts)]))
             launched = clock() - began
             lib.llama_get_logits_ith(runner._ctx, rows[0][0])
             took.append((clock() - began, launched))

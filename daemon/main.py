@@ -346,7 +346,9 @@ async def _serve(read: Callable[[], Config], default_model: tuple[str, Path] | N
 
 async def _init(read: Callable[[], Config]) -> None:
     """What is there already stays."""
-    await Daemon(read()).close()
+    daemon = Daemon(read())
+    daemon.audit.ready()
+    await daemon.close()
 
 
 def _fail(message: str) -> NoReturn:

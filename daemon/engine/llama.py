@@ -18,7 +18,7 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 
 from llmd.daemon.cores import Alone, Seat, available
-from llmd.daemon.engine.passes import BLOCK, blocks, passes
+from llmd.daemon.engine.passes import BLOCK, Call, blocks, passes
 from llmd.daemon.engine.sampling import Floats, Sampling, is_simple
 from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample, SamplingParams, Start
 from llmd.daemon.engine.vocabulary import Vocabulary, load, prepare
@@ -92,7 +92,7 @@ class LlamaRunner:
         sampling = min(8, threads or available()) if self._gpu else max(1, self.threads // 2)
         self._sampling = Sampling(slots, sampling)
         self._pool = ThreadPoolExecutor(sampling, thread_name_prefix="sample")
-        self._calls: deque[list[Chunk]] = deque()  # of the step, to be made yet
+        self._calls: deque[Call] = deque()  # of the step, to be made yet
         self._rows: list[tuple[int, int]] | None = None  # of the call that was made last; None: there was none
         seat = seat or Alone()
         seat.sit(self.threads)
@@ -186,7 +186,7 @@ class LlamaRunner:
         """One token, so that the first request does not pay for page faults and thread creation. Raises ModelInvalid
         for weights that compute nothing."""
         token = max(self._vocabulary.bos, 0)
-        self._decode([Chunk(0, 0, [token], True)])
+        self._decode(Call([Chunk(0, 0, [token], True)]))
         lib.llama_get_logits_ith(self._ctx, 0)
         logits = np.ctypeslib.as_array(lib.llama_get_logits(self._ctx), (self._n_vocab,))
         if np.isnan(logits).any() or not np.isfinite(logits.max()):
@@ -207,7 +207,7 @@ class LlamaRunner:
         for sequences, n in calls:
             for start, size in ((0, n), (n, 1)):
                 call = [Chunk(slot, start, [token] * size, True) for slot in range(sequences)]
-                self._sample_all(self._decode(call), NO_MASKS)
+                self._sample_all(self._decode(Call(call)), NO_MASKS)
             lib.llama_memory_clear(self._memory, False)
 
     # --- a step
@@ -243,7 +243,7 @@ class LlamaRunner:
         """Make the next call: a GPU begins with it, the CPU computes it."""
         self._rows = self._decode(self._calls.popleft()) if self._calls else None
 
-    def _dealt(self, chunks: list[Chunk]) -> deque[list[Chunk]]:
+    def _dealt(self, chunks: list[Chunk]) -> deque[Call]:
         """What each call computes."""
         if self._gpu:
             return deque(passes(chunks, self._ubatch, self.info.context, self._held if self.info.can_trim else None))
@@ -321,9 +321,10 @@ class LlamaRunner:
         if start.params.logprobs is not None:
             self._logprobs[start.slot] = start.params.logprobs
 
-    def _decode(self, chunks: list[Chunk]) -> list[tuple[int, int]]:
+    def _decode(self, call: Call) -> list[tuple[int, int]]:
         """Compute the chunks, or have the GPU begin with them. Returns (row in the batch, slot) of each that is to be
         sampled."""
+        chunks, filling = call.chunks, call.filling
         lengths = [len(chunk.tokens) for chunk in chunks]
         ends = list(itertools.accumulate(lengths))
         size = ends[-1]
@@ -331,17 +332,16 @@ class LlamaRunner:
         self._seq[:size] = np.repeat([chunk.slot for chunk in chunks], lengths)
         back = [end - length - chunk.start for chunk, end, length in zip(chunks, ends, lengths, strict=True)]
         self._pos[:size] = np.arange(size) - np.repeat(back, lengths)
-        rows = [(e - c.filling - 1, c.slot) for c, e in zip(chunks, ends, strict=True) if c.sample]
+        rows = [(e - filling.get(c.slot, 0) - 1, c.slot) for c, e in zip(chunks, ends, strict=True) if c.sample]
         self._out[:size] = 0
         self._out[[row for row, _ in rows]] = 1
         self._batch.n_tokens = size
         status = lib.llama_decode(self._ctx, self._batch)
         if status != 0:
             raise LlmdError(f"llama.cpp could not compute a step (status {status})")
-        for chunk in chunks:
-            if chunk.filling:
-                whole = chunk.start + len(chunk.tokens) - chunk.filling
-                lib.llama_memory_seq_rm(self._memory, chunk.slot, whole, -1)
+        for chunk in chunks if filling else ():
+            if more := filling.get(chunk.slot):
+                lib.llama_memory_seq_rm(self._memory, chunk.slot, chunk.start + len(chunk.tokens) - more, -1)
         return rows
 
     # --- sampling

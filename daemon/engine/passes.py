@@ -14,8 +14,8 @@ What calls are filled up with comes behind a slot's own tokens, where nothing of
 calls come in the order in which the plan names their first chunks: who waits longest has a first token first.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from llmd.daemon.engine.types import Chunk, next_cut
 
@@ -30,7 +30,16 @@ MAX_GAP = 16
 BLOCK = 64
 
 
-def passes(chunks: Sequence[Chunk], ubatch: int, context: int, held: Callable[[int], int] | None) -> list[list[Chunk]]:
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Chunks that llama.cpp gets together. `filling`: how many of a slot's last tokens are not its own, and are removed
+    again; of a slot that has none of its own, all."""
+
+    chunks: list[Chunk]
+    filling: Mapping[int, int] = field(default_factory=dict)
+
+
+def passes(chunks: Sequence[Chunk], ubatch: int, context: int, held: Callable[[int], int] | None) -> list[Call]:
     """`ubatch`: the most tokens of a pass; `context`: tokens a slot holds; `held`: how many a slot holds now, None
     where it cannot be cut back."""
     order = {chunk.slot: at for at, chunk in enumerate(chunks)}
@@ -45,20 +54,21 @@ def passes(chunks: Sequence[Chunk], ubatch: int, context: int, held: Callable[[i
         else:
             groups.append([chunk])
     groups.sort(key=lambda group: min(order[chunk.slot] for chunk in group))
-    closed = _closed(single, context, held) if held else single
-    return ([closed] if closed else []) + [_filled(group) for group in groups]
+    closed = _closed(single, context, held) if held else Call(single)
+    return ([closed] if closed.chunks else []) + [_filled(group) for group in groups]
 
 
-def _closed(single: list[Chunk], context: int, held: Callable[[int], int]) -> list[Chunk]:
+def _closed(single: list[Chunk], context: int, held: Callable[[int], int]) -> Call:
     """With the gaps between their slots filled, where they are small and no slot in them is full."""
-    out = single[:1]
+    out, filling = single[:1], dict[int, int]()
     for before, after in zip(single, single[1:], strict=False):
         gap = range(before.slot + 1, after.slot)
         ends = {slot: held(slot) for slot in gap} if len(gap) <= MAX_GAP else {}
         if all(end < context for end in ends.values()):
-            out += [Chunk(slot, end, after.tokens, False, filling=1) for slot, end in ends.items()]
+            out += [Chunk(slot, end, after.tokens, False) for slot, end in ends.items()]
+            filling |= dict.fromkeys(ends, 1)
         out.append(after)
-    return out
+    return Call(out, filling)
 
 
 def _fits(group: list[Chunk], ubatch: int, context: int) -> bool:
@@ -73,22 +83,20 @@ def _fits(group: list[Chunk], ubatch: int, context: int) -> bool:
     )
 
 
-def _filled(group: list[Chunk]) -> list[Chunk]:
+def _filled(group: list[Chunk]) -> Call:
     longest = max(len(chunk.tokens) for chunk in group)
-    lacking = [longest - len(chunk.tokens) for chunk in group]
-    return [
-        replace(chunk, tokens=chunk.tokens + chunk.tokens[-1:] * more, filling=more) if more else chunk
-        for chunk, more in zip(group, lacking, strict=True)
-    ]
+    lacking = {chunk.slot: longest - len(chunk.tokens) for chunk in group}
+    whole = [replace(c, tokens=c.tokens + c.tokens[-1:] * lacking[c.slot]) if lacking[c.slot] else c for c in group]
+    return Call(whole, {slot: more for slot, more in lacking.items() if more})
 
 
-def blocks(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+def blocks(chunks: Sequence[Chunk]) -> list[Call]:
     """Generating sequences are one call, and every block of a prompt goes by itself: llama.cpp cuts a mixed batch into
     pieces of equal length, which would make a text depend on its company."""
     chunks = sorted(chunks, key=lambda c: c.slot)  # adjacent slots in one pass
     single = [c for c in chunks if len(c.tokens) == 1]
-    cut = [[block] for c in chunks if len(c.tokens) > 1 for block in _cut(c)]
-    return [single, *cut] if single else cut
+    cut = [Call([block]) for c in chunks if len(c.tokens) > 1 for block in _cut(c)]
+    return [Call(single), *cut] if single else cut
 
 
 def _cut(chunk: Chunk) -> list[Chunk]:

@@ -132,7 +132,6 @@ class Chunk:
     tokens: list[int]
     sample: bool
     last: bool = False
-    filling: int = 0  # set by `passes.py`: how many of its last tokens are not its own, and are removed again
 
 
 class Space(Protocol):

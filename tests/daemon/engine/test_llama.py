@@ -11,12 +11,12 @@ import pytest
 from llmd.daemon.engine import llama as llama_module
 from llmd.daemon.engine import vocabulary as vocabulary_module
 from llmd.daemon.engine.llama import LlamaRunner
-from llmd.daemon.engine.passes import BLOCK
+from llmd.daemon.engine.passes import BLOCK, Call
 from llmd.daemon.engine.prompts import Prompts, terms
 from llmd.daemon.engine.rendering import Rendering
 from llmd.daemon.engine.sampling import Sampling
 from llmd.daemon.engine.scheduler import Scheduler
-from llmd.daemon.engine.types import Chunk, Request, SamplingParams, Token
+from llmd.daemon.engine.types import Request, SamplingParams, Token
 from llmd.daemon.engine.vocabulary import of_file
 from llmd.daemon.errors import ModelInvalid
 from llmd.daemon.wire.work import Chat, ChatMessage
@@ -122,9 +122,9 @@ def test_prompts_that_are_filled_up_for_a_gpu_say_what_they_would_say(
     calls: list[list[int]] = []
     decode = runner._decode
 
-    def noted(chunks: list[Chunk]) -> list[tuple[int, int]]:
-        calls.append([chunk.filling for chunk in chunks])
-        return decode(chunks)
+    def noted(call: Call) -> list[tuple[int, int]]:
+        calls.append([call.filling.get(chunk.slot, 0) for chunk in call.chunks])
+        return decode(call)
 
     monkeypatch.setattr(runner, "_gpu", True)
     monkeypatch.setattr(runner, "info", replace(runner.info, exact_block=0, overlaps=True))

@@ -20,7 +20,7 @@ def shape(
     chunks: list[Chunk], ubatch: int = 512, context: int = 1024, held: Callable[[int], int] | None = seven
 ) -> list[list[tuple[int, int]]]:
     """Slot and length of each call's chunks."""
-    return [[(c.slot, len(c.tokens)) for c in call] for call in passes(chunks, ubatch, context, held)]
+    return [[(c.slot, len(c.tokens)) for c in call.chunks] for call in passes(chunks, ubatch, context, held)]
 
 
 def test_generating_sequences_are_one_call_by_slot_and_come_first() -> None:
@@ -30,8 +30,8 @@ def test_generating_sequences_are_one_call_by_slot_and_come_first() -> None:
 
 def test_prompts_in_adjacent_slots_are_filled_up_to_the_longest() -> None:
     (call,) = passes([chunk(1, 100), chunk(0, 97), chunk(2, 99)], 512, 1024, seven)
-    assert [(c.slot, len(c.tokens), c.filling) for c in call] == [(0, 100, 3), (1, 100, 0), (2, 100, 1)]
-    assert call[0].tokens == [*range(1, 98), 97, 97, 97]
+    assert [(c.slot, len(c.tokens)) for c in call.chunks] == [(0, 100), (1, 100), (2, 100)]
+    assert call.filling == {0: 3, 2: 1} and call.chunks[0].tokens == [*range(1, 98), 97, 97, 97]
 
 
 def test_a_group_ends_where_slots_lie_apart_a_pass_is_full_or_filling_costs_too_much() -> None:
@@ -50,9 +50,10 @@ def test_who_is_named_first_is_computed_first() -> None:
 
 def test_small_gaps_between_generating_sequences_are_closed() -> None:
     (call,) = passes([chunk(0, 1, 30), chunk(3, 1, 40), chunk(3 + MAX_GAP + 2, 1, 50)], 512, 1024, seven)
-    assert [(c.slot, c.start, c.sample, c.filling) for c in call] == [
-        (0, 30, True, 0), (1, 7, False, 1), (2, 7, False, 1), (3, 40, True, 0), (MAX_GAP + 5, 50, True, 0),
+    assert [(c.slot, c.start, c.sample) for c in call.chunks] == [
+        (0, 30, True), (1, 7, False), (2, 7, False), (3, 40, True), (MAX_GAP + 5, 50, True),
     ]  # fmt: skip
+    assert call.filling == {1: 1, 2: 1}
     assert shape([chunk(0, 1), chunk(2, 1)], context=7) == [[(0, 1), (2, 1)]], "the slot between them is full"
     assert shape([chunk(0, 1), chunk(2, 1)], held=None) == [[(0, 1), (2, 1)]]
 
@@ -64,11 +65,14 @@ def test_whatever_comes_every_token_is_computed_once_and_filling_is_bounded() ->
         given = [chunk(s, rng.choice([1, 1, rng.randrange(2, 300)]), rng.randrange(500)) for s in slots]
         calls = passes(given, 512, 1024, seven)
         own = {c.slot for c in given}
-        back = {c.slot: c.tokens[: len(c.tokens) - c.filling] for call in calls for c in call if c.slot in own}
+        back = {
+            c.slot: c.tokens[: len(c.tokens) - call.filling.get(c.slot, 0)]
+            for call in calls for c in call.chunks if c.slot in own
+        }  # fmt: skip
         assert back == {c.slot: c.tokens for c in given}
         for call in calls:
-            sizes = {len(c.tokens) for c in call}
-            assert len(sizes) == 1 and (len(call) == 1 or len(call) * max(sizes) <= 512)
+            sizes, count = {len(c.tokens) for c in call.chunks}, len(call.chunks)
+            assert len(sizes) == 1 and (count == 1 or count * max(sizes) <= 512)
             if sizes != {1}:
-                assert sum(c.filling for c in call) <= A_PASS * (len(call) - 1)
-            assert all(c.start + len(c.tokens) <= 1024 or not c.filling for c in call)
+                assert sum(call.filling.values()) <= A_PASS * (count - 1)
+            assert all(c.start + len(c.tokens) <= 1024 or c.slot not in call.filling for c in call.chunks)
