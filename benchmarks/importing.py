@@ -105,8 +105,7 @@ class Memory(threading.Thread):
 
 
 def file(path: Path, state: Path | None) -> None:
-    """Without a trial: the file is larger than what is tried, or its weights are random. The copy is on the disk when
-    it is done, as an import is."""
+    """The import with its check and its trial. The copy is on the disk when it is done, as an import is."""
     seconds: dict[str, list[float]] = {}
 
     def timed(name: str, *command: str) -> None:

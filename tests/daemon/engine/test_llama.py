@@ -19,6 +19,7 @@ from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.types import Request, SamplingParams, Token
 from llmd.daemon.engine.vocabulary import of_file
 from llmd.daemon.errors import ModelInvalid
+from llmd.daemon.models.checking import trial
 from llmd.daemon.wire.work import Chat, ChatMessage
 from llmd.quantize import memory
 
@@ -247,6 +248,17 @@ def test_who_computes_one_token_leaves_the_weights_in_their_order(
     monkeypatch.setattr(llama_module, "load", load)
     LlamaRunner(str(path), slots=1, context=64, reorder=reorder).close()
     assert orders == [reorder]
+
+
+async def test_a_model_that_embeds_texts_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    for causal in (True, False):
+        file = gguf.tiny()
+        file.keys["llama.attention.causal"] = (gguf.BOOL, causal)
+        path.write_bytes(file.bytes())
+        assert of_file(str(path)).samples is causal
+    with pytest.raises(ModelInvalid, match="gives no text"):
+        await trial(path, path.stat().st_size)
 
 
 def test_a_file_that_is_no_model_is_refused_without_its_path(tmp_path: Any) -> None:
