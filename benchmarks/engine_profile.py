@@ -17,10 +17,10 @@ from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from llmd.daemon.engine import llama
+from llmd.daemon.engine.llama.passes import Call
+from llmd.daemon.engine.llama.runner import LlamaRunner
+from llmd.daemon.engine.llama.sampling import Sampling
 from llmd.daemon.engine.loop import Engine
-from llmd.daemon.engine.passes import Call
-from llmd.daemon.engine.sampling import Sampling
 from llmd.daemon.engine.types import Chunk, Request, SamplingParams
 from llmd.daemon.wire import frames
 
@@ -62,7 +62,7 @@ def sink() -> socket.socket:
     return ours
 
 
-def level(runner: llama.LlamaRunner, out: socket.socket, spent: Spent, a: argparse.Namespace, streams: int) -> None:
+def level(runner: LlamaRunner, out: socket.socket, spent: Spent, a: argparse.Namespace, streams: int) -> None:
     """`streams` requests at once."""
     rng = random.Random(streams)
     engine = Engine(runner, lambda m: out.sendall(frames.encode(m)), batch=a.batch, chunk=a.chunk)
@@ -114,7 +114,7 @@ def level(runner: llama.LlamaRunner, out: socket.socket, spent: Spent, a: argpar
     print(f"n={streams:3d} whole   {streams * a.tokens / whole:.0f} tok/s; chunk {scheduler.chunk}", flush=True)
 
 
-def passes(runner: llama.LlamaRunner, a: argparse.Namespace) -> None:
+def passes(runner: LlamaRunner, a: argparse.Namespace) -> None:
     """One call with prompts in adjacent slots, by itself."""
     sizes = [(1, n) for n in (8, 16, 17, 32, 64, 101, 128, 192, 256, 384, 512, 1024, 2048)]
     sizes += [(k, 101) for k in (2, 3, 4, 5, 8, 16)] + [(k, 17) for k in (2, 4, 8, 16, 32)]
@@ -152,7 +152,7 @@ def main() -> None:
     p.add_argument("--passes", action="store_true")
     a = p.parse_args()
     out, began = sink(), clock()
-    runner = llama.LlamaRunner(
+    runner = LlamaRunner(
         a.model, slots=a.slots, context=a.context, batch=a.batch, gpus=a.gpus, ubatch=a.ubatch, threads=a.threads
     )
     print(f"batch {a.batch} ubatch {a.ubatch or 512}; ready after {clock() - began:.2f} s", flush=True)

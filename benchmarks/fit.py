@@ -81,8 +81,8 @@ def child(text: str) -> None:
     """Load, warm up, look at the devices; one JSON line."""
     import llama_cpp.llama_cpp as lib
 
-    import llmd.daemon.engine.vocabulary as vocabulary
-    from llmd.daemon.engine.llama import LlamaRunner
+    import llmd.daemon.engine.llama.vocabulary as vocabulary
+    from llmd.daemon.engine.llama.runner import LlamaRunner
 
     one = json.loads(text)
     lines: list[str] = []

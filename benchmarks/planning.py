@@ -23,7 +23,7 @@ SLOTS = 128
 def arrivals(prefix: int, length: int, block: int) -> list[float]:
     """Milliseconds of each step's plan from the arrival of SLOTS requests until all have a token; each prompt is
     `length` tokens behind a common prefix of `prefix`."""
-    info = ModelInfo(128_000, 8192, SLOTS, frozenset(), True, block, None, "", "", "", 0, 0)
+    info = ModelInfo(128_000, 8192, SLOTS, frozenset(), True, block, "", 0, 0)
     scheduler = Scheduler(info, batch=2048, chunk=1024)
     for i in range(SLOTS):
         own = [1000 + (i * 7919 + k * 31) % 100_000 for k in range(length)]

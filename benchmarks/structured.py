@@ -179,7 +179,7 @@ def masks(model: str) -> dict[str, list[float]]:
     from llmd.daemon.engine.answers import grammar
     from llmd.daemon.engine.answers.formats import Syntax
     from llmd.daemon.engine.answers.matching import Grammars, Masks
-    from llmd.daemon.engine.vocabulary import of_file, prepare
+    from llmd.daemon.engine.llama.vocabulary import of_file, prepare
     from llmd.daemon.wire.work import Wanted
 
     prepare(gpus=False)

@@ -111,7 +111,7 @@ setup() {
     local requirements engine project
     requirements=$ROOT$(<"$REQUIREMENTS")
     engine=$LLAMA_VERSION$(cmake_flags)$(patches)
-    project=$(cat "$ROOT/pyproject.toml" "$ROOT"/daemon/engine/*.c)
+    project=$(cat "$ROOT/pyproject.toml" "$ROOT"/daemon/engine/llama/*.c)
     # one stamp over all of them: a run with nothing to do reads five small files
     [[ -f $MODEL && -x $VENV/bin/llmd ]] || rm -f "$STAMPS/all"
     step all "$requirements$engine$project$(<"${BASH_SOURCE[0]}")" steps "$requirements" "$engine" "$project"

@@ -19,7 +19,7 @@ Split = Literal["none", "layer", "tensor"]
 
 # bytes a block of elements, as ggml packs them
 KV_TYPES: Final = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
-# what the runner adds to a step's budget: two pieces of a prompt, and a token a slot (daemon/engine/llama.py)
+# what the runner adds to a step's budget: two pieces of a prompt, and a token a slot (daemon/engine/llama/runner.py)
 BEYOND = 2 * 64
 PAGE: Final = 2 * MIB  # what CUDA hands out memory in
 PROCESS: Final = 66 * MIB  # the interpreter and the libraries of a worker without GPUs, measured

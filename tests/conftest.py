@@ -10,7 +10,7 @@ import pytest
 import torch_folders
 from real_daemon import Llmd, start_llmd
 
-from llmd.daemon.engine.llama import LlamaRunner
+from llmd.daemon.engine.llama.runner import LlamaRunner
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / ".build" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -31,7 +31,7 @@ TERMS = json.loads((FOLDER / "terms.json").read_text())
 # where strangers' bytes are first read: modules and what is called there
 PLACES: dict[str, tuple[str, ...]] = {
     "llmd.quantize.header": ("read_header",),
-    "llmd.daemon.engine.vocabulary": ("load",),
+    "llmd.daemon.engine.llama.vocabulary": ("load",),
     "llmd.daemon.engine.answers.matching": ("refusal",),
     "llmd.daemon.engine.rendering": ("Rendering.text",),
 }

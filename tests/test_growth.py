@@ -356,7 +356,7 @@ def rendering(special: tuple[str, ...] = ("<|im_end|>", "<|x|>")) -> Rendering:
 
 
 def prompts() -> Prompts:
-    return Prompts(FakeRunner(slots=1, context=1 << 20), rendering())
+    return Prompts(FakeRunner(slots=1).vocabulary, rendering())
 
 
 def file_of(made: bytes, read: Callable[[str], object]) -> Work:
@@ -583,7 +583,7 @@ GROWS: dict[str, tuple[Grow, ...]] = {
 
 
 def answers() -> Answers:
-    return Answers(FakeRunner(slots=1).lexicon)
+    return Answers(FakeRunner(slots=1).vocabulary.lexicon)
 
 
 ASIDE = "as large bodies are: in a thread, one at a time"

@@ -44,6 +44,7 @@ LEAVES = {
         "versions",
     )
 }
+FOR_ENGINES = {"llmd.daemon.confined", "llmd.daemon.cores", "llmd.daemon.errors", "llmd.quantize.backends"}
 # a room, or one file: what it may import from us. The first that fits counts, so exceptions stand above their room.
 MAY_IMPORT: dict[str, set[str]] = {
     "daemon/main.py": {"llmd"},  # it wires
@@ -68,9 +69,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "llmd.daemon.engine.answers", "llmd.daemon.wire", "llmd.daemon.engine.types", "llmd.daemon.confined",
         "llmd.daemon.errors", "llmd.daemon.kept",
     },
-    "daemon/engine/": {
-        "llmd.daemon.engine", "llmd.daemon.wire", "llmd.daemon.confined", "llmd.daemon.cores", "llmd.daemon.errors",
+    "daemon/engine/llama/": {
+        "llmd.daemon.engine.llama", "llmd.daemon.engine.types", "llmd.daemon.cores", "llmd.daemon.errors",
         "llmd.quantize.header", "llmd.quantize.backends",
+    },
+    "daemon/engine/__main__.py": {"llmd.daemon.engine", "llmd.daemon.wire", *FOR_ENGINES},
+    "daemon/engine/trial.py": {"llmd.daemon.engine", "llmd.daemon.wire", *FOR_ENGINES},
+    "daemon/engine/": {
+        "llmd.daemon.engine.answers", "llmd.daemon.wire", *FOR_ENGINES,
+        *(f"llmd.daemon.engine.{file.stem}" for file in (ROOT / "daemon" / "engine").glob("[a-z]*.py")),
     },
     "daemon/": LEAVES,
     "quantize/checkpoints/": {"llmd.quantize", "llmd.daemon.errors"},
@@ -81,7 +88,7 @@ NOBODY_IMPORTS = {"llmd.daemon.main"}
 # dependency -> the only files that import it
 MAY_USE = {
     "cryptography": {"daemon/identity/certificates.py"},
-    "llama_cpp": {"daemon/engine/llama.py", "daemon/engine/vocabulary.py", "quantize/*.py"},
+    "llama_cpp": {"daemon/engine/llama/*.py", "quantize/*.py"},
     "torch": {"quantize/checkpoints/converting.py", "quantize/checkpoints/original.py"},
     "transformers": {"quantize/checkpoints/converting.py", "quantize/checkpoints/original.py"},
     "accelerate": {"quantize/checkpoints/original.py"},
@@ -91,7 +98,7 @@ MAY_USE = {
     "pynvml": {"daemon/gpus/*.py"},
     "prometheus_client": {"daemon/metrics.py"},
     "jinja2": {"daemon/engine/templates.py"},
-    "llguidance": {"daemon/engine/answers/matching.py"},
+    "llguidance": {"daemon/engine/answers/matching.py", "daemon/engine/*/vocabulary.py"},
     "jsonschema_rs": {"daemon/engine/answers/schemas.py"},
     "msgspec": {"daemon/wire/*.py"},
     "fastapi": {"api/*"},

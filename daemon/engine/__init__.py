@@ -2,8 +2,8 @@
 
 __main__.py    the worker process
 types.py       the nouns that the engine shares
+protocols.py   what it asks of its parts that come in several kinds
 prefixes.py    pure: which slots hold how much of a prompt
-passes.py      pure: how a step's chunks are dealt to calls
 pace.py        pure: how many prompt tokens a step computes beside the streams
 threads.py     pure: on how many of its cores a step computes
 scheduler.py   pure: which tokens the next step computes
@@ -19,12 +19,10 @@ renderers.py   the processes in which that is done
 templates.py   chat templates in a sandbox, in transformers' dialect: what they show of a conversation
 layouts.py     pure: conversations laid out anew where a template does not take them as they came
 turns.py       a conversation as a template gets it
-sampling.py    pure: chooses tokens for many sequences at once
 output.py      tokens to text: whole UTF-8, stop strings
 trial.py       a program: does a model's template work, and does it answer a token
 selftest.py    a program: does one of them run on this CPU?
 answers/       what an answer may be and what it says
-vocabulary.py  text to tokens and back in llama.cpp
-llama.py       the runner: llama-cpp-python's low-level API
+llama/         the engine of GGUF models
 fake.py        a runner without a model, for tests and for measuring the gateway
 """

@@ -31,9 +31,10 @@ from llmd.daemon.engine.fair import FairQueue
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.prefixes import beginnings
 from llmd.daemon.engine.prompts import Prompts, named, terms
+from llmd.daemon.engine.protocols import Runner, Vocabulary
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import overflow
-from llmd.daemon.engine.types import Request, Runner, SamplingParams
+from llmd.daemon.engine.types import ModelInfo, Request, SamplingParams
 from llmd.daemon.errors import BadRequest, LlmdError, SchemaTooComplex, SchemaUnsupported
 from llmd.daemon.wire import frames
 from llmd.daemon.wire.events import Detokenized, Failed, Started, Tokenized
@@ -73,10 +74,11 @@ class Worker:
         with reach.confining(settings):
             make = runner_for(settings)
         runner = make(seat)
-        self._prompts = Prompts(runner, Rendered(self._nursery, terms(runner, settings.syntax)))
-        self._answers = Answers(runner.lexicon)
+        vocabulary, info = runner.vocabulary, runner.info
+        rendered = Rendered(self._nursery, terms(vocabulary, info.context, settings.syntax))
+        self._prompts = Prompts(vocabulary, rendered)
+        self._answers = Answers(vocabulary.lexicon)
         self._engine = Engine(runner, self.send, batch=settings.batch, chunk=settings.chunk, seat=seat)
-        info = runner.info
         self.send(
             Ready(
                 context=info.context,
@@ -85,7 +87,7 @@ class Worker:
                 parameters=info.parameters,
                 size=info.size,
                 description=info.description,
-                chat=bool(info.chat_template or info.tool_template),
+                chat=bool(rendered.terms.template or rendered.terms.tool_template),
                 confined=not lacks(),
                 samples=info.samples,
             )
@@ -129,25 +131,25 @@ class Worker:
         match message.work:
             case Tokenize(text, special):
                 self._prompts.check_length(text, "prompt")
-                tokens = self._runner.tokenize(text, add_special=special, parse_special=special)
+                tokens = self._vocabulary.tokenize(text, add_special=special, parse_special=special)
                 self.send(Step((Tokenized(message.id, tuple(tokens)),)))
             case Detokenize(given):
                 self._check_tokens(given, "tokens")
-                if len(given) > self._runner.info.context:
-                    raise overflow(self._runner.info.context, len(given), "tokens")
-                self.send(Step((Detokenized(message.id, self._runner.detokenize(given)),)))
+                if len(given) > self._info.context:
+                    raise overflow(self._info.context, len(given), "tokens")
+                self.send(Step((Detokenized(message.id, self._vocabulary.detokenize(given)),)))
             case Generate() as work:
                 self._generate(message.id, message.owner, work)
 
     def _generate(self, id_: int, owner: str, work: Generate) -> None:
-        if not self._runner.info.samples:
+        if not self._info.samples:
             raise BadRequest("this model gives no text", param="model")
         self._check_tokens([t for t, _ in work.params.logit_bias], "logit_bias")
         read = [self._tokens(prompt) for prompt in work.prompts]
         for prompt, (tokens, _) in zip(work.prompts, read, strict=True):
-            if len(tokens) >= self._runner.info.context:
-                raise overflow(self._runner.info.context, len(tokens), named(prompt))
-        params = SamplingParams.of(work.params, self._runner.info.defaults)
+            if len(tokens) >= self._info.context:
+                raise overflow(self._info.context, len(tokens), named(prompt))
+        params = SamplingParams.of(work.params, self._vocabulary.defaults)
         requests = [
             Request(id_, owner, tuple(tokens), params, work.choices, at * work.choices)
             for at, (tokens, _) in enumerate(read)
@@ -158,9 +160,9 @@ class Worker:
         else:
             self._begin(requests)
 
-    def _begin(self, requests: Sequence[Request]) -> None:
+    def _begin(self, requests: Sequence[Request], answering: Answering | None = None) -> None:
         self.send(Step((Started(requests[0].id, sum(len(request.prompt) for request in requests)),)))
-        self._engine.add(*requests)
+        self._engine.add(*requests, answering=answering)
 
     def _tokens(self, prompt: Prompt) -> tuple[Sequence[int], Thoughts]:
         """A prompt's tokens, and whether the model thinks."""
@@ -187,20 +189,19 @@ class Worker:
             request, wanted, thoughts = self._unbound.get()
             try:
                 self._check_room(request, wanted)
-                answering = self._bound(request.owner, wanted, thoughts)
-                self._begin([replace(request, answering=answering)])
+                self._begin([request], self._bound(request.owner, wanted, thoughts))
             except BaseException as e:  # a panic of a library in Rust is no Exception
                 self._refuse(request.id, e)
 
     def _check_room(self, request: Request, wanted: Wanted) -> None:
         """Raises SchemaUnsupported for a schema that no answer fits which the context holds."""
-        info = self._runner.info
-        room = (info.context - len(request.prompt)) * info.longest_token
+        context, longest = self._info.context, self._vocabulary.longest
+        room = (context - len(request.prompt)) * longest
         held = [(tool.parameters, f"tools.{tool.name}") for tool in wanted.tools if tool.strict]
         for text, param in [*held, *([(wanted.schema, "response_format")] if wanted.schema else [])]:
-            if info.longest_token and least(json.loads(text)) > room:
+            if longest and least(json.loads(text)) > room:
                 raise SchemaUnsupported(
-                    f"{param}: no answer that fits is so short that this model's context of {info.context} tokens "
+                    f"{param}: no answer that fits is so short that this model's context of {context} tokens "
                     "holds it; look at minItems, minLength and minProperties",
                     param=param.partition(".")[0],
                 )
@@ -219,14 +220,18 @@ class Worker:
             ) from e
 
     def _check_tokens(self, tokens: Sequence[int], param: str) -> None:
-        vocab = self._runner.info.vocab
+        vocab = self._info.vocab
         for token in tokens:
             if not 0 <= token < vocab:
                 raise BadRequest(f"there is no token {token}; this model's tokens are 0 to {vocab - 1}", param=param)
 
     @property
-    def _runner(self) -> Runner:
-        return self._engine.runner
+    def _info(self) -> ModelInfo:
+        return self._engine.runner.info
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        return self._engine.runner.vocabulary
 
     # --- beat
 
@@ -248,8 +253,8 @@ def runner_for(s: Settings) -> Callable[[cores.Seat], Runner]:
     from llmd.quantize import backends
 
     backends.engine()
-    from llmd.daemon.engine.llama import LlamaRunner
-    from llmd.daemon.engine.vocabulary import prepare
+    from llmd.daemon.engine.llama.runner import LlamaRunner
+    from llmd.daemon.engine.llama.vocabulary import prepare
 
     prepare(gpus=bool(s.gpus))
     return lambda seat: LlamaRunner(

@@ -19,6 +19,44 @@ class Misuse(Exception):
     """The engine did what `Runner` does not allow; the message says what."""
 
 
+class FakeVocabulary:
+    """Of `size` tokens; the first ends a text, the next are `words`. Without words a slot's token tells when its prompt
+    was tokenized (`arrived`), and when it was looked at."""
+
+    chat_template: str | None = "{{ messages[-1].content }}"
+    tool_template: str | None = None
+    bos_text = eos_text = ""
+    longest = 1
+    ends = frozenset({0})
+    defaults: abc.Mapping[str, float] = {}
+
+    def __init__(self, size: int, words: abc.Sequence[bytes], arrived: abc.Sequence[int]) -> None:
+        self.size, self._words, self._arrived = size, words, arrived
+
+    def piece(self, token: int) -> bytes:
+        if self._words:
+            return self._words[(token - 1) % len(self._words)]
+        return b"%d:%d " % (self._arrived[token - 1], time.monotonic_ns())
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        now = time.monotonic_ns()
+        return [now // _BASE, now % _BASE, *text.encode()]
+
+    def continued(self, text: str, *, parse_special: bool) -> list[int]:
+        return list(text.encode())
+
+    def detokenize(self, tokens: abc.Sequence[int]) -> str:
+        return bytes(t for t in tokens[2:] if 0 <= t < 256).decode(errors="replace")
+
+    def special_texts(self) -> list[str]:
+        return []
+
+    def lexicon(self) -> Lexicon:
+        """Its words; every other token is a byte."""
+        pieces = [b"<end>", *self._words, *(bytes([n % 256]) for n in range(self.size - 1 - len(self._words)))]
+        return Lexicon(pieces, frozenset({0}), self.ends)
+
+
 class FakeRunner:
     """`step_seconds`: the time of a step, 0: as fast as it goes. `text`: the words it says, over and over. `overlaps`:
     it computes beside its caller, as a GPU does. `last_words`: what it prints as it aborts, after so many steps as
@@ -46,23 +84,20 @@ class FakeRunner:
             vocab=1000,
             context=context,
             slots=slots,
-            eos=frozenset({0}),
+            eos=FakeVocabulary.ends,
             can_trim=True,
             exact_block=0,
-            chat_template="{{ messages[-1].content }}",
-            bos_text="",
-            eos_text="",
             description="fake",
             parameters=0,
             size=0,
-            longest_token=1,
             overlaps=overlaps,
             samples=samples,
         )
         self.threads = self.used = threads
         self.step_seconds = step_seconds
-        self._words = [w + " " for w in text.split()]
+        self._words = [f"{word} ".encode() for word in text.split()]
         self._arrived = [0] * slots
+        self.vocabulary = FakeVocabulary(self.info.vocab, self._words, self._arrived)
         self._logprobs: list[int | None] = [None] * slots
         self._next = time.monotonic()
         self._held = [0] * slots  # positions that each slot holds
@@ -116,27 +151,6 @@ class FakeRunner:
         wanted = self._logprobs[chunk.slot]
         logprob = None if wanted is None else Logprob(token, -0.5, tuple((token, -0.5 - i) for i in range(wanted)))
         return Sample(chunk.slot, token, logprob)
-
-    def piece(self, token: int) -> bytes:
-        if self._words:
-            return self._words[(token - 1) % len(self._words)].encode()
-        return b"%d:%d " % (self._arrived[token - 1], time.monotonic_ns())
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        now = time.monotonic_ns()
-        return [now // _BASE, now % _BASE, *text.encode()]
-
-    def detokenize(self, tokens: abc.Sequence[int]) -> str:
-        return bytes(t for t in tokens[2:] if 0 <= t < 256).decode(errors="replace")
-
-    def special_texts(self) -> list[str]:
-        return []
-
-    def lexicon(self) -> Lexicon:
-        """Its words; every other token is a byte."""
-        words = [self.piece(token) if self._words else b"" for token in range(1, len(self._words) + 1)]
-        pieces = [b"<end>", *words, *(bytes([n % 256]) for n in range(self.info.vocab - 1 - len(words)))]
-        return Lexicon(pieces, frozenset({0}), self.info.eos)
 
     def close(self) -> None:
         return None

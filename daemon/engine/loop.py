@@ -15,23 +15,27 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
+from typing import TypeAlias
 
 from llmd.daemon.cores import Alone, Idle, Seat
-from llmd.daemon.engine.answers.answering import Choice
+from llmd.daemon.engine.answers.answering import Answering, Choice
 from llmd.daemon.engine.answers.matching import Masks, Matcher
 from llmd.daemon.engine.answers.reader import Argued, Called, Piece, Said, Thought
 from llmd.daemon.engine.faults import of_request
 from llmd.daemon.engine.output import LogprobOutput, TextOutput
 from llmd.daemon.engine.pace import Pace
+from llmd.daemon.engine.protocols import Runner, Space
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.threads import Threads
-from llmd.daemon.engine.types import NO_MASKS, Logprob, Mask, Plan, Request, Runner, Sequence, Space, Token
+from llmd.daemon.engine.types import NO_MASKS, Logprob, Mask, Plan, Request, Sequence, Token
 from llmd.daemon.wire.events import ChosenLogprob, Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
 from llmd.daemon.wire.worker import Busy, Step
 
 BURST = 512
 # who has answered a request often has the next one soon: its cores are not dealt anew for less
 LINGER_SECONDS = 0.02
+
+_Added: TypeAlias = tuple[tuple[Request, ...], Answering | None]
 
 
 @dataclass(slots=True)
@@ -65,11 +69,11 @@ class _Live:
         return "", pieces
 
 
-def _live(request: Request) -> _Live:
+def _live(request: Request, answering: Answering | None) -> _Live:
     """Stop strings are looked for in what an answer says: of what is read, the reader knows what that is."""
     stop = request.params.stop
-    if request.answering:
-        return _Live(TextOutput(), LogprobOutput(), request.answering.start(stop))
+    if answering:
+        return _Live(TextOutput(), LogprobOutput(), answering.start(stop))
     return _Live(TextOutput(stop), LogprobOutput())
 
 
@@ -95,7 +99,7 @@ class Engine:
         self.step_began: float | None = None  # monotonic; None while there is nothing to do
         self.last_token = time.monotonic()
         self._send = send
-        self._inbox: SimpleQueue[tuple[Request, ...] | int | None] = SimpleQueue()
+        self._inbox: SimpleQueue[_Added | int | None] = SimpleQueue()
         self._live: dict[tuple[int, int], _Live] = {}
         self._pace = Pace(chunk, batch)
         self._unseen: list[Token] = []  # sampled, and not shown yet
@@ -107,9 +111,9 @@ class Engine:
 
     # --- any thread
 
-    def add(self, *requests: Request) -> None:
-        """One request's prompts, all with its id."""
-        self._inbox.put(requests)
+    def add(self, *requests: Request, answering: Answering | None = None) -> None:
+        """One request's prompts, all with its id. `answering`: what its answers are held to and read as; None: text."""
+        self._inbox.put((requests, answering))
 
     def cancel(self, request_id: int) -> None:
         """Takes effect before the next step. The request's slot and queue place are free then; no event follows."""
@@ -138,9 +142,9 @@ class Engine:
             if isinstance(command, int):
                 self._cancel(command)
             else:
-                self._add(command)
+                self._add(*command)
 
-    def _idle(self) -> tuple[Request, ...] | int | None:
+    def _idle(self) -> _Added | int | None:
         """The next command. Until it comes, others have the cores."""
         self.step_began = None
         with suppress(Empty):
@@ -148,14 +152,14 @@ class Engine:
         self._seat.leave()
         return self._inbox.get()
 
-    def _add(self, requests: tuple[Request, ...]) -> None:
+    def _add(self, requests: tuple[Request, ...], answering: Answering | None) -> None:
         id_ = requests[0].id
         if id_ in self._cancelled_early:
             del self._cancelled_early[id_]
             return
         try:
             live = {
-                (id_, request.first + choice): _live(request)
+                (id_, request.first + choice): _live(request, answering)
                 for request in requests
                 for choice in range(request.choices)
             }
@@ -351,9 +355,9 @@ class Engine:
         return Finished(*where, reason, sequence.generated, sequence.cached, thought, calls)
 
     def _piece(self, token: int, choice: Choice | None) -> bytes:
-        return (self.marks.get(token) if choice is not None else None) or self.runner.piece(token)
+        return (self.marks.get(token) if choice is not None else None) or self.runner.vocabulary.piece(token)
 
     def _shown(self, logprob: Logprob) -> ChosenLogprob:
-        piece = self.runner.piece
+        piece = self.runner.vocabulary.piece
         top = tuple(TokenLogprob(piece(token), p) for token, p in logprob.top)
         return ChosenLogprob(TokenLogprob(piece(logprob.token), logprob.logprob), top)

@@ -4,8 +4,8 @@ import re
 
 from llmd.daemon.engine.answers.detecting import begins_thinking
 from llmd.daemon.engine.answers.formats import Syntax, Thoughts
+from llmd.daemon.engine.protocols import Vocabulary
 from llmd.daemon.engine.rendering import Renders, Terms
-from llmd.daemon.engine.types import Runner
 from llmd.daemon.errors import BadRequest, ModelInvalid
 from llmd.daemon.wire.work import Chat, Prompt
 
@@ -15,25 +15,24 @@ def named(prompt: Prompt) -> str:
     return "messages" if isinstance(prompt, Chat) else "prompt"
 
 
-def terms(runner: Runner, syntax: str = "") -> Terms:
-    """What is to be known of a runner's model to render for it."""
-    info = runner.info
+def terms(of: Vocabulary, context: int, syntax: str = "") -> Terms:
+    """What is to be known of a model to render for it."""
     return Terms(
-        info.chat_template or "", info.bos_text, info.eos_text, tuple(runner.special_texts()), info.context,
-        info.longest_token, syntax=syntax, tool_template=info.tool_template or "",
+        of.chat_template or "", of.bos_text, of.eos_text, tuple(of.special_texts()), context, of.longest,
+        syntax=syntax, tool_template=of.tool_template or "",
     )  # fmt: skip
 
 
 class Prompts:
-    """Tokenizes for one runner what `renders` gives."""
+    """Tokenizes what `renders` gives."""
 
-    def __init__(self, runner: Runner, renders: Renders) -> None:
-        self._runner, self._renders = runner, renders
+    def __init__(self, vocabulary: Vocabulary, renders: Renders) -> None:
+        self._vocabulary, self._renders = vocabulary, renders
 
     def from_text(self, text: str) -> list[int]:
         """A raw prompt: special tokens in it are read as such, because its author lays out the template by hand."""
         self.check_length(text, "prompt")
-        return self._runner.tokenize(text, add_special=not self._begins(text), parse_special=True)
+        return self._vocabulary.tokenize(text, add_special=not self._begins(text), parse_special=True)
 
     @property
     def syntax(self) -> Syntax:
@@ -62,7 +61,7 @@ class Prompts:
 
     def _begins(self, text: str) -> bool:
         """Whether it has the token that begins texts: that comes once."""
-        bos = self._runner.info.bos_text
+        bos = self._vocabulary.bos_text
         return bool(bos) and text.startswith(bos)
 
     def check_length(self, text: str, what: str) -> None:
@@ -71,26 +70,16 @@ class Prompts:
 
     def _tokenize(self, text: str, escaped: list[str], *, add_special: bool) -> list[int]:
         if not escaped:
-            return self._runner.tokenize(text, add_special=add_special, parse_special=True)
+            return self._vocabulary.tokenize(text, add_special=add_special, parse_special=True)
         tokens: list[int] = []
         marked = {str(number): special for number, special in enumerate(escaped)}
         for i, part in enumerate(re.split(f"{self._renders.terms.mark}(\\d+);", text)):
             if i % 2:
                 if part not in marked:
                     raise ModelInvalid("the model's chat template changes texts that it is to show")
-                tokens += self._going_on(marked[part], parse_special=False)
+                tokens += self._vocabulary.continued(marked[part], parse_special=False)
             elif i == 0:
-                tokens += self._runner.tokenize(part, add_special=add_special, parse_special=True)
+                tokens += self._vocabulary.tokenize(part, add_special=add_special, parse_special=True)
             elif part:
-                tokens += self._going_on(part, parse_special=True)
+                tokens += self._vocabulary.continued(part, parse_special=True)
         return tokens
-
-    def _going_on(self, text: str, *, parse_special: bool) -> list[int]:
-        """A text that is not the first: behind a line's end, which is taken away again, no blank is put before it."""
-        tokenize = self._runner.tokenize
-        if self._runner.info.space_prefix:
-            line = tokenize("\n", add_special=False, parse_special=False)
-            tokens = tokenize("\n" + text, add_special=False, parse_special=parse_special)
-            if tokens[: len(line)] == line:
-                return tokens[len(line) :]
-        return tokenize(text, add_special=False, parse_special=parse_special)

@@ -11,9 +11,9 @@ Pieces are dealt round robin by owner, so that nobody's prompts hold up another'
 prompt with the least left to read and the next to the oldest: a short one is soon read behind a long one, and the long
 one has half of its owner's turns whatever else comes.
 
-Where a sequence lives is the space's to say (`Space` in `types.py`; `slots.py` is llama.cpp's): a prompt gets a place
-when its turn to be read comes. One that loses its place waits again, and reads what it had said anew, before it goes on
-where it was.
+Where a sequence lives is the space's to say (`Space` in `protocols.py`; `slots.py` is llama.cpp's): a prompt gets a
+place when its turn to be read comes. One that loses its place waits again, and reads what it had said anew, before it
+goes on where it was.
 
 Where the runner cuts prompts at fixed places (`ModelInfo.exact_block` says why), the same seed and parameters give the
 same text, whatever was computed before or beside it: what a sequence with a seed had said is computed again a token a
@@ -25,8 +25,9 @@ Every `add` is answered by exactly one end of each choice: a finish in `apply`, 
 from dataclasses import dataclass
 
 from llmd.daemon.engine.prefixes import beginnings
+from llmd.daemon.engine.protocols import Space
 from llmd.daemon.engine.slots import Slots
-from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, Sequence, Space, Start, Token, next_cut
+from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, Sequence, Start, Token, next_cut
 
 # this many prompts that wait for their first token get larger chunks
 MANY_PROMPTS = 4

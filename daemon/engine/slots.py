@@ -1,5 +1,5 @@
 """Where sequences live in llama.cpp: slots, each with the keys and values of one sequence, or of what an earlier one
-left. Pure; a `Space` (`types.py`).
+left. Pure; a `Space` (`protocols.py`).
 
 A waiting sequence gets a slot in this order:
 

@@ -63,7 +63,7 @@ def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
     try:
         hold_trial(path)
         backends.engine()
-        from llmd.daemon.engine.vocabulary import of_file  # here: it imports llama.cpp
+        from llmd.daemon.engine.llama.vocabulary import of_file  # here: it imports llama.cpp
 
         vocabulary = of_file(path)
         terms = Terms(
@@ -80,7 +80,7 @@ def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
             raise ModelInvalid("the tokenizer has no token that ends a text: no answer would end")
         (found, laid), written = conversations(rendered), syntax(rendered)
         if wanted == "token":
-            from llmd.daemon.engine.llama import LlamaRunner  # here: the rest needs no numpy
+            from llmd.daemon.engine.llama.runner import LlamaRunner  # here: the rest needs no numpy
 
             # it computes a token as it loads; putting gigabytes into a CPU's own order for one takes longer
             LlamaRunner(path, slots=1, context=CONTEXT, batch=64, seat=cores.mine(), reorder=False)

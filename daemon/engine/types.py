@@ -2,12 +2,9 @@
 
 from collections import abc
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
 from llmd.daemon.wire.work import SamplingWish
-
-if TYPE_CHECKING:  # it needs libraries that not everything here needs
-    from llmd.daemon.engine.answers.answering import Answering
 
 
 def next_cut(at: int, length: int, block: int) -> int:
@@ -57,7 +54,6 @@ class Request:
     choices: int = 1
     first: int = 0  # its first choice's number: a request of several prompts is one of these a prompt
     beginnings: tuple[int, ...] | None = None  # `prefixes.beginnings`, where whoever made it had the time
-    answering: "Answering | None" = None  # what its answers are held to and read as; None: text
     adapter: str = ""  # what is computed with beside the model's own weights
 
     @property
@@ -134,43 +130,6 @@ class Chunk:
     last: bool = False
 
 
-class Space(Protocol):
-    """Where sequences live: what place each one has, what it shares with others, and what the runner must do for it.
-    The scheduler asks, and decides what is computed; it knows no layout. The engine thread alone calls it.
-
-    A place is a slot's number, by which the runner knows a sequence. Who came first is never refused for ever: it gets
-    the places of those that came later, if there is no other.
-    """
-
-    bounded: bool  # who has a place may lack room in it, or lose it; else `room` need not be asked
-
-    @property
-    def used(self) -> int:
-        """Positions that hold keys and values."""
-        ...
-
-    def open(self, *, enter: bool) -> None:
-        """A step is planned from now on; `enter`: somebody waits for a place."""
-        ...
-
-    def enter(self, sequence: Sequence) -> Start | None:
-        """A place for a waiting sequence, with `Sequence.start`; None: not now."""
-        ...
-
-    def room(self, sequence: Sequence, end: int) -> list[Sequence] | None:
-        """Room for a sequence's tokens up to `end`. None: not now. Else those who have lost their places for it: they
-        wait again, and what they had is computed anew."""
-        ...
-
-    def leave(self, sequence: Sequence) -> None:
-        """It has ended; what it had may stay, for others to share."""
-        ...
-
-    def at(self, slot: int) -> Sequence | None:
-        """Who lives there."""
-        ...
-
-
 @dataclass(slots=True)
 class Plan:
     """One step. Starts are carried out before chunks, in order."""
@@ -221,23 +180,12 @@ class ModelInfo:
     # anywhere. For a runner whose keys and values depend on how many tokens are computed together: a text stays the
     # same only if its prompt is always cut at the same places
     exact_block: int
-    chat_template: str | None
-    bos_text: str
-    eos_text: str
     description: str
     parameters: int
     size: int  # bytes of weights
-    # the most bytes of text that one token stands for, so that more text than `context` times this cannot fit; 0: a
-    # tokenizer that may drop text, of which nothing can be said
-    longest_token: int = 0
-    tool_template: str | None = None  # for conversations with tools, where it is another one
-    # the tokenizer puts a blank before a text: one that goes on after tokens must not have it
-    space_prefix: bool = False
     samples: bool = True  # it gives tokens
     # `Runner.launch` returns while the device computes: what is done before `collect` costs no time
     overlaps: bool = False
-    # what its file asks for where a request does not say, by the names of `SamplingParams`
-    defaults: abc.Mapping[str, float] = field(default_factory=dict)
 
 
 # of one slot: a bit a token of the vocabulary, the lowest first, in 32-bit words; without its bit a token is not
@@ -249,48 +197,15 @@ NO_MASKS: Masks = {}
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
-    """A vocabulary as grammars see it: each token's bytes, a control token's as its name; the tokens that end a text;
-    and llama.cpp's vocabulary and its `llama_tokenize`, as addresses (0: there are none)."""
+    """A vocabulary as grammars see it: each token's bytes, a control token's as its name; and the tokens that end a
+    text. `tokenizer` makes of the marked bytes and the ends what the grammars' library tokenizes with, in code that
+    needs no Python (masks are computed in threads); None: the longest tokens first."""
 
     pieces: abc.Sequence[bytes]
     control: frozenset[int]
     ends: frozenset[int]
-    vocabulary: int = 0
-    tokenize: int = 0
+    tokenizer: abc.Callable[[list[bytes], list[int]], Any] | None = None
 
     def tokens(self) -> dict[str, int]:
         """The control tokens by their names."""
         return {self.pieces[token].decode(errors="replace"): token for token in sorted(self.control)}
-
-
-class Runner(Protocol):
-    """A model on its device. `launch`, `collect` and `close` are called by the engine thread alone; the rest by any
-    thread. A step is one `launch`, then one `collect` that is read to its end; steps follow one another.
-
-    1. `launch(plan)` carries out the plan's starts, in order, and begins to compute its chunks. Where `info.overlaps`,
-       it returns while the device computes; a runner that computes on the caller's thread puts the work off to
-       `collect`.
-    2. Between the two the engine makes what was sampled before visible, takes in commands, and computes masks from the
-       tokens that it has. Sequences may end meanwhile: what is computed for them is thrown away. Nothing is planned:
-       a slot that becomes free is started anew by a later `launch` only.
-    3. `collect(masks)` yields what it samples as it comes, part by part: a first token need not wait for the other
-       prompts of its step, and while a part is looked at the device may compute the next. `masks` are by slot, of
-       chunks with `sample`; a slot without one may sample any token. Every chunk with `sample` gives one Sample.
-
-    It computes with `threads` threads at most, and before a `launch` is told how many it may `use`.
-
-    `FakeRunner` holds engines to this.
-    """
-
-    info: ModelInfo
-    threads: int
-
-    def use(self, threads: int) -> None: ...
-    def launch(self, plan: Plan) -> None: ...
-    def collect(self, masks: Masks = NO_MASKS) -> abc.Iterator[list[Sample]]: ...
-    def piece(self, token: int) -> bytes: ...
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
-    def detokenize(self, tokens: abc.Sequence[int]) -> str: ...
-    def special_texts(self) -> abc.Sequence[str]: ...
-    def lexicon(self) -> Lexicon: ...
-    def close(self) -> None: ...

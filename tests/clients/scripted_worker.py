@@ -8,8 +8,9 @@ from typing import Any
 
 from llmd.daemon.cores import Seat
 from llmd.daemon.engine import __main__ as worker
+from llmd.daemon.engine.protocols import Runner
+from llmd.daemon.engine.types import NO_MASKS, Masks, Plan, Sample
 from llmd.daemon.wire.worker import Settings
-from llmd.daemon.engine.types import NO_MASKS, Masks, Plan, Runner, Sample
 
 SCRIPT = re.compile(r"⟦(.*?)⟧", re.DOTALL)
 TURN = "<|im_start|>assistant"
@@ -27,7 +28,7 @@ class Scripted:
 
     def launch(self, plan: Plan) -> None:
         for start in plan.starts:
-            self._scripts[start.slot] = self._script(self._runner.detokenize(list(start.prompt)))
+            self._scripts[start.slot] = self._script(self._runner.vocabulary.detokenize(list(start.prompt)))
         self._runner.launch(plan)
 
     def collect(self, masks: Masks = NO_MASKS) -> Iterator[list[Sample]]:
@@ -50,7 +51,7 @@ class Scripted:
         turn = prompt.rpartition("⟧")[2].count(TURN) - 1
         if not 0 <= turn < len(texts):
             return []
-        tokens = self._runner.tokenize(texts[turn], add_special=False, parse_special=False)
+        tokens = self._runner.vocabulary.tokenize(texts[turn], add_special=False, parse_special=False)
         return [*tokens, min(self._runner.info.eos)]
 
 

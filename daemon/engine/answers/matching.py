@@ -1,7 +1,7 @@
 """Grammars in llguidance: compiled once, followed token by token, and which tokens may come next.
 
-This is the only file that imports llguidance. What it is given to compile has been tried in a process of its own
-before (`check.py`), and every step is bounded by LIMITS.
+This and an engine's vocabulary are the only files that import llguidance. What it is given to compile has been tried in
+a process of its own before (`check.py`), and every step is bounded by LIMITS.
 """
 
 import os
@@ -118,14 +118,8 @@ def refusal(schema: str) -> str:
 def _tokenizer(lexicon: Lexicon) -> llguidance.LLTokenizer:
     marked = [b"\xff" + piece if token in lexicon.control else piece for token, piece in enumerate(lexicon.pieces)]
     ends = sorted(lexicon.ends)
-    if lexicon.vocabulary:
-        made: llguidance.LLTokenizer = llguidance.LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
-            tokens=marked,
-            vocab_ptr=lexicon.vocabulary,
-            tokenize_fptr=lexicon.tokenize,
-            eos_token=ends,
-            slices=None,
-        )
+    if lexicon.tokenizer:
+        made: llguidance.LLTokenizer = lexicon.tokenizer(marked, ends)
         return made
     greedy: Any = _Greedy(marked, ends)
     return llguidance.LLTokenizer(greedy, eos_token=ends)

@@ -12,19 +12,18 @@ from llmd.daemon import cores
 from llmd.daemon.cores import Seat
 from llmd.daemon.engine.answers.answering import Answering, Answers
 from llmd.daemon.engine.answers.formats import HERMES, THINKINGS, Syntax
-from llmd.daemon.engine.fake import FakeRunner, Misuse
+from llmd.daemon.engine.fake import FakeRunner, FakeVocabulary, Misuse
 from llmd.daemon.engine.loop import Engine
+from llmd.daemon.engine.protocols import Space
 from llmd.daemon.engine.types import (
     NO_MASKS,
     Chunk,
-    Lexicon,
     Logprob,
     Masks,
     Plan,
     Request,
     Sample,
     SamplingParams,
-    Space,
     Start,
 )
 from llmd.daemon.wire.events import Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
@@ -46,6 +45,13 @@ def paged(request: pytest.FixtureRequest) -> Iterator[bool]:
     yield request.param
 
 
+class Pieces(FakeVocabulary):
+    """Token n is the n-th of these, whatever else there is."""
+
+    def piece(self, token: int) -> bytes:
+        return self._words[token - 1]
+
+
 class Queued(FakeRunner):
     """Says the given pieces to every sequence, in order; `gate` lets a test hold it between steps."""
 
@@ -54,6 +60,7 @@ class Queued(FakeRunner):
     def __init__(self, pieces: list[bytes], slots: int = 2, eos_after: bool = False) -> None:
         super().__init__(slots=slots, overlaps=self.overlapped)
         self.pieces, self.eos_after = pieces, eos_after
+        self.vocabulary = Pieces(self.info.vocab, pieces, [])
         self.gate = threading.Semaphore(1_000_000)
         self.steps = 0
 
@@ -67,9 +74,6 @@ class Queued(FakeRunner):
         done = self.eos_after and at >= len(self.pieces)
         token = 0 if done else 1 + at % len(self.pieces)
         return Sample(chunk.slot, token, Logprob(token, -0.5, ((token, -0.5),)))
-
-    def piece(self, token: int) -> bytes:
-        return self.pieces[token - 1]
 
 
 class Run:
@@ -322,11 +326,6 @@ class Spelled(Queued):
         self.masked.append(set(masks))
         yield from super().collect(masks)
 
-    def lexicon(self) -> Lexicon:
-        size = self.info.vocab
-        pieces = [b"<end>", *self.pieces, *(bytes([n % 256]) for n in range(size - 1 - len(self.pieces)))]
-        return Lexicon(pieces, frozenset({0}), self.info.eos)
-
 
 TOOL = Tool(
     "weather", "{}", '{"type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"]}', True
@@ -338,15 +337,14 @@ HERMES_SYNTAX = Syntax(HERMES)
 
 
 def answering(runner: FakeRunner, wanted: Wanted, syntax: Syntax = HERMES_SYNTAX) -> Answering:
-    made = Answers(runner.lexicon).answering(syntax, wanted)
+    made = Answers(runner.vocabulary.lexicon).answering(syntax, wanted)
     assert made is not None
     return made
 
 
 def run_held(runner: Spelled, wanted: Wanted, syntax: Syntax = HERMES_SYNTAX, **params: Any) -> list[Event]:
     run = Run(runner)
-    asked = replace(request(1, **{"max_tokens": 200, **params}), answering=answering(runner, wanted, syntax))
-    run.engine.add(asked)
+    run.engine.add(request(1, **{"max_tokens": 200, **params}), answering=answering(runner, wanted, syntax))
     run.wait_for_end(1)
     events = run.events()
     assert not run.engine.scheduler.busy and run.engine._held == 0 and not run.engine._live
@@ -379,8 +377,8 @@ def test_an_answer_that_leaves_its_grammar_fails(text: str) -> None:
 def test_one_choice_that_fails_ends_the_others_too() -> None:
     runner = Spelled("x")
     run = Run(runner)
-    held = replace(request(1, max_tokens=200), choices=2, answering=answering(runner, Wanted('{"type": "object"}')))
-    run.engine.add(held)
+    held = replace(request(1, max_tokens=200), choices=2)
+    run.engine.add(held, answering=answering(runner, Wanted('{"type": "object"}')))
     run.wait_for_end(1)
     run.engine.add(request(2, max_tokens=3))
     run.wait_for_end(2)
@@ -426,10 +424,8 @@ def test_a_fault_of_one_request_ends_it_alone(where: str, capfd: pytest.CaptureF
     runner.gate = threading.Semaphore(0)
     run = Run(runner)
     wanted = answering(runner, Wanted('{"type": "object"}'))
-    held = [replace(request(n, max_tokens=200), answering=wanted) for n in (1, 2, 3)]
-    held[1] = replace(held[1], answering=broken(where, wanted))
-    for one in held:
-        run.engine.add(one)
+    for n, held in ((1, wanted), (2, broken(where, wanted)), (3, wanted)):
+        run.engine.add(request(n, max_tokens=200), answering=held)
     runner.gate.release(1_000_000)
     for n in (1, 2, 3):
         run.wait_for_end(n)
@@ -515,7 +511,7 @@ def test_the_log_probabilities_are_those_of_all_that_was_written() -> None:
 def test_who_is_held_to_nothing_has_no_mask() -> None:
     runner = Spelled('{"a": 1}', slots=2)
     run = Run(runner)
-    run.engine.add(replace(request(1, max_tokens=200), answering=answering(runner, Wanted('{"type": "object"}'))))
+    run.engine.add(request(1, max_tokens=200), answering=answering(runner, Wanted('{"type": "object"}')))
     run.engine.add(request(2, max_tokens=8))
     run.wait_for_end(1)
     run.wait_for_end(2)

@@ -14,7 +14,7 @@ import pytest
 import small_models
 
 from llmd.daemon.cores import available
-from llmd.daemon.engine.llama import LlamaRunner
+from llmd.daemon.engine.llama.runner import LlamaRunner
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.types import Logprob, Request, SamplingParams
 from llmd.quantize import quantizing
@@ -146,8 +146,8 @@ def test_random_schedules(small: LlamaRunner, seed: int) -> None:
 @pytest.mark.parametrize("length", [300, 700, 1200, 2000, 3000])
 def test_the_real_model_at_every_length(model_file: Path, length: int) -> None:
     made = LlamaRunner(str(model_file), slots=3, context=3200, batch=256, threads=2)
-    tokens = made.tokenize("The quick brown fox jumps over the lazy dog. Then it sleeps. " * 300, add_special=True,
-                           parse_special=False)  # fmt: skip
+    text = "The quick brown fox jumps over the lazy dog. Then it sleeps. " * 300
+    tokens = made.vocabulary.tokenize(text, add_special=True, parse_special=False)
     dice, request = random.Random(length), exact(1, tokens[:length], 24)
     others = [company(2, tokens[9 : 9 + length // 3], 12, "b"), exact(3, tokens[: length - 40], 24)]
     driver = Driver(made, lambda: dice.choice((1, 2)))

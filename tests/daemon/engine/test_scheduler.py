@@ -18,7 +18,7 @@ from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, Sa
 
 
 def info(slots: int = 4, context: int = 256, can_trim: bool = True, block: int = 4) -> ModelInfo:
-    return ModelInfo(1000, context, slots, frozenset({0}), can_trim, block, None, "", "", "", 0, 0)
+    return ModelInfo(1000, context, slots, frozenset({0}), can_trim, block, "", 0, 0)
 
 
 def make(

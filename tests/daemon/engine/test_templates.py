@@ -220,8 +220,7 @@ def test_a_template_for_tools_that_does_not_compile_takes_nothing_from_the_other
 
 
 def test_a_model_with_a_template_for_tools_alone_takes_no_chat_without_them() -> None:
-    runner = FakeRunner(slots=1, context=64)
-    prompts = Prompts(runner, Rendering(Terms("", "", "", tool_template=FOR_TOOLS)))
+    prompts = Prompts(FakeRunner(slots=1).vocabulary, Rendering(Terms("", "", "", tool_template=FOR_TOOLS)))
     with pytest.raises(BadRequest, match="no chat template but for tools: give tools, or use /v1/completions"):
         prompts.from_chat(Chat(HISTORY[:1]))
     assert prompts.from_chat(Chat(HISTORY[:1], tools=(WEATHER,)))[0]

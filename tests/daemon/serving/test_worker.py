@@ -413,13 +413,18 @@ async def test_a_worker_that_only_lost_its_socket_is_replaced(pool: Pool) -> Non
 
 FAULTY = """
 from llmd.daemon.engine import __main__ as worker
-from llmd.daemon.engine.fake import FakeRunner
+from llmd.daemon.engine.fake import FakeRunner, FakeVocabulary
 
-class Faulty(FakeRunner):
+class Spoilt(FakeVocabulary):
     def tokenize(self, text, **how):
         if "fault" in text:
             raise MemoryError(text)
         return super().tokenize(text, **how)
+
+class Faulty(FakeRunner):
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.vocabulary = Spoilt(self.info.vocab, self._words, self._arrived)
 
     def launch(self, plan):
         if any(999 in start.prompt for start in plan.starts):

@@ -9,7 +9,7 @@ from gguf_writer import STR, U32, tiny
 from hf_folder import LLAMA, Folder
 from small_models import write
 
-from llmd.daemon.engine.vocabulary import of_file
+from llmd.daemon.engine.llama.vocabulary import of_file
 from llmd.daemon.errors import ModelInvalid
 from llmd.daemon.models.checking import trial
 from llmd.quantize.checkpoints.ends import ends, named

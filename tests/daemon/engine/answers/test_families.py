@@ -23,7 +23,7 @@ from llmd.daemon.engine.answers.check import answer
 from llmd.daemon.engine.answers.formats import Syntax
 from llmd.daemon.engine.answers.matching import Grammars, Masks
 from llmd.daemon.engine.answers.schemas import Validator, parsed
-from llmd.daemon.engine.llama import LlamaRunner
+from llmd.daemon.engine.llama.runner import LlamaRunner
 from llmd.daemon.engine.types import Lexicon
 from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
 from llmd.daemon.kept import Kept
@@ -69,7 +69,7 @@ class Writer:
 
 @pytest.fixture(scope="module")
 def writer(runner: LlamaRunner) -> Writer:
-    return Writer(runner.lexicon())
+    return Writer(runner.vocabulary.lexicon())
 
 
 def check(schema: Any) -> dict[str, Any]:

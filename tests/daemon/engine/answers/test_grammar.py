@@ -10,7 +10,7 @@ from written_answers import ANSWERS, ARGUMENTS, Meant, call, read, same, thinkin
 from llmd.daemon.engine.answers import grammar
 from llmd.daemon.engine.answers.formats import CALLS, HERMES, LLAMA, THINKINGS, Calls, Syntax, Thinking, Thoughts
 from llmd.daemon.engine.answers.matching import Grammars, Masks
-from llmd.daemon.engine.llama import LlamaRunner
+from llmd.daemon.engine.llama.runner import LlamaRunner
 from llmd.daemon.engine.types import Lexicon
 from llmd.daemon.errors import AnswerInvalid, SchemaTooComplex, SchemaUnsupported
 from llmd.daemon.wire.work import Tool, Wanted
@@ -31,7 +31,7 @@ JSON = '{"city": "Köln", "days": []}'
 
 @pytest.fixture(scope="module")
 def lexicon(runner: LlamaRunner) -> Lexicon:
-    return runner.lexicon()
+    return runner.vocabulary.lexicon()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ class Held:
         """Whether an answer may be this text, and end with it."""
         matcher = self.grammars.compiled(grammar.answer(syntax, wanted, self.tokens, thoughts)).start()
         try:
-            for token in self.runner.tokenize(text, add_special=False, parse_special=False):
+            for token in self.runner.vocabulary.tokenize(text, add_special=False, parse_special=False):
                 matcher.accept(token)
             if not matcher.ended:
                 matcher.accept(self.eos)

@@ -15,7 +15,7 @@ from llmd.daemon.engine.answers.fitting import held
 from llmd.daemon.engine.answers.formats import CALLS, Calls, Syntax
 from llmd.daemon.engine.answers.loosening import Loosening, shaped
 from llmd.daemon.engine.answers.matching import Grammars
-from llmd.daemon.engine.llama import LlamaRunner
+from llmd.daemon.engine.llama.runner import LlamaRunner
 from llmd.daemon.kept import Kept
 from llmd.daemon.wire.work import Tool, Wanted
 
@@ -170,12 +170,12 @@ def test_a_grammar_is_made_of_it_in_every_format(
 
 @pytest.fixture(scope="module")
 def tokens(runner: LlamaRunner) -> dict[str, int]:
-    return runner.lexicon().tokens()
+    return runner.vocabulary.lexicon().tokens()
 
 
 @pytest.fixture(scope="module")
 def grammars(runner: LlamaRunner) -> Grammars:
-    return Grammars(runner.lexicon())
+    return Grammars(runner.vocabulary.lexicon())
 
 
 def test_one_that_must_hold_is_refused_by_name() -> None:

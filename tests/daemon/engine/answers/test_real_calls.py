@@ -11,7 +11,7 @@ import pytest
 from llmd.daemon.engine.answers.answering import Answers
 from llmd.daemon.engine.answers.detecting import named
 from llmd.daemon.engine.answers.formats import CALLS
-from llmd.daemon.engine.llama import LlamaRunner
+from llmd.daemon.engine.llama.runner import LlamaRunner
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.prompts import Prompts, terms
 from llmd.daemon.engine.rendering import Rendering
@@ -35,7 +35,9 @@ TOOL = Tool(
 
 @pytest.mark.parametrize("syntax", [*CALLS, "hermes+think", "qwen+think", "gemma+gemma"])
 def test_a_call_in_every_format(runner: LlamaRunner, syntax: str) -> None:
-    prompts, answers = Prompts(runner, Rendering(terms(runner, syntax))), Answers(runner.lexicon)
+    vocabulary = runner.vocabulary
+    prompts = Prompts(vocabulary, Rendering(terms(vocabulary, runner.info.context, syntax)))
+    answers = Answers(vocabulary.lexicon)
     tokens, thoughts = prompts.from_chat(Chat((ChatMessage("user", "The weather in Bonn?"),), tools=(TOOL,)))
     wanted = Wanted(None, (TOOL,), must_call=True, parallel=False)
     sent: SimpleQueue[Step] = SimpleQueue()
@@ -45,7 +47,7 @@ def test_a_call_in_every_format(runner: LlamaRunner, syntax: str) -> None:
     thread.start()
     params = SamplingParams(max_tokens=200, seed=1)
     held = answers.answering(named(syntax), wanted, thoughts)
-    engine.add(Request(1, "alice", tuple(tokens), params, answering=held))
+    engine.add(Request(1, "alice", tuple(tokens), params), answering=held)
     events: list[Event] = []
     while not any(isinstance(event, Finished) for event in events):
         events += sent.get(timeout=60).events

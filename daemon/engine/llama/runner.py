@@ -4,7 +4,7 @@ Not its `Llama` class, which serves one request at a time. The context has a str
 (`kv_unified` off): attention then reads a sequence's own positions only, which measured faster than one shared buffer
 from 8 sequences on.
 
-This file and `vocabulary.py` are the only ones of the engine that import llama_cpp.
+This room's `runner.py` and `vocabulary.py` are the only files of the engine that import llama_cpp.
 """
 
 import ctypes
@@ -18,10 +18,10 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 
 from llmd.daemon.cores import Alone, Seat, available
-from llmd.daemon.engine.passes import BLOCK, Call, blocks, passes
-from llmd.daemon.engine.sampling import Floats, Sampling, is_simple
+from llmd.daemon.engine.llama.passes import BLOCK, Call, blocks, passes
+from llmd.daemon.engine.llama.sampling import Floats, Sampling, is_simple
+from llmd.daemon.engine.llama.vocabulary import Vocabulary, load, prepare
 from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample, SamplingParams, Start
-from llmd.daemon.engine.vocabulary import Vocabulary, load, prepare
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
 
 # penalties look back this far for `repeat_penalty`, as llama.cpp's own default does
@@ -73,11 +73,8 @@ class LlamaRunner:
         if self._gpu and not lib.llama_supports_gpu_offload():
             raise Unavailable("this engine was built without CUDA: install the package llmd-cuda, or deploy on the CPU")
         self._model = self._load(path, reorder)
-        self._vocabulary = vocabulary = Vocabulary(self._model)
-        self._n_vocab = vocabulary.size
-        self.piece, self.special_texts = vocabulary.piece, vocabulary.special_texts
-        self.tokenize, self.detokenize = vocabulary.tokenize, vocabulary.detokenize
-        self.lexicon = vocabulary.lexicon
+        self.vocabulary = Vocabulary(self._model)
+        self._n_vocab = self.vocabulary.size
         trained = lib.llama_model_n_ctx_train(self._model)
         wanted = min(context or 4096, trained) if trained > 0 else context or 4096
         # a step may go over its budget by less than a piece, and every slot may add a token
@@ -99,8 +96,10 @@ class LlamaRunner:
         self.use(seat.share())
         with ThreadPoolExecutor(1) as beside:  # every token is looked at: most of it beside what the device does
             described = beside.submit(self._describe, slots)
+            measured = beside.submit(lambda: self.vocabulary.longest)
             self._warm_up(slots, lib.llama_n_ctx_seq(self._ctx))
             self.info = described.result()
+            measured.result()
 
     # --- loading
 
@@ -136,27 +135,20 @@ class LlamaRunner:
 
     def _describe(self, slots: int) -> ModelInfo:
         recurrent = lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
-        vocabulary = self._vocabulary
         text = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self._model, text, 256)
         return ModelInfo(
             vocab=self._n_vocab,
             context=lib.llama_n_ctx_seq(self._ctx),
             slots=slots,
-            eos=vocabulary.ends,
+            eos=self.vocabulary.ends,
             can_trim=not recurrent,
             exact_block=0 if self._gpu else BLOCK,
-            chat_template=vocabulary.chat_template,
-            bos_text=vocabulary.bos_text,
-            eos_text=vocabulary.eos_text,
             description=text.value.decode(errors="replace"),
             parameters=lib.llama_model_n_params(self._model),
             size=lib.llama_model_size(self._model),
-            longest_token=vocabulary.longest,
-            tool_template=vocabulary.tool_template,
-            space_prefix=vocabulary.space_prefix,
+            samples=self.vocabulary.samples,
             overlaps=self._gpu,
-            defaults=vocabulary.defaults,
         )
 
     def _arrays(self, size: int) -> None:
@@ -185,7 +177,7 @@ class LlamaRunner:
     def _warm_up(self, slots: int, context: int) -> None:
         """One token, so that the first request does not pay for page faults and thread creation. Raises ModelInvalid
         for weights that compute nothing."""
-        token = max(self._vocabulary.bos, 0)
+        token = max(self.vocabulary.bos, 0)
         self._decode(Call([Chunk(0, 0, [token], True)]))
         lib.llama_get_logits_ith(self._ctx, 0)
         logits = np.ctypeslib.as_array(lib.llama_get_logits(self._ctx), (self._n_vocab,))

@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 from collections import abc
+from functools import cached_property
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -67,9 +68,8 @@ def _value(model: Any, key: str) -> str | None:
 
 
 class Vocabulary:
-    """Of a loaded model, which must outlive it. `ends` are the tokens that end a text, `longest` the most bytes of text
-    that one token stands for (0: a tokenizer that drops blanks, or makes one token of a word that it does not know),
-    `samples` whether the model continues texts: one that embeds them does not."""
+    """Of a loaded model, which must outlive it; a `Vocabulary` of `protocols.py`. `samples`: the model continues texts;
+    one that embeds them does not."""
 
     def __init__(self, model: Any) -> None:
         self._vocab = lib.llama_model_get_vocab(model)
@@ -84,13 +84,13 @@ class Vocabulary:
         self._added_at_end = eos if lib.llama_vocab_get_add_eos(self._vocab) else -1
         self._pieces: dict[int, bytes] = {}
         spaces = _value(model, "tokenizer.ggml.add_space_prefix") != "false"
-        self.space_prefix = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_SPM and spaces
+        self._blank = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_SPM and spaces
         self._ends = end_tokens(_value(model, ENDS), self.size)
         self.defaults = generation_defaults(lambda key: _value(model, key))
         causal = _value(model, f"{_value(model, 'general.architecture')}.attention.causal") != "false"
         self.samples = causal and bool(lib.llama_model_has_decoder(model))
 
-    @property
+    @cached_property
     def ends(self) -> frozenset[int]:
         """What llama.cpp knows of, the ends of a turn and of a message too, and what the file says beside."""
         return self._ends.union(t for t in range(self.size) if lib.llama_vocab_is_eog(self._vocab, t))
@@ -99,8 +99,9 @@ class Vocabulary:
     def end_texts(self) -> list[str]:
         return [self._text_of(token) for token in sorted(self.ends)]
 
-    @property
+    @cached_property
     def longest(self) -> int:
+        """0 where the tokenizer drops blanks, or makes one token of a word that it does not know."""
         if lib.llama_vocab_type(self._vocab) not in LOSSLESS:
             return 0
         # a buffer that is too small is answered with the size that is needed, as a negative number
@@ -136,6 +137,15 @@ class Vocabulary:
             count -= 1
         return list(out[:count])
 
+    def continued(self, text: str, *, parse_special: bool) -> list[int]:
+        """Behind a line's end, which is taken away again, no blank is put before a text."""
+        if self._blank:
+            line = self.tokenize("\n", add_special=False, parse_special=False)
+            tokens = self.tokenize("\n" + text, add_special=False, parse_special=parse_special)
+            if tokens[: len(line)] == line:
+                return tokens[len(line) :]
+        return self.tokenize(text, add_special=False, parse_special=parse_special)
+
     def detokenize(self, tokens: abc.Sequence[int]) -> str:
         given = (lib.llama_token * len(tokens))(*tokens)
         size = 64 + 32 * len(tokens)
@@ -158,8 +168,13 @@ class Vocabulary:
             size = lib.llama_token_to_piece(self._vocab, token, text, PIECE_BYTES, 0, True)
             pieces.append(text.raw[: max(size, 0)])
         control = frozenset(t for t in range(self.size) if lib.llama_vocab_is_control(self._vocab, t))
-        return Lexicon(pieces, control, self.ends, _address(self._vocab), _address(lib._lib.llama_tokenize))
+        return Lexicon(pieces, control, self.ends, self._tokenizer)
 
+    def _tokenizer(self, marked: list[bytes], ends: list[int]) -> Any:
+        """Of addresses: the library calls llama.cpp itself."""
+        from llguidance import LLTokenizer  # here: a model's trial follows no grammar
 
-def _address(of: Any) -> int:
-    return of if isinstance(of, int) else ctypes.cast(of, ctypes.c_void_p).value or 0
+        at = ctypes.cast(lib._lib.llama_tokenize, ctypes.c_void_p).value
+        return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
+            tokens=marked, vocab_ptr=self._vocab, tokenize_fptr=at, eos_token=ends, slices=None
+        )

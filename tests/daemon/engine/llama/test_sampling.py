@@ -9,7 +9,7 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
 
-from llmd.daemon.engine.sampling import Sampling, is_simple
+from llmd.daemon.engine.llama.sampling import Sampling, is_simple
 from llmd.daemon.engine.types import SamplingParams
 from llmd.daemon.wire.work import SamplingWish
 

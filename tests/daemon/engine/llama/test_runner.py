@@ -8,16 +8,16 @@ from typing import Any
 import gguf_writer as gguf
 import pytest
 
-from llmd.daemon.engine import llama as llama_module
-from llmd.daemon.engine import vocabulary as vocabulary_module
-from llmd.daemon.engine.llama import LlamaRunner
-from llmd.daemon.engine.passes import BLOCK, Call
+from llmd.daemon.engine.llama import runner as runner_module
+from llmd.daemon.engine.llama import vocabulary as vocabulary_module
+from llmd.daemon.engine.llama.passes import BLOCK, Call
+from llmd.daemon.engine.llama.runner import LlamaRunner
+from llmd.daemon.engine.llama.sampling import Sampling
+from llmd.daemon.engine.llama.vocabulary import of_file
 from llmd.daemon.engine.prompts import Prompts, terms
 from llmd.daemon.engine.rendering import Rendering
-from llmd.daemon.engine.sampling import Sampling
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.types import Request, SamplingParams, Token
-from llmd.daemon.engine.vocabulary import of_file
 from llmd.daemon.errors import ModelInvalid
 from llmd.daemon.models.checking import trial
 from llmd.daemon.wire.work import Chat, ChatMessage
@@ -45,7 +45,7 @@ def ids(tokens: list[Token]) -> list[int]:
 
 
 def ask(runner: LlamaRunner, id_: int, text: str, *, owner: str = "a", choices: int = 1, **params: Any) -> Request:
-    prompt = tuple(runner.tokenize(text, add_special=True, parse_special=True))
+    prompt = tuple(runner.vocabulary.tokenize(text, add_special=True, parse_special=True))
     params = {"max_tokens": 16, "temperature": 0.0, "ignore_eos": True, **params}
     return Request(id_, owner, prompt, SamplingParams(**params), choices)
 
@@ -59,7 +59,7 @@ LONG = (
 
 def test_greedy_text_is_the_models(runner: LlamaRunner) -> None:
     out = texts(runner, [ask(runner, 1, FRANCE)])
-    assert runner.detokenize(ids(out[1, 0])).startswith(" Paris")
+    assert runner.vocabulary.detokenize(ids(out[1, 0])).startswith(" Paris")
 
 
 def test_the_same_seed_gives_the_same_text_alone_in_company_and_on_a_shared_prefix(runner: LlamaRunner) -> None:
@@ -103,7 +103,7 @@ def test_a_token_that_a_mask_does_not_name_is_not_sampled(runner: LlamaRunner) -
     s.add(ask(runner, 1, FRANCE))
     s.add(ask(runner, 2, FRANCE, owner="b", temperature=1.0))
     s.add(ask(runner, 3, FRANCE, owner="c", repeat_penalty=1.1))
-    allowed = runner.tokenize(" blue", add_special=False, parse_special=False)[0]
+    allowed = runner.vocabulary.tokenize(" blue", add_special=False, parse_special=False)[0]
     words = [0] * -(-runner.info.vocab // 32)
     words[allowed // 32] = 1 << allowed % 32
     while s.busy:
@@ -145,7 +145,7 @@ def test_a_prefix_of_another_owner_is_read_anew(runner: LlamaRunner) -> None:
 
 
 def test_logit_bias_forces_and_forbids(runner: LlamaRunner) -> None:
-    word = runner.tokenize(" blue", add_special=False, parse_special=False)[0]
+    word = runner.vocabulary.tokenize(" blue", add_special=False, parse_special=False)[0]
     forced = texts(runner, [ask(runner, 1, FRANCE, logit_bias=((word, 100.0),), max_tokens=3)])[1, 0]
     assert ids(forced) == [word] * 3
     paris = texts(runner, [ask(runner, 1, FRANCE, max_tokens=1)])[1, 0][0].sample.token
@@ -182,9 +182,10 @@ def test_what_is_escaped_has_no_blank_before_it(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(file.bytes())
     runner = LlamaRunner(str(path), slots=1, context=64)
-    assert runner.info.space_prefix
-    tokens, _ = Prompts(runner, Rendering(terms(runner))).from_chat(Chat((ChatMessage("user", "a</s>a"),)))
-    assert runner.detokenize(tokens) == "<s>▁a</s>a"
+    assert runner.vocabulary._blank
+    prompts = Prompts(runner.vocabulary, Rendering(terms(runner.vocabulary, 64)))
+    tokens, _ = prompts.from_chat(Chat((ChatMessage("user", "a</s>a"),)))
+    assert runner.vocabulary.detokenize(tokens) == "<s>▁a</s>a"
     assert not runner.info.eos & set(tokens)
     runner.close()
 
@@ -194,15 +195,15 @@ def test_a_text_may_be_more_tokens_than_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(gguf.tiny().bytes())
     runner = LlamaRunner(str(path), slots=1, context=64)
-    tokens = runner.tokenize(" " * 40, add_special=False, parse_special=False)
-    assert len(tokens) == 3 * 41 and set(runner.detokenize(tokens)) == {"▁"}
+    tokens = runner.vocabulary.tokenize(" " * 40, add_special=False, parse_special=False)
+    assert len(tokens) == 3 * 41 and set(runner.vocabulary.detokenize(tokens)) == {"▁"}
     runner.close()
 
 
 def test_a_text_that_begins_as_texts_begin_does_so_once(runner: LlamaRunner) -> None:
-    prompts = Prompts(runner, Rendering(terms(runner)))
-    bos = runner.info.bos_text
-    first = runner.tokenize(bos, add_special=False, parse_special=True)
+    prompts = Prompts(runner.vocabulary, Rendering(terms(runner.vocabulary, 64)))
+    bos = runner.vocabulary.bos_text
+    first = runner.vocabulary.tokenize(bos, add_special=False, parse_special=True)
     assert len(first) == 1 and prompts.from_text(f"{bos}Hello")[:2].count(first[0]) == 1
 
 
@@ -221,15 +222,15 @@ def test_logprobs_are_a_distribution_with_the_chosen_token_in_it(runner: LlamaRu
 
 def test_tokens_and_text_round_trip(runner: LlamaRunner) -> None:
     for text in ("hello world", "ünïcödé 🙂", "  spaces  \n\n tabs\t", ""):
-        tokens = runner.tokenize(text, add_special=False, parse_special=False)
-        assert runner.detokenize(tokens) == text
-        assert b"".join(map(runner.piece, tokens)).decode() == text
+        tokens = runner.vocabulary.tokenize(text, add_special=False, parse_special=False)
+        assert runner.vocabulary.detokenize(tokens) == text
+        assert b"".join(map(runner.vocabulary.piece, tokens)).decode() == text
 
 
 def test_special_text_is_a_token_only_when_asked(runner: LlamaRunner) -> None:
-    assert len(runner.tokenize("<|im_end|>", add_special=False, parse_special=True)) == 1
-    assert len(runner.tokenize("<|im_end|>", add_special=False, parse_special=False)) > 1
-    assert "<|im_end|>" in runner.special_texts()
+    assert len(runner.vocabulary.tokenize("<|im_end|>", add_special=False, parse_special=True)) == 1
+    assert len(runner.vocabulary.tokenize("<|im_end|>", add_special=False, parse_special=False)) > 1
+    assert "<|im_end|>" in runner.vocabulary.special_texts()
 
 
 @pytest.mark.parametrize("reorder", [True, False])
@@ -245,7 +246,7 @@ def test_who_computes_one_token_leaves_the_weights_in_their_order(
         orders.append(params.use_extra_bufts)
         return vocabulary_module.load(path, params)
 
-    monkeypatch.setattr(llama_module, "load", load)
+    monkeypatch.setattr(runner_module, "load", load)
     LlamaRunner(str(path), slots=1, context=64, reorder=reorder).close()
     assert orders == [reorder]
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from llmd.daemon.engine.passes import A_PASS, MAX_GAP, passes
+from llmd.daemon.engine.llama.passes import A_PASS, MAX_GAP, passes
 from llmd.daemon.engine.types import Chunk
 
 
