@@ -25,7 +25,7 @@ from typing import Any
 
 from llmd.quantize import compute
 from llmd.quantize.header import read_header
-from llmd.quantize.memory import MIB, Calibration, Layout, Measured, Split, host, need, on_cpu
+from llmd.quantize.memory import MIB, Calibration, Layout, Load, Measured, Split, need, on_cpu
 from llmd.quantize.shape import Shape, shape_of
 
 BATCH = 2048
@@ -68,10 +68,10 @@ def predict(shape: Shape, one: dict[str, Any], calibration: Calibration, machine
     context, slots, kv_type, ubatch = one["case"]
     context = min(context, shape.context)
     if not one["devices"]:
-        return {"devices": [], "host": host(shape, on_cpu(context, slots, kv_type, BATCH)).to_dict()}
+        return {"devices": [], "host": Load(shape).host(on_cpu(context, slots, kv_type, BATCH)).to_dict()}
     layout = Layout(context, slots, kv_type, ubatch, BATCH, one["split"], (1,) * one["devices"])
     needs = need(shape, layout, calibration, capability=machine.get("capability"), cuda=machine.get("cuda"))
-    return {"devices": [n.to_dict() for n in needs], "host": host(shape, layout).to_dict()}
+    return {"devices": [n.to_dict() for n in needs], "host": Load(shape).host(layout).to_dict()}
 
 
 # --- the child

@@ -52,7 +52,7 @@ def serve(state: str, slots: int, step_seconds: float) -> None:
             batch=512,
             chunk=512,
             threads=1,
-            runner="fake",
+            engine="fake",
             fake={"step_seconds": step_seconds},
         )
         daemon.pool.deploy("fake", "0" * 64, wish)

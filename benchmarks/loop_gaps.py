@@ -291,7 +291,7 @@ async def gap(work: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
 
 async def measure(state: Path, only: str) -> tuple[list[tuple[str, float, Any]], list[tuple[Row, float, str]]]:
     daemon = Daemon(Config(state_dir=str(state), listen=f"127.0.0.1:{PORT}", queue=1000))
-    wish = Wish("", 8, 100_000, 2048, 1024, 1, runner="fake", fake={"text": "one two three"})
+    wish = Wish("", 8, 100_000, 2048, 1024, 1, engine="fake", fake={"text": "one two three"})
     deployment = daemon.pool.deploy("fake", "0" * 64, wish)
     running = asyncio.create_task(daemon.run())
     while not deployment.ready or not (state / "pki" / "clients" / "demo.key").exists():

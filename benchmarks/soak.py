@@ -46,7 +46,7 @@ SETTLE_SECONDS = 90
 
 
 def wish(step: float) -> Wish:
-    return Wish("", 8, 4096, 512, 256, 1, runner="fake", fake={"text": "one two three", "step_seconds": step})
+    return Wish("", 8, 4096, 512, 256, 1, engine="fake", fake={"text": "one two three", "step_seconds": step})
 
 
 async def serve(state: Path, host: str) -> None:

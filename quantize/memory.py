@@ -1,4 +1,4 @@
-"""How much memory a model takes on each device, from its shape alone: pure.
+"""How much memory a model takes on each device in llama.cpp, from its shape alone: pure.
 
 `need(shape, layout, calibration)` gives the bytes of each part. Weights, keys and values are exact. The compute buffer
 follows ggml's allocator (`quantize/compute.py`). What a process takes beside these, which no header tells (CUDA's
@@ -238,23 +238,14 @@ class Load:
         return one.tokens * self._widest * 36 // 32
 
 
-# an engine's arithmetic, made of a shape; another engine (pages, graphs) adds its own
-ENGINES: Final = {"llama": Load}
-
-
 def need(
     shape: Shape, layout: Layout, calibration: Calibration | None = None, *,
-    engine: str = "llama", capability: tuple[int, int] | None = None, cuda: int | None = None,
+    capability: tuple[int, int] | None = None, cuda: int | None = None,
 ) -> tuple[Need, ...]:  # fmt: skip
     """What each device needs, in the order of `layout.shares`. `capability` and `cuda` choose the overhead."""
     devices = len(layout.shares)
     overhead = (calibration or Calibration()).overhead(capability, cuda, devices, layout.split)
-    return ENGINES[engine](shape).need(layout, (overhead,) * devices)
-
-
-def host(shape: Shape, layout: Layout, *, engine: str = "llama") -> Need:
-    """What the host's memory needs to hold; without devices all of it."""
-    return ENGINES[engine](shape).host(layout)
+    return Load(shape).need(layout, (overhead,) * devices)
 
 
 def kv(held: compute.Blocks, layout: Layout) -> int:

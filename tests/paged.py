@@ -20,10 +20,13 @@ class Pages:
     def open(self, *, enter: bool) -> None:
         return
 
+    @property
+    def full(self) -> bool:
+        full = not self.free or None not in self._rows
+        self.refused += full
+        return full
+
     def enter(self, sequence: Sequence) -> Start | None:
-        if not self.free or None not in self._rows:
-            self.refused += 1
-            return None
         row = self._rows.index(None)
         self._rows[row], self._held[sequence] = sequence, 1
         self.free -= 1

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from fake_nvml import GIB
@@ -12,7 +11,7 @@ from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
 from llmd.daemon.serving.stream import Stream
 from llmd.daemon.wire.events import Failed, Finished
-from llmd.daemon.wire.worker import Settings
+from llmd.daemon.wire.worker import Common, Fake, Llama, Settings
 from llmd.quantize.shape import Layer, Shape
 
 LAYER = Layer(k=1024, v=1024, heads=32, kv_heads=8, q=4096, ff=14336, nbytes=2 * GIB)
@@ -33,7 +32,9 @@ class Placing(Planner):
     async def settings(self, key: tuple[str, int], wish: Wish, *, beside: bool = False) -> Settings:
         found = await super().settings(key, wish, beside=beside)
         self.given[key] = found.gpus
-        return replace(found, runner="fake", fake=found.fake or self.fake)
+        assert isinstance(found, Llama)
+        common: dict[str, Any] = {name: getattr(found, name) for name in Common.__struct_fields__}
+        return Fake(**common, says=wish.fake or self.fake)
 
 
 async def end(stream: Stream) -> Finished | Failed:

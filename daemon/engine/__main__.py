@@ -40,7 +40,20 @@ from llmd.daemon.wire import frames
 from llmd.daemon.wire.events import Detokenized, Failed, Started, Tokenized
 from llmd.daemon.wire.frames import Decoder
 from llmd.daemon.wire.work import Chat, Detokenize, Generate, Prompt, RawText, Tokenize, Tokens, Wanted
-from llmd.daemon.wire.worker import Beat, Cancel, Fatal, FromWorker, Load, Open, Ready, Settings, Step, ToWorker
+from llmd.daemon.wire.worker import (
+    Beat,
+    Cancel,
+    Fake,
+    Fatal,
+    FromWorker,
+    Llama,
+    Load,
+    Open,
+    Ready,
+    Settings,
+    Step,
+    ToWorker,
+)
 
 BIND_SECONDS = 2.0
 
@@ -245,11 +258,17 @@ class Worker:
 
 def runner_for(s: Settings) -> Callable[[cores.Seat], Runner]:
     """What makes the runner that `s` asks for, which loads with as many threads as a seat has; all of it but the model
-    is there then. The imports are here: a fake one needs no llama.cpp."""
-    if s.runner == "fake":
-        from llmd.daemon.engine.fake import FakeRunner
+    is there then. The imports are here: no engine needs what another one does."""
+    match s:
+        case Fake():
+            from llmd.daemon.engine.fake import FakeRunner
 
-        return lambda _: FakeRunner(slots=s.slots, context=s.context, **(s.fake or {}))
+            return lambda _: FakeRunner(slots=s.slots, context=s.context, **(s.says or {}))
+        case Llama():
+            return _llama(s)
+
+
+def _llama(s: Llama) -> Callable[[cores.Seat], Runner]:
     from llmd.quantize import backends
 
     backends.engine()

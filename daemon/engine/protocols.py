@@ -26,8 +26,13 @@ class Space(Protocol):
         """A step is planned from now on; `enter`: somebody waits for a place."""
         ...
 
+    @property
+    def full(self) -> bool:
+        """Nobody else gets a place in this step."""
+        ...
+
     def enter(self, sequence: Sequence) -> Start | None:
-        """A place for a waiting sequence, with `Sequence.start`; None: not now."""
+        """A place for a waiting sequence, with `Sequence.start`, where it is not full; None: not now."""
         ...
 
     def room(self, sequence: Sequence, end: int) -> list[Sequence] | None:

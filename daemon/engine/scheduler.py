@@ -23,6 +23,7 @@ Every `add` is answered by exactly one end of each choice: a finish in `apply`, 
 """
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 from llmd.daemon.engine.prefixes import beginnings
 from llmd.daemon.engine.protocols import Space
@@ -36,6 +37,8 @@ MANY_PROMPTS = 4
 PIECE = 64
 SHORT = 128
 LITTLE = 16
+
+_arrived = attrgetter("arrived")
 
 
 @dataclass(slots=True)
@@ -211,9 +214,12 @@ class Scheduler:
     def _next(self, queue: list[Sequence], oldest: bool) -> Sequence | None:
         """An owner's next prompt that has a place or gets one; those that get none leave the queue, for this step."""
         while queue:
-            sequence = min(queue, key=lambda s: s.arrived) if oldest else queue[-1]
+            sequence = min(queue, key=_arrived) if oldest else queue[-1]
             if sequence.slot >= 0:
                 return sequence
+            if self.space.full:
+                queue[:] = [one for one in queue if one.slot >= 0]
+                continue
             start = None if sequence in self._lost else self.space.enter(sequence)
             if start is not None:
                 self.waiting.remove(sequence)

@@ -102,9 +102,11 @@ class Slots:
     def open(self, *, enter: bool) -> None:
         self._free, self._starts = FreeSlots(self._slots if enter else []), 0
 
+    @property
+    def full(self) -> bool:
+        return self._starts >= self._max_starts or not self._free
+
     def enter(self, sequence: Sequence) -> Start | None:
-        if not self._free or self._starts >= self._max_starts:
-            return None
         start = self._place(sequence)
         if start is not None:
             self._free.take(start.slot)

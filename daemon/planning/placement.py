@@ -22,7 +22,9 @@ from typing import Any, TypeAlias
 
 from llmd.daemon.errors import BadRequest, DoesNotFit
 from llmd.daemon.gpus.links import NVLINK_RANK, Link
-from llmd.quantize.memory import Calibration, Layout, Load, Need, Split
+from llmd.daemon.planning.engines import ENGINES, Arithmetic
+from llmd.daemon.wire.worker import Llama
+from llmd.quantize.memory import Calibration, Layout, Need, Split
 from llmd.quantize.shape import Shape
 
 GIB = 1 << 30
@@ -58,17 +60,18 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One form of a model, as quantized: `size` of its file in bytes."""
+    """One form of a model, as quantized: `size` of its file in bytes, and which engine loads it (`engines.py`)."""
 
     name: str
     shape: Shape
     size: int
     digest: str = ""
+    engine: str = Llama.engine
 
     @classmethod
-    def of(cls, name: str, shape: dict[str, Any], size: int, digest: str = "") -> "Form":
+    def of(cls, name: str, shape: dict[str, Any], size: int, digest: str = "", engine: str = Llama.engine) -> "Form":
         """With the shape as it is stored beside the model."""
-        return cls(name, Shape.from_dict(shape), size, digest)
+        return cls(name, Shape.from_dict(shape), size, digest, engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,7 @@ class _Search:
     cuda: int | None
     steps: list[Step] = field(default_factory=list)
     miss: _Miss | None = None
-    _loads: dict[str, Load] = field(default_factory=dict)
+    _loads: dict[str, Arithmetic] = field(default_factory=dict)
     _leasts: dict[tuple[str, Layout], int] = field(default_factory=dict)
     _needs: dict[tuple[str, Layout, tuple[int, ...]], tuple[Need, ...]] = field(default_factory=dict)
 
@@ -244,9 +247,9 @@ class _Search:
             self._leasts[key] = self._load(form).least(layout)
         return self._leasts[key]
 
-    def _load(self, form: Form) -> Load:
+    def _load(self, form: Form) -> Arithmetic:
         if form.name not in self._loads:
-            self._loads[form.name] = Load(form.shape)
+            self._loads[form.name] = ENGINES[form.engine].arithmetic(form.shape)
         return self._loads[form.name]
 
     def _why(self, found: Placed) -> str:

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from llmd.daemon.errors import BadRequest, Unavailable, cut
+from llmd.daemon.planning.engines import ENGINES
 from llmd.daemon.planning.placement import gib
-from llmd.daemon.wire.worker import Settings
-from llmd.quantize.memory import Layout, Need, host, on_cpu
+from llmd.daemon.wire.worker import Fake, Llama, Settings
+from llmd.quantize.memory import Layout, Need, on_cpu
 from llmd.quantize.shape import Shape
 
 
@@ -53,21 +54,22 @@ BESIDE, BESIDE_GPU = 2 << 30, 4 << 30
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A form of a model: its name `MODEL@TYPE`, its file, that one's bytes and SHA-256, and what its memory depends on
-    (`quantize/shape.py`; None: not known)."""
+    """A form of a model: its name `MODEL@TYPE`, its file, that one's bytes and SHA-256, what its memory depends on
+    (`quantize/shape.py`; None: not known), and which engine loads it (`engines.py`)."""
 
     name: str
     path: str
     size: int
     digest: str
     shape: dict[str, Any] | None
+    engine: str = Llama.engine
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What was asked: a model's file, and how it should serve. `context` is tokens a slot, `placement` where it is put
-    by hand, `shape` what its memory depends on (`quantize/shape.py`; None: not known); `runner` is `llama`, or `fake`
-    with the fake's own arguments. `others`: what may be loaded instead of `form`, the file that these values are of."""
+    by hand, `shape` what its memory depends on (`quantize/shape.py`; None: not known); `engine` loads it, `fake` with
+    these arguments. `others`: what may be loaded instead of `form`, the file that these values are of."""
 
     path: str
     slots: int
@@ -84,47 +86,49 @@ class Wish:
     form: str = ""
     others: tuple[File, ...] = ()
     syntax: str = ""  # how the model writes, where an admin said so
-    runner: str = "llama"
+    engine: str = Llama.engine
     fake: dict[str, Any] | None = None
 
 
 def forms(wish: Wish) -> list[Wish]:
     """The same with each form of the model, as the only one."""
-    own = File(wish.form, wish.path, wish.size, wish.digest, wish.shape)
+    own = File(wish.form, wish.path, wish.size, wish.digest, wish.shape, wish.engine)
     return [
-        replace(wish, form=f.name, path=f.path, size=f.size, digest=f.digest, shape=f.shape, others=())
+        replace(wish, form=f.name, path=f.path, size=f.size, digest=f.digest, shape=f.shape, engine=f.engine, others=())
         for f in (own, *wish.others)
     ]
 
 
 def plan(wish: Wish) -> Settings:
     """On the GPUs that were named, else on the CPU."""
-    return replace(_settings(wish), memory=_most(wish))
-
-
-def _settings(wish: Wish) -> Settings:
     where = wish.placement
-    return Settings(
-        path=wish.path,
-        slots=wish.slots,
-        context=wish.context,
-        batch=max(wish.batch, where.ubatch or 0),
-        chunk=wish.chunk,
-        threads=wish.threads,
-        gpus=where.gpus,
-        split=where.split or ("layer" if len(where.gpus) > 1 else "none"),
-        kv_type=where.kv or "f16",
-        ubatch=where.ubatch or 0,
-        form=wish.form,
-        syntax=wish.syntax,
-        runner=wish.runner,
-        fake=wish.fake,
-    )
+    common = (
+        wish.path, wish.slots, wish.context, _batch(wish), wish.chunk, wish.threads, where.gpus,
+        where.split or ("layer" if len(where.gpus) > 1 else "none"), where.kv or "f16", wish.form, _most(wish),
+        wish.syntax,
+    )  # fmt: skip
+    return Fake(*common, wish.fake) if wish.engine == Fake.engine else Llama(*common, where.ubatch or 0)
+
+
+def _batch(wish: Wish) -> int:
+    """A pass fits into a step."""
+    return max(wish.batch, wish.placement.ubatch or 0)
 
 
 def memory(wish: Wish) -> Need:
     """What it takes of this machine's memory; nothing where that is not known."""
-    return _host(Shape.from_dict(wish.shape), _settings(wish)) if wish.shape else Need()
+    if not wish.shape:
+        return Need()
+    shape, where = Shape.from_dict(wish.shape), wish.placement
+    load = ENGINES[wish.engine].arithmetic(shape)
+    if not where.gpus:
+        found = load.host(on_cpu(wish.context, wish.slots, where.kv or "f16", _batch(wish)))
+        # of weights that are kept in another order too, what the file holds may leave memory again
+        return replace(found, weights=found.weights - shape.repacked)
+    shares = (1,) * len(where.gpus)
+    return load.host(
+        Layout(wish.context, wish.slots, where.kv or "f16", where.ubatch or 512, _batch(wish), shares=shares)
+    )
 
 
 def _most(wish: Wish) -> int:
@@ -144,11 +148,3 @@ def check_memory(wish: Wish, free: int) -> None:
             f"{gib(need.kv)}, buffers {gib(need.compute + need.overhead)}) and {gib(free)} are free: deploy it "
             "with fewer --slots or a smaller --ctx, or free memory"
         )
-
-
-def _host(shape: Shape, s: Settings) -> Need:
-    if not s.gpus:
-        found = host(shape, on_cpu(s.context, s.slots, s.kv_type, s.batch))
-        # of weights that are kept in another order too, what the file holds may leave memory again
-        return replace(found, weights=found.weights - shape.repacked)
-    return host(shape, Layout(s.context, s.slots, s.kv_type, s.ubatch or 512, s.batch, shares=(1,) * len(s.gpus)))

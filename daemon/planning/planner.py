@@ -18,6 +18,7 @@ from llmd.daemon.errors import DoesNotFit, LlmdError, ModelInvalid, Unavailable
 from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import View, Watcher
 from llmd.daemon.planning import plan
+from llmd.daemon.planning.engines import ENGINES
 from llmd.daemon.planning.leases import Key, Lease, Ledger
 from llmd.daemon.planning.placement import (
     Asked,
@@ -285,7 +286,7 @@ class Planner:
         """On GPUs, but those in `taken`; None: on the CPU, never there because of a fault, but where an administrator
         keeps every GPU out. `origin`:
         what was asked, if the wish was made of it. `without`: what these models' replicas hold now is free then."""
-        if self._watcher is None or wish.runner == "fake":
+        if self._watcher is None or not ENGINES[wish.engine].on_gpus:
             return None
         await asyncio.to_thread(self._watcher.refresh)
         view = self._watcher.view
@@ -311,7 +312,7 @@ class Planner:
         if not known:
             raise DoesNotFit("what it needs is not known: an older version imported it; import it again")
         asked = _asked(wish, self._ran_out(model, origin or wish))
-        forms = [Form.of(one.form or model, one.shape, one.size, one.digest) for one in known if one.shape]
+        forms = [Form.of(one.form or model, one.shape, one.size, one.digest, one.engine) for one in known if one.shape]
         # many GPUs have very many subsets: streams go on meanwhile
         return await asyncio.to_thread(
             by, forms, devices, view.inventory.links, asked, self._calibration, self._cuda_version()

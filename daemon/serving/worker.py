@@ -29,6 +29,7 @@ from llmd.daemon.errors import (
 )
 from llmd.daemon.groups import Groups
 from llmd.daemon.metrics import ModelMetrics
+from llmd.daemon.planning.engines import ENGINES
 from llmd.daemon.seats import Seats
 from llmd.daemon.serving import aborts
 from llmd.daemon.serving.stream import Stream
@@ -155,6 +156,7 @@ class Worker:
                 descriptors=[theirs.fileno()],
                 variables=seen,
                 group=self._group,
+                interpreter=ENGINES[self.settings.engine].interpreter,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
             )

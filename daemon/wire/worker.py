@@ -4,8 +4,7 @@ To it: `Load` first, then `Open` and `Cancel`. From it: `Ready` or `Fatal`, then
 one engine step) and `Beat` (once a second).
 """
 
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
@@ -14,12 +13,13 @@ from llmd.daemon.wire.message import Message
 from llmd.daemon.wire.work import Work
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a worker is started with. `runner` is `llama`, or `fake` with the fake's own arguments.
+class Common(Message, frozen=True):
+    """What a worker of any engine is started with.
 
     It sees the GPUs in `gpus` and no other, in this order; none: it computes on the CPU.
     """
+
+    engine: ClassVar[str] = ""  # its name (`planning/engines.py`)
 
     path: str
     slots: int
@@ -30,12 +30,28 @@ class Settings:
     gpus: tuple[str, ...] = ()  # UUIDs, MIG instances' too
     split: str = "none"  # over several GPUs: `layer` or `tensor`
     kv_type: str = "f16"  # of keys and values: f16, q8_0, q4_0
-    ubatch: int = 0  # most tokens the device computes in one pass; 0: 512
     form: str = ""  # which of the model's files it is, for people
     memory: int = 0  # bytes of the machine's memory that it may hold; 0: as many as there are
     syntax: str = ""  # how the model writes calls and thoughts, where an admin says so (`answers/detecting.py`)
-    runner: str = "llama"
-    fake: dict[str, Any] | None = None
+
+
+class Llama(Common, frozen=True):
+    """llama.cpp, on a GGUF file."""
+
+    engine: ClassVar[str] = "llama"
+
+    ubatch: int = 0  # most tokens the device computes in one pass; 0: 512
+
+
+class Fake(Common, frozen=True):
+    """No model: a `FakeRunner` with these arguments."""
+
+    engine: ClassVar[str] = "fake"
+
+    says: dict[str, Any] | None = None
+
+
+Settings: TypeAlias = Llama | Fake
 
 
 # --- to a worker

@@ -28,7 +28,7 @@ from llmd.daemon.serving.schemas import Schemas
 from llmd.daemon.serving.worker import Worker
 from llmd.daemon.wire.events import Failed, Finished
 from llmd.daemon.wire.work import Chat, ChatMessage, Generate, SamplingWish
-from llmd.daemon.wire.worker import Settings
+from llmd.daemon.wire.worker import Llama
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -350,7 +350,7 @@ async def all_places(path: Path) -> None:
     await schemas.start()
     await schemas.check("alice", [('{"type": "object"}', "response_format", True)])
     await schemas.close()
-    worker = Worker(Settings(str(path), 1, 64, 64, 32, 1), Metrics().model("m"))
+    worker = Worker(Llama(str(path), 1, 64, 64, 32, 1), Metrics().model("m"))
     await worker.start()
     stream = worker.open("a", Generate((Chat((ChatMessage("user", "x"),)),), SamplingWish(1)))
     async with asyncio.timeout(20):

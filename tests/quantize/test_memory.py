@@ -17,7 +17,7 @@ from small_models import files, write
 from llmd.quantize import compute
 from llmd.quantize.check import check_model
 from llmd.quantize.header import read_header
-from llmd.quantize.memory import KEPT_MEASUREMENTS, MIB, Calibration, Layout, Load, Measured, host, need, places
+from llmd.quantize.memory import KEPT_MEASUREMENTS, MIB, Calibration, Layout, Load, Measured, need, places
 from llmd.quantize.shape import Layer, Shape, shape_of
 
 TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
@@ -85,7 +85,7 @@ def test_the_parts_are_llama_cpps(kind: tuple[str, Path, Shape], layout: Layout)
     name, path, shape = kind
     if layout.kv_type != "f16" and name in UNQUANTIZED:
         layout = replace(layout, kv_type="f16")
-    told, ours = account(path, layout), host(shape, layout)
+    told, ours = account(path, layout), Load(shape).host(layout)
     assert abs(ours.weights / MIB - told["model"]) < 0.02
     assert abs(ours.kv / MIB - told.get("KV", 0) - told.get("RS", 0)) < 0.02
     computing = ours.compute / MIB - told["output"]

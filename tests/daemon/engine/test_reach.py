@@ -11,7 +11,7 @@ import pytest
 from llmd.daemon import confined
 from llmd.daemon.confined import NCCL, NO_SOCKETS
 from llmd.daemon.engine import reach
-from llmd.daemon.wire.worker import Settings
+from llmd.daemon.wire.worker import Llama
 
 DEVICES = ["/dev/nvidia0", "/dev/nvidiactl"]
 
@@ -44,7 +44,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
 def run(done: list[tuple[str, Any]], gpus: int, split: str = "none") -> None:
     _, append = done.pop()
-    with reach.confining(Settings("/m/model.gguf", 1, 1, 1, 1, 1, gpus=("a", "b")[:gpus], split=split)):
+    with reach.confining(Llama("/m/model.gguf", 1, 1, 1, 1, 1, gpus=("a", "b")[:gpus], split=split)):
         append("load")
 
 

@@ -7,11 +7,13 @@ import pytest
 from llmd.daemon.engine import renderers
 from llmd.daemon.errors import BadRequest, Unavailable
 from llmd.daemon.planning.plan import BESIDE, ON_CPU, Placement, Wish, check_memory, plan
+from llmd.daemon.wire.worker import Llama
 from llmd.quantize.shape import Layer, Shape
 
 
 def settings(placement: Placement) -> tuple[tuple[str, ...], str, str, int]:
     s = plan(Wish("m.gguf", 4, 512, 512, 256, 2, placement))
+    assert isinstance(s, Llama)
     assert (s.path, s.slots, s.context, s.chunk, s.threads) == ("m.gguf", 4, 512, 256, 2)
     assert s.batch == max(512, s.ubatch), "a pass fits into a step"
     return s.gpus, s.split, s.kv_type, s.ubatch

@@ -13,6 +13,7 @@ from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.planning.plan import File, Placement, Wish
 from llmd.daemon.planning.planner import IGNORED, Planner
+from llmd.daemon.wire.worker import Llama
 from llmd.quantize.memory import MIB, Calibration, Measured
 from llmd.quantize.shape import Layer, Shape
 
@@ -61,6 +62,7 @@ async def test_what_is_chosen_is_what_the_worker_gets(tmp_path: Path) -> None:
     fake = FakeNvml(h200(0), h200(1))
     fake.hold(ONE, 1, 60 * GIB)
     settings = await planner(tmp_path, fake).settings(("m", 1), wish())
+    assert isinstance(settings, Llama)
     assert (settings.gpus, settings.split, settings.kv_type) == ((ONE,), "none", "f16")
     assert (settings.context, settings.slots, settings.ubatch, settings.batch) == (4096, 8, 2048, 2048)
 

@@ -63,7 +63,7 @@ def generate(tokens: int, text: str = "hello", choices: int = 1) -> Work:
     return Generate((RawText(text),), SamplingWish(tokens, temperature=0.0), choices)
 
 
-WISH = Wish("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.01})
+WISH = Wish("", 1, 256, 64, 32, 1, engine="fake", fake={"text": "one two", "step_seconds": 0.01})
 
 
 class Place:
@@ -296,7 +296,7 @@ async def test_who_waits_for_a_successor_that_cannot_load_is_told(
     (tmp_path / "model.gguf").write_bytes(b"GGUF nonsense")
     running = asyncio.create_task(place.ask(generate(30)))
     await asyncio.sleep(0.1)
-    place.pool.deploy("m", "d" * 64, replace(WISH, runner="llama", path=str(tmp_path / "model.gguf")))
+    place.pool.deploy("m", "d" * 64, replace(WISH, engine="llama", path=str(tmp_path / "model.gguf")))
     await asyncio.sleep(0.05)
     with pytest.raises(ModelNotReady, match="restarting"):
         await place.ask(generate(2))
@@ -306,7 +306,7 @@ async def test_who_waits_for_a_successor_that_cannot_load_is_told(
 async def test_what_serves_goes_on_where_its_successor_cannot_load(place: Place, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF nonsense")
     old, _ = place.pool.serves("m")
-    broken = replace(WISH, runner="llama", path=str(tmp_path / "model.gguf"))
+    broken = replace(WISH, engine="llama", path=str(tmp_path / "model.gguf"))
     deployment = place.pool.deploy("m", "d" * 64, broken)
     async with asyncio.timeout(15):
         while not deployment.failed:

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 WORKER_KILLS = 50
 DAEMON_KILLS = 20
 ALICE = Principal("alice", "infer", "1f", "127.0.0.1")
-WISH = Wish("", 8, 256, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.002})
+WISH = Wish("", 8, 256, 64, 32, 1, engine="fake", fake={"text": "one two", "step_seconds": 0.002})
 
 
 async def load(serving: Serving, stop: asyncio.Event) -> Counter[str]:

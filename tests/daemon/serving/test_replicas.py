@@ -27,7 +27,7 @@ from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.events import Failed, Finished
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish
 
-WISH = Wish("", 2, 4096, 64, 32, 1, runner="fake", fake={"text": "one two", "step_seconds": 0.01})
+WISH = Wish("", 2, 4096, 64, 32, 1, engine="fake", fake={"text": "one two", "step_seconds": 0.01})
 
 
 @pytest.fixture

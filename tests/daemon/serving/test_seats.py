@@ -34,7 +34,7 @@ async def pool(seats: Seats) -> AsyncIterator[Pool]:
 
 async def deploy(pool: Pool, name: str, **fake: Any) -> Deployment:
     fake = {"text": "one two three", "step_seconds": 0.01, "threads": 8, **fake}
-    deployment = pool.deploy(name, "0" * 64, Wish("", 2, 100_000, 64, 32, 8, runner="fake", fake=fake))
+    deployment = pool.deploy(name, "0" * 64, Wish("", 2, 100_000, 64, 32, 8, engine="fake", fake=fake))
     async with asyncio.timeout(20):
         while deployment.state != "ready":
             await deployment.changed.wait()

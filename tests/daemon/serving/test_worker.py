@@ -53,7 +53,7 @@ from llmd.daemon.wire.work import (
     Wanted,
     Work,
 )
-from llmd.daemon.wire.worker import Settings
+from llmd.daemon.wire.worker import Llama, Settings
 from llmd.quantize.shape import Layer, Shape
 
 HELLO = RawText("hello")
@@ -61,7 +61,7 @@ HELLO = RawText("hello")
 
 def fake(slots: int = 2, **arguments: Any) -> Wish:
     arguments = {"text": "one two three", **arguments}
-    return Wish("", slots, 256, 64, 32, 1, runner="fake", fake=arguments)
+    return Wish("", slots, 256, 64, 32, 1, engine="fake", fake=arguments)
 
 
 def say(max_tokens: int = 8, prompt: Prompt = HELLO) -> Generate:
@@ -431,7 +431,7 @@ class Faulty(FakeRunner):
             raise ZeroDivisionError
         super().launch(plan)
 
-worker.runner_for = lambda s: lambda _: Faulty(slots=s.slots, context=s.context, **s.fake)
+worker.runner_for = lambda s: lambda _: Faulty(slots=s.slots, context=s.context, **s.says)
 worker.main()
 """
 
@@ -541,7 +541,7 @@ from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.planning.plan import Wish
 async def main():
     pool = Pool(Metrics(), Tasks())
-    d = pool.deploy("m", "", Wish("", 1, 256, 64, 32, 1, runner="fake", fake={"text": "a"}))
+    d = pool.deploy("m", "", Wish("", 1, 256, 64, 32, 1, engine="fake", fake={"text": "a"}))
     while d.state != "ready":
         await d.changed.wait()
     print(d.worker.pid, flush=True)
@@ -621,7 +621,7 @@ async def test_a_worker_whose_engine_cannot_be_loaded_says_so(tmp_path: Path, mo
     (tmp_path / "libllama.so").write_bytes(b"no library")
     kept = children.environment
     monkeypatch.setattr(children, "environment", lambda more: {**kept(more), "LLAMA_CPP_LIB_PATH": str(tmp_path)})
-    worker = Worker(Settings("model.gguf", 1, 256, 64, 32, 1), Metrics().model("m"))
+    worker = Worker(Llama("model.gguf", 1, 256, 64, 32, 1), Metrics().model("m"))
     with pytest.raises(Unavailable, match="a library of the engine cannot be loaded: .*libllama.so") as refused:
         await worker.start()
     assert str(tmp_path) not in refused.value.message and not worker.crashed

@@ -6,11 +6,25 @@ import pytest
 from llmd.daemon.wire import frames
 from llmd.daemon.wire.events import ChosenLogprob, Detokenized, Failed, Finished, Started, Text, Tokenized, TokenLogprob
 from llmd.daemon.wire.work import Chat, ChatMessage, Detokenize, Generate, RawText, SamplingWish, Tokenize, Tokens
-from llmd.daemon.wire.worker import Beat, Busy, Cancel, Fatal, FromWorker, Load, Open, Ready, Settings, Step, ToWorker
+from llmd.daemon.wire.worker import (
+    Beat,
+    Busy,
+    Cancel,
+    Fake,
+    Fatal,
+    FromWorker,
+    Llama,
+    Load,
+    Open,
+    Ready,
+    Step,
+    ToWorker,
+)
 
 PARAMS = SamplingWish(8, seed=2**32 - 1, logit_bias=((5, -1.5),), stop=("a", "é"), logprobs=2)
 DOWN: list[ToWorker] = [
-    Load(Settings("model", 2, 256, 64, 32, 1, gpus=("GPU-1",), fake={"text": "a"})),
+    Load(Llama("model", 2, 256, 64, 32, 1, gpus=("GPU-1",), ubatch=512)),
+    Load(Fake("", 2, 256, 64, 32, 1, says={"text": "a"})),
     Open(1, "alice", Generate((Chat((ChatMessage("user", "hi"),)),), PARAMS, 2)),
     Open(2, "alice", Generate((RawText("hi"),), SamplingWish(1))),
     Open(3, "", Generate((Tokens((1, 2)),), SamplingWish(1))),
