@@ -28,7 +28,8 @@ stored.py    whether a model's stored file is what was put there
 store.py     `state.db`: clients, models, deployments
 versions.py  `state.db` from one version of llmd to the next, and back
 admin/       what an admin can do
-serving/     a request from its admit row to its finish row; workers
+serving/     a request from its admit row to its finish row
+replicas/    the deployed models, and the processes that answer for them
 planning/    on which GPUs a model goes, and how it is loaded
 gpus/        the GPUs: what they are, how they do
 identity/    who asks, and the built-in CA

@@ -55,10 +55,9 @@ from llmd.daemon.models.making import Maker
 from llmd.daemon.planning import architectures
 from llmd.daemon.planning.measurements import planner
 from llmd.daemon.process import Fatal
+from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.seats import Seats
-from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.serving.pool import Pool
 from llmd.daemon.store import StateThread, Store
 from llmd.daemon.tasks import Tasks
 
@@ -96,15 +95,14 @@ class Daemon:
             self.metrics, self.tasks, self.planner, audit=self.audit.event, groups=Groups.open(), seats=self.seats
         )
         self.serving = Serving(
-            self.pool, Admission(lambda: self.config.queue), self.audit, self.metrics, self.tasks,
-            unaudited=self._unaudited,
+            self.pool, lambda: self.config.queue, self.audit, self.metrics, self.tasks, unaudited=self._unaudited
         )  # fmt: skip
         self.connections = Connections(process.descriptors() - process.OWN_DESCRIPTORS, lambda: self.authority.revoked)
         self.tls = ServerTls(self.authority, state / "pki")
         self.acts = Acts(self.audit, unlogged=self._unaudited)
         self.service = self._service()
         self.watchdog = systemd.Watchdog(self._dead, self._status)
-        self.upkeep = Upkeep(self.service, self.serving.refusals, self.tasks)
+        self.upkeep = Upkeep(self.service, self.serving.books.refusals, self.tasks)
         self._stopping = asyncio.Event()
 
     @property
@@ -173,13 +171,13 @@ class Daemon:
             self._client_app(),
             ssl=lambda: self.tls.context,
             connections=self.connections,
-            refusals=self.serving.refusals,
+            refusals=self.serving.books.refusals,
             hosts=lambda: self.config.allowed_hosts,
             tasks=self.tasks,
         )
         admin = Listener(
             application(routes.ROUTES, routes.who, serving=self.serving, service=self.service),
-            refusals=self.serving.refusals,
+            refusals=self.serving.books.refusals,
             tasks=self.tasks,
         )
         beside = [
@@ -216,7 +214,7 @@ class Daemon:
         """The files, and nothing else: of one that does not run."""
         self.state.close()
         self.store.close()
-        self.serving.refusals.flush(all_=True)
+        self.serving.books.refusals.flush(all_=True)
         await asyncio.to_thread(self.audit.close)
         os.close(self._lock)
 
@@ -273,7 +271,7 @@ class Daemon:
     def _client_app(self) -> object:
         clients, authority = self.service.clients, self.authority
         identity = Identity(authority.node, lambda: authority.revoked, clients.roles.get, clients.register)
-        refused = noted(self.serving.refusals)
+        refused = noted(self.serving.books.refusals)
         return application(CLIENT_ROUTES, client(identity), refused, serving=self.serving, doctor=self.service.doctor)
 
     # --- GPUs

@@ -9,7 +9,7 @@ from fake_nvml import GIB
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
-from llmd.daemon.serving.stream import Stream
+from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.wire.events import Failed, Finished
 from llmd.daemon.wire.worker import Common, Fake, Llama, Settings
 from llmd.quantize.shape import Layer, Shape

@@ -95,7 +95,7 @@ class Llmd:
 _WITH_WORKER = """
 import sys
 from llmd.daemon.main import main
-from llmd.daemon.serving import worker
+from llmd.daemon.replicas import worker
 worker.PROGRAM = sys.argv.pop(1)
 main()
 """

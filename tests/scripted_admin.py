@@ -69,7 +69,7 @@ async def scripted(tmp_path: Path) -> AsyncIterator[Admin]:
     daemon = admin.daemon
     listener = Listener(
         application(routes.ROUTES, routes.who, serving=daemon.serving, service=daemon.service),
-        refusals=daemon.serving.refusals,
+        refusals=daemon.serving.books.refusals,
         tasks=daemon.tasks,
     )
     await listener.start_unix(tmp_path / "admin.sock", 0o660)

@@ -50,7 +50,8 @@ from llmd.daemon.engine.rendering import Rendering, Terms, any_of
 from llmd.daemon.engine.templates import ChatTemplate
 from llmd.daemon.errors import LlmdError
 from llmd.daemon.kept import Kept
-from llmd.daemon.serving import holding, routing
+from llmd.daemon.replicas import routing
+from llmd.daemon.serving import holding
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.wire import events, worker
 from llmd.daemon.wire import frames as wire
@@ -65,7 +66,7 @@ ROOT = Path(__file__).parents[1]
 READING = [
     "api/http/body.py", "api/http/protocol.py",
     *(f"api/openai/{name}.py" for name in ("given", "messages", "schema", "wanted")),
-    *(f"daemon/serving/{name}.py" for name in ("ask", "holding", "routing")),
+    *(f"daemon/{name}.py" for name in ("serving/ask", "serving/holding", "replicas/routing")),
     *(f"daemon/engine/{name}.py" for name in (
         "layouts", "output", "prefixes", "prompts", "rendering", "templates", "turns")),
     *(f"daemon/wire/{name}.py" for name in ("events", "frames", "work", "worker")),
@@ -456,11 +457,11 @@ GROWS: dict[str, tuple[Grow, ...]] = {
         lambda n: partial(noted, holding.Held(tools_wanted(1)), n),
     ),
     "daemon/serving/holding.py:held": (on(holding.held, lambda n: tools_wanted(n)),),
-    "daemon/serving/routing.py:Router.choose": (
+    "daemon/replicas/routing.py:Router.choose": (
         on(lambda prompt: routing.Router().choose([routing.Candidate(i, 0, 1) for i in range(2)], "a", prompt),
            lambda n: bytes(100 * n)),
     ),
-    "daemon/serving/routing.py:beginnings": (on(partial(routing.beginnings, "a"), lambda n: bytes(100 * n)),),
+    "daemon/replicas/routing.py:beginnings": (on(partial(routing.beginnings, "a"), lambda n: bytes(100 * n)),),
     "daemon/engine/turns.py:Turns.of": (
         *of_chats(lambda chat: turns.Turns(turns.MANNERS[0], {}, str).of(chat.messages), 5),
         *of_chats(lambda chat: turns.Turns(turns.MANNERS[-1], {}, str).of(chat.messages), 5),
@@ -675,7 +676,7 @@ BOUNDED: dict[str, str] = {
     "daemon/wire/work.py:Generate.schemas": "as Wanted's",
     "daemon/wire/work.py:Generate.held_to": "as Wanted's",
     "daemon/serving/ask.py:Ask.held_to": "of 128 tools at most",
-    "daemon/serving/routing.py:Candidate.free": ONE,
+    "daemon/replicas/routing.py:Candidate.free": ONE,
     "daemon/engine/layouts.py:shows": "each search begins where the one before ended; else " + RENDERED,
     "daemon/engine/templates.py:ChatTemplate.syntax": RENDERED,
     "daemon/engine/templates.py:chat_template": RENDERED,

@@ -54,8 +54,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api/cli/": {"llmd.api.cli", "llmd.daemon.errors", "llmd.daemon.audit.offline"},
     "daemon/admin/": {"llmd.daemon"},
     "daemon/serving/": {
-        "llmd.daemon.serving", "llmd.daemon.audit", "llmd.daemon.planning", "llmd.daemon.gpus", "llmd.daemon.identity",
-        "llmd.daemon.wire", *LEAVES,
+        "llmd.daemon.serving", "llmd.daemon.replicas", "llmd.daemon.audit", "llmd.daemon.identity", "llmd.daemon.wire",
+        *LEAVES,
+    },
+    "daemon/replicas/": {
+        "llmd.daemon.replicas", "llmd.daemon.planning", "llmd.daemon.gpus", "llmd.daemon.wire", *LEAVES,
     },
     "daemon/planning/": {
         "llmd.daemon.planning", "llmd.daemon.gpus", "llmd.daemon.wire", "llmd.quantize", *LEAVES,
@@ -223,14 +226,14 @@ def test_files_and_functions_are_short(file: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "code"),
     [
-        ("daemon/engine/loop.py", "import llmd.daemon.serving.pool"),
-        ("daemon/engine/loop.py", "from llmd.daemon.serving import pool"),
+        ("daemon/engine/loop.py", "import llmd.daemon.replicas.pool"),
+        ("daemon/engine/loop.py", "from llmd.daemon.replicas import pool"),
         ("daemon/engine/loop.py", "def f():\n    import llmd.api.http.app as app"),
-        ("daemon/serving/pool.py", "import llmd.api"),
-        ("daemon/serving/pool.py", "from llmd import api"),
-        ("daemon/serving/pool.py", "from llmd.daemon.engine.types import Sequence"),
+        ("daemon/replicas/pool.py", "import llmd.api"),
+        ("daemon/replicas/pool.py", "from llmd import api"),
+        ("daemon/replicas/pool.py", "from llmd.daemon.engine.types import Sequence"),
         ("daemon/identity/pki.py", "from llmd.daemon.audit.log import AuditLog"),
-        ("daemon/store.py", "from llmd.daemon.serving.pool import Pool"),
+        ("daemon/store.py", "from llmd.daemon.replicas.pool import Pool"),
         ("daemon/admin/service.py", "from llmd.daemon.main import Daemon"),
         ("api/http/app.py", "from llmd.api.openai import chat"),
         ("api/cli/main.py", "from llmd.daemon.store import Store"),

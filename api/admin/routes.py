@@ -28,7 +28,7 @@ from llmd.daemon.audit.chain import KINDS, OUTCOMES
 from llmd.daemon.errors import MAX_GIVEN, BadRequest, Conflict, ModelNotReady, quoted
 from llmd.daemon.planning.plan import Placement
 from llmd.daemon.records import of_form
-from llmd.daemon.serving.deployment import Deployment
+from llmd.daemon.replicas.deployment import Deployment
 
 PROGRESS_SECONDS = 0.1
 FOLLOW_SECONDS = 0.25

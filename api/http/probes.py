@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from llmd.api.http.routes import ANYBODY, OPERATOR, Asks, Route
 from llmd.daemon.errors import AuditUnavailable, ModelNotReady, ShuttingDown, Unavailable
-from llmd.daemon.serving import trials
+from llmd.daemon.replicas import trials
 from llmd.daemon.serving.answer import Serving
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -76,7 +76,7 @@ async def metrics(request: Request, serving: Asks) -> Response:
 
 
 def _audited(serving: Serving) -> bool:
-    return serving.audit.writable or serving.serve_unaudited
+    return serving.audit.writable or serving.books.unaudited()
 
 
 ROUTES = (

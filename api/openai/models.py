@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from llmd.api.http.routes import INFER, OPERATOR, Asks, Route
 from llmd.daemon.records import of_form
-from llmd.daemon.serving.deployment import Deployment
+from llmd.daemon.replicas.deployment import Deployment
 
 
 class Model(BaseModel):

@@ -10,7 +10,7 @@ from llmd.daemon.errors import Conflict, NotFound
 from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.planning.planner import Planner
-from llmd.daemon.serving.pool import Pool
+from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.store import StateThread, Store
 
 

@@ -20,9 +20,9 @@ from llmd.daemon.models.files import ModelStore
 from llmd.daemon.planning.architectures import cuda_engine
 from llmd.daemon.planning.planner import IGNORED, Planner
 from llmd.daemon.records import Certificate
+from llmd.daemon.replicas.deployment import Deployment
+from llmd.daemon.replicas.lifecycle import QUARANTINED
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.serving.deployment import Deployment
-from llmd.daemon.serving.lifecycle import QUARANTINED
 from llmd.daemon.store import StateThread, Store
 
 # what `status` and `doctor` call soon: the CA's own things are renewed long before

@@ -8,7 +8,7 @@ from llmd.daemon.audit.acts import Acts
 from llmd.daemon.errors import DoesNotFit, Unavailable
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
-from llmd.daemon.serving.pool import Pool
+from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.store import StateThread, Store
 
 

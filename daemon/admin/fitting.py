@@ -15,7 +15,7 @@ from llmd.daemon.models.making import Maker, Size
 from llmd.daemon.planning.plan import File, Placement, Wish, forms
 from llmd.daemon.planning.planner import Planner
 from llmd.daemon.records import Form, Model
-from llmd.daemon.serving.pool import Pool
+from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.store import StateThread
 
 MIN_CONTEXT, MAX_CONTEXT = 256, 1 << 24

@@ -14,7 +14,7 @@ from llmd.daemon.models.importing import Importer
 from llmd.daemon.models.jobs import ENDED, Jobs
 from llmd.daemon.models.making import Asked, Maker, check_type
 from llmd.daemon.records import Job, of_form
-from llmd.daemon.serving.pool import Pool
+from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.store import StateThread
 
 QUANTIZE, IMPORT = "quantize", "import"

@@ -26,8 +26,8 @@ from llmd.daemon.models.files import ModelStore
 from llmd.daemon.planning.plan import ON_CPU, Placement, Wish
 from llmd.daemon.planning.planner import Planner
 from llmd.daemon.records import Form, Model, of_form
+from llmd.daemon.replicas.deployment import Deployment
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.store import StateThread, Store
 from llmd.daemon.wire.frames import encode_chat
 from llmd.daemon.wire.work import Chat, ChatMessage

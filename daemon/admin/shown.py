@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmd.daemon.records import Form
-from llmd.daemon.serving.deployment import Deployment, Replica
+from llmd.daemon.replicas.deployment import Deployment, Replica
 from llmd.daemon.wire.worker import Busy
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmd.daemon.errors import ModelNotReady, QueueFull
+from llmd.daemon.identity.principal import Principal
+from llmd.daemon.serving.ask import Ask
 
 # how much one request's time counts in the usual time
 SMOOTHING = 0.1
@@ -37,35 +39,38 @@ class Place:
 
 
 class Admission:
-    """`queue` tells how many sequences may wait for a slot, a model."""
+    """`queue` tells how many sequences may wait for a slot, a model; `slots` how many a model has. What is asked names
+    its model."""
 
-    def __init__(self, queue: Callable[[], int]) -> None:
-        self._queue = queue
+    def __init__(self, queue: Callable[[], int], slots: Callable[[str], int]) -> None:
+        self._queue, self._slots = queue, slots
         self._models: dict[str, _Model] = {}
 
-    def enter(self, model: str, count: int, slots: int) -> Place:
-        """Room for `count` sequences on `slots` slots, or QueueFull with the time until there should be room:
+    def enter(self, principal: Principal, ask: Ask) -> Place:
+        """Room for its sequences, or QueueFull with the time until there should be room:
 
         1. nothing else is inside, or all that is and these have a slot or wait within the queue's limit: let in;
         2. else refused: the queue is `waiting` long, and a slot serves one in the usual time.
         """
-        known = self._models.setdefault(model, _Model())
+        model, count = ask.model or "", ask.work.sequences
+        known, slots = self._models.setdefault(model, _Model()), self._slots(model)
         waiting = known.inside + count - slots
         if known.inside and waiting > (queue := self._queue()):
             after = max(1, min(60, round(known.seconds * waiting / slots)))
             raise QueueFull(f"{model} has {queue} requests waiting; try again in {after} s", retry_after=after)
         return Place(known, count)
 
-    def wait(self, model: str, count: int) -> Place:
+    def wait(self, principal: Principal, ask: Ask) -> Place:
         """Room to wait for a model whose settings change: it has no slots then. Raises ModelNotReady where what is
         inside and these are more than the queue takes."""
+        model, count = ask.model or "", ask.work.sequences
         known = self._models.setdefault(model, _Model())
         if known.waiting + count > self._queue():
             raise ModelNotReady(f"{model} is being deployed anew; try again soon", retry_after=5)
         return Place(known, count, waits=True)
 
-    def took(self, model: str, seconds: float) -> None:
-        """A request has ended after this long in its slot."""
-        known = self._models.get(model)
+    def took(self, ask: Ask, seconds: float) -> None:
+        """It has ended after this long in its slot."""
+        known = self._models.get(ask.model or "")
         if known:
             known.seconds += SMOOTHING * (seconds - known.seconds)

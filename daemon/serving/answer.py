@@ -2,37 +2,27 @@
 that is refused before a model is to be asked has neither, and is counted among the refusals."""
 
 import asyncio
-import logging
-import secrets
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 
 from llmd.daemon import limits
 from llmd.daemon.audit.log import AuditLog
-from llmd.daemon.audit.refusals import Refusals
-from llmd.daemon.errors import (
-    AuditUnavailable,
-    BadRequest,
-    DeadlineExceeded,
-    GpuLost,
-    GpuOutOfMemory,
-    LlmdError,
-    WorkerLost,
-    from_wire,
-)
+from llmd.daemon.errors import BadRequest, DeadlineExceeded, LlmdError, WorkerLost, from_wire
 from llmd.daemon.gate import Aside
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.records import of_form
+from llmd.daemon.replicas.pool import Pool
+from llmd.daemon.replicas.stream import Stream
+from llmd.daemon.replicas.worker import Worker
 from llmd.daemon.serving.admission import Admission, Place
 from llmd.daemon.serving.ask import Ask
+from llmd.daemon.serving.books import NOTHING, Books, Entry, Usage
 from llmd.daemon.serving.holding import Check, Held, held
 from llmd.daemon.serving.poison import Poison
-from llmd.daemon.serving.pool import Pool
 from llmd.daemon.serving.schemas import Schemas
-from llmd.daemon.serving.stream import Stream
-from llmd.daemon.serving.worker import Worker
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.events import (
     Answered,
@@ -47,11 +37,8 @@ from llmd.daemon.wire.events import (
 from llmd.daemon.wire.work import Work
 from llmd.daemon.wire.worker import Ready
 
-log = logging.getLogger("llmd.requests")
-
 # a request that was cancelled is followed for so long
 FOLLOW_SECONDS = 5.0
-OUR_FAULTS = frozenset({LlmdError.code, WorkerLost.code, GpuLost.code, GpuOutOfMemory.code})
 
 
 class Answer:
@@ -109,6 +96,10 @@ class Answer:
             raise from_wire(events[0].code, events[0].message, events[0].param)
         self._unread = events
 
+    @property
+    def used(self) -> Usage:
+        return Usage(self.prompt_tokens, self.cached_tokens, self.completion_tokens, self._stream.first)
+
     def outcome(self) -> tuple[str, str | None]:
         """How it stands: how its work ended, `cancelled` while it runs; and the error's code."""
         if self._error:
@@ -149,12 +140,13 @@ class Answer:
 
 
 class Serving:
-    """The way to ask a model: `async with serving.open(principal, ask) as answer`. Made once, by `main`."""
+    """The way to ask a model: `async with serving.open(principal, ask) as answer`. Made once, by `main`. `queue` tells
+    how many sequences may wait for a slot, a model; `unaudited` whether requests are answered that cannot be logged."""
 
     def __init__(
         self,
         pool: Pool,
-        admission: Admission,
+        queue: Callable[[], int],
         audit: AuditLog,
         metrics: Metrics,
         tasks: Tasks,
@@ -162,16 +154,11 @@ class Serving:
         schemas: Schemas | None = None,
         unaudited: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.pool, self.admission, self.audit, self.metrics = pool, admission, audit, metrics
-        self.tasks, self._unaudited = tasks, unaudited
-        self.aside = Aside()
+        self.pool, self.audit, self.metrics, self.tasks = pool, audit, metrics, tasks
+        self.admission = Admission(queue, lambda model: pool.find(model).slots)
+        self.aside, self.poison = Aside(), Poison()
         self.schemas = schemas or Schemas(self.aside)
-        self.poison, self.refusals = Poison(), Refusals(audit)
-
-    @property
-    def serve_unaudited(self) -> bool:
-        """Whether requests are answered that cannot be logged, as the configuration says now."""
-        return self._unaudited()
+        self.books = Books(audit, metrics, self.aside, pool.digest, unaudited)
 
     @asynccontextmanager
     async def open(self, principal: Principal, ask: Ask) -> AsyncIterator[Answer]:
@@ -182,70 +169,77 @@ class Serving:
 
         Leaving the block, in whatever way, cancels what still runs, gives its place back and writes the `finish` row.
         """
-        model, form = self._model(ask)
-        books = _Books(self, principal, ask, model)
+        ask = self._named(ask)
+        entry = self.books.open(principal, ask)
         outcome: tuple[str, str | None] = ("cancelled", None)
+        used = NOTHING
         try:
-            worker, info, place, held = await self._admitted(books, principal.name, ask, model, form)
-            books.stream = stream = worker.open(principal.name, held.work, place.leave)
+            worker, info, place, held = await self._admitted(entry, principal, ask)
+            stream = worker.open(principal.name, held.work, place.leave)
             fit = partial(self.schemas.fit, principal.name)
-            books.answer = answer = Answer(books.request_id, model, info.context, stream, ask.work, fit)
+            answer = Answer(entry.request_id, ask.model or "", info.context, stream, ask.work, fit)
             try:
                 with _deadline(stream, min(ask.seconds, limits.ACCEPT_SECONDS), "the model has not begun"):
                     await answer.accepted()
                 with _deadline(stream, ask.seconds, "the answer was not complete"):
                     yield answer
             finally:
-                outcome = answer.outcome()
+                outcome, used = answer.outcome(), answer.used
                 stream.cancel()
-                if outcome[1] == WorkerLost.code:
-                    self._blame(worker, books.digest)
-                elif outcome[0] in ("error", "cancelled"):
-                    # what it asked for may end the process after it has gone
-                    asyncio.get_running_loop().call_later(FOLLOW_SECONDS, self._blame, worker, books.digest)
-                else:
-                    self.poison.answered(books.digest)
+                self._judge(entry, worker, *outcome)
         except (asyncio.CancelledError, GeneratorExit):
             raise  # its client left
         except LlmdError as e:
             outcome = "error", e.code
-            books.refused(e)
+            entry.refused(e)
             raise
         except Exception:
             outcome = "error", LlmdError.code
             raise
         finally:
-            books.finish(*outcome)
+            if used.first is not None:
+                self.admission.took(ask, asyncio.get_running_loop().time() - used.first)
+            entry.finish(*outcome, used)
 
-    async def _admitted(
-        self, books: "_Books", owner: str, ask: Ask, model: str, form: str | None
-    ) -> tuple[Worker, Ready, Place, Ask]:
+    async def _admitted(self, entry: Entry, principal: Principal, ask: Ask) -> tuple[Worker, Ready, Place, Ask]:
         """Who answers a request, its place, its row on disk, and what its answer is held to: 2. to 7. of `open`."""
+        model, form = ask.model or "", ask.form
         if not self.pool.replacing(model):
             self.pool.serves(model, form=form)
-        held = await self.schemas.check(owner, ask.schemas())
-        await books.read()
-        self.poison.check(books.digest)
-        await self._successor(model, ask)
+        held = await self.schemas.check(principal.name, ask.schemas())
+        prompt = await entry.read()
+        self.poison.check(entry.digest)
+        await self._successor(principal, ask)
         self.pool.serves(model, form=form)
-        place = self.admission.enter(model, ask.work.sequences, self.pool.find(model).slots)
+        place = self.admission.enter(principal, ask)
         try:
-            await books.admit()
-            return *self.pool.serves(model, owner, ask, form), place, ask.held_to(held)
+            await entry.admit()
+            return *self.pool.serves(model, principal.name, prompt, form), place, ask.held_to(held)
         except BaseException:
             place.leave()
             raise
+
+    def _judge(self, entry: Entry, worker: Worker, outcome: str, error: str | None) -> None:
+        """Whether the request is one of those that end whoever answers them."""
+        if error == WorkerLost.code:
+            self._blame(worker, entry.digest)
+        elif outcome in ("error", "cancelled"):
+            # what it asked for may end the process after it has gone
+            asyncio.get_running_loop().call_later(FOLLOW_SECONDS, self._blame, worker, entry.digest)
+        else:
+            self.poison.answered(entry.digest)
 
     def _blame(self, worker: Worker, digest: Hashable) -> None:
         if worker.crashed:
             self.poison.crashed(digest, worker.pid)
 
-    async def _successor(self, model: str, ask: Ask) -> None:
+    async def _successor(self, principal: Principal, ask: Ask) -> None:
         """While the model's settings change, the queue holds who comes. Raises ModelNotReady where it is full, and
         DeadlineExceeded."""
+        model = ask.model or ""
         if not self.pool.replacing(model):
             return
-        place = self.admission.wait(model, ask.work.sequences)
+        place = self.admission.wait(principal, ask)
         try:
             async with asyncio.timeout(min(ask.seconds, limits.ACCEPT_SECONDS)):
                 await self.pool.replaced(model)
@@ -254,15 +248,15 @@ class Serving:
         finally:
             place.leave()
 
-    def _model(self, ask: Ask) -> tuple[str, str | None]:
-        """Its name, and the type of the form where one is asked for."""
+    def _named(self, ask: Ask) -> Ask:
+        """With the name of its model, and the form where one is asked for."""
         if ask.model is not None:
             model, form = of_form(ask.model)
-            return (model, form) if self.pool.knows(model) else (ask.model, None)
+            return replace(ask, model=model, form=form) if self.pool.knows(model) else ask
         names = [d.model for d in self.pool.all()]
         if len(names) != 1:
             raise BadRequest(f"model is missing; deployed: {', '.join(names) or 'none'}", param="model")
-        return names[0], None
+        return replace(ask, model=names[0])
 
 
 @contextmanager
@@ -274,89 +268,3 @@ def _deadline(stream: Stream, seconds: float, what: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-class _Books:
-    """One request's rows in the audit log, and its metrics."""
-
-    def __init__(self, serving: Serving, principal: Principal, ask: Ask, model: str) -> None:
-        self.request_id = "req-" + secrets.token_hex(12)
-        self.stream: Stream | None = None
-        self.answer: Answer | None = None
-        self._serving, self._principal, self._ask, self._model = serving, principal, ask, model
-        self._asked = self._written = False
-        self._read = (0, "", "")  # the prompt's bytes and keyed hash, and the parameters' hash
-        self._began = asyncio.get_running_loop().time()
-
-    @property
-    def digest(self) -> Hashable:
-        """What equal requests have in common, once they are read."""
-        return (self._model, self._ask.route, *self._read[1:])
-
-    async def read(self) -> None:
-        if self._ask.large:
-            self._read = await self._serving.aside.run(self._principal.name, self._digested)
-        else:
-            self._read = self._digested()
-
-    async def admit(self) -> None:
-        """The `admit` row is on disk when this returns. Raises AuditUnavailable."""
-        audit, by, ask = self._serving.audit, self._principal, self._ask
-        size, mac, parameters = self._read
-        try:
-            await audit.admit(
-                self.request_id,
-                principal=by.name,
-                serial=by.serial,
-                address=by.address,
-                route=ask.route,
-                dialect=ask.dialect,
-                model=self._model,
-                digest=self._serving.pool.digest(self._model),
-                params=parameters,
-                prompt_mac=mac,
-                prompt_bytes=size,
-            )
-            self._written = True
-        except AuditUnavailable:
-            if not self._serving.serve_unaudited:
-                raise
-        self._asked, self._began = True, asyncio.get_running_loop().time()
-
-    def refused(self, error: LlmdError) -> None:
-        """The log says of it in one way or the other."""
-        by, error.logged = self._principal, True
-        if not self._asked:
-            self._serving.refusals.note(
-                error, by.name, by.address, serial=by.serial, route=self._ask.route, model=self._model
-            )
-
-    def _digested(self) -> tuple[int, str, str]:
-        prompt = self._ask.prompt()
-        return len(prompt), self._serving.audit.prompt_mac(prompt), self._ask.parameters()
-
-    def finish(self, outcome: str, error: str | None) -> None:
-        serving, stream, answer = self._serving, self.stream, self.answer
-        if error in OUR_FAULTS:
-            about = {"request_id": self.request_id, "principal": self._principal.name, "model": self._model}
-            log.warning("a request to %s ended with %s", self._model, error, extra=about)
-        now = asyncio.get_running_loop().time()
-        # a label that a client may choose freely would grow the metrics without bound
-        known = self._model if serving.pool.digest(self._model) else ""
-        serving.metrics.outcome(known, outcome)
-        if error == LlmdError.code:
-            serving.metrics.model(known).faults()
-        first = stream.first if stream else None
-        if first is not None:
-            serving.admission.took(self._model, now - first)
-        if self._written:
-            serving.audit.finish(
-                self.request_id,
-                outcome,
-                error=error,
-                prompt_tokens=answer.prompt_tokens if answer else 0,
-                cached_tokens=answer.cached_tokens if answer else 0,
-                completion_tokens=answer.completion_tokens if answer else 0,
-                queue_ms=round(1000 * ((first or now) - self._began), 3),
-                generate_ms=round(1000 * (now - first), 3) if first is not None else 0.0,
-            )

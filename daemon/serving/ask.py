@@ -10,7 +10,8 @@ from llmd.daemon.wire.work import Schema, Work
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """`route` is how the audit log names the way it came, `model` None the only model there is."""
+    """`route` is how the audit log names the way it came, `model` None the only model there is. `form` is set as it is
+    taken in: the type of one of the model's forms, where MODEL@TYPE was asked for."""
 
     route: str
     model: str | None
@@ -18,6 +19,7 @@ class Ask:
     deadline: float | None = None  # seconds until its last event; None: as long as such work may take
     large: bool = False  # whatever walks over it holds up others
     dialect: str = ""  # whose request it was made of
+    form: str | None = None
 
     @property
     def seconds(self) -> float:

@@ -24,8 +24,8 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.checking import check, trial
 from llmd.daemon.models.files import QUANTIZING
 from llmd.daemon.models.running import lines
+from llmd.daemon.replicas.worker import Worker
 from llmd.daemon.serving.schemas import Schemas
-from llmd.daemon.serving.worker import Worker
 from llmd.daemon.wire.events import Failed, Finished
 from llmd.daemon.wire.work import Chat, ChatMessage, Generate, SamplingWish
 from llmd.daemon.wire.worker import Llama

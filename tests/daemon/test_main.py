@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ from llmd.daemon.audit.offline import verify_file
 from llmd.daemon.config import ConfigError
 from llmd.daemon.errors import QueueFull
 from llmd.daemon.identity.pki import Authority
+from llmd.daemon.identity.principal import Principal
+from llmd.daemon.serving.ask import Ask
 from llmd.daemon.store import Store
+from llmd.daemon.wire.work import Generate, RawText, SamplingWish, Tokenize
 
 
 def client(llmd: Llmd, tls: Any = None) -> openai.OpenAI:
@@ -348,12 +352,15 @@ async def test_what_a_reload_has_read_is_used(tmp_path: Path, monkeypatch: pytes
     wish = (await daemon.service.deploy("m", None, None, "me"))[0].wanted
     assert wish and (wish.slots, wish.context, wish.batch, wish.chunk, wish.threads) == (2, 512, 128, 64, 1)
     assert daemon.seats.total == daemon.service.forms.maker._threads() == 1
-    daemon.serving.admission.enter("m", 3, 2)
+    daemon.serving.admission._slots = lambda model: 2
+    alice, ask = Principal("alice", "user", "1", "127.0.0.1"), partial(Ask, "/there", "m")
+    several = Generate((RawText("hello"),), SamplingWish(1), choices=3)
+    daemon.serving.admission.enter(alice, ask(several))
     with pytest.raises(QueueFull, match="m has 1 requests waiting"):
-        daemon.serving.admission.enter("m", 1, 2)
+        daemon.serving.admission.enter(alice, ask(Tokenize("hello")))
     daemon.audit._writer._write = lambda db, entries: 1 / 0  # type: ignore[assignment, method-assign]
     async with daemon.acts("admin.deploy", "me"):
-        assert daemon.serving.serve_unaudited
+        assert daemon.serving.books.unaudited()
     del daemon.audit._writer._write
     kinds = [(row["kind"], row["body"].get("value")) for row in await daemon.audit.tail(9)]
     assert ("audit.on_failure", "serve") in kinds

@@ -27,7 +27,7 @@ _log_lines: list[str] = []
 
 
 def _log(level: int, text: bytes, _user: Any) -> None:
-    if level == 4:  # GGML_LOG_LEVEL_ERROR: the daemon reads what is said before an abort (serving/aborts.py)
+    if level == 4:  # GGML_LOG_LEVEL_ERROR: the daemon reads what is said before an abort (replicas/aborts.py)
         print(text.decode(errors="replace").rstrip("\n"), file=sys.stderr, flush=True)
     if level >= 4:
         _log_lines.append(text.decode(errors="replace").strip())

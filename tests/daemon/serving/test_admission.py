@@ -3,54 +3,67 @@
 import pytest
 
 from llmd.daemon.errors import QueueFull
+from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.admission import Admission
+from llmd.daemon.serving.ask import Ask
+from llmd.daemon.wire.work import Generate, RawText, SamplingWish
+
+ALICE = Principal("alice", "user", "1", "127.0.0.1")
+
+
+def ask(sequences: int = 1, model: str = "m") -> Ask:
+    return Ask("/there", model, Generate((RawText("hello"),), SamplingWish(1), sequences))
+
+
+def admission(queue: int, slots: int) -> Admission:
+    return Admission(lambda: queue, lambda model: slots)
 
 
 def test_slots_and_queue_are_filled_and_then_refuse() -> None:
-    admission = Admission(lambda: 2)
-    places = [admission.enter("m", 1, slots=3) for _ in range(5)]
+    door = admission(queue=2, slots=3)
+    places = [door.enter(ALICE, ask()) for _ in range(5)]
     with pytest.raises(QueueFull) as refused:
-        admission.enter("m", 1, slots=3)
+        door.enter(ALICE, ask())
     assert refused.value.retry_after == 1
-    admission.enter("other", 1, slots=3)
+    door.enter(ALICE, ask(model="other"))
     places[0].leave()
-    admission.enter("m", 1, slots=3)
+    door.enter(ALICE, ask())
     with pytest.raises(QueueFull):
-        admission.enter("m", 1, slots=3)
+        door.enter(ALICE, ask())
 
 
 def test_a_place_is_given_back_once() -> None:
-    admission = Admission(lambda: 0)
-    place = admission.enter("m", 2, slots=2)
+    door = admission(queue=0, slots=2)
+    place = door.enter(ALICE, ask(2))
     place.leave()
     place.leave()
-    admission.enter("m", 2, slots=2)
+    door.enter(ALICE, ask(2))
     with pytest.raises(QueueFull):
-        admission.enter("m", 1, slots=2)
+        door.enter(ALICE, ask())
 
 
 def test_choices_count_each() -> None:
-    admission = Admission(lambda: 1)
-    admission.enter("m", 1, slots=2)
+    door = admission(queue=1, slots=2)
+    door.enter(ALICE, ask())
     with pytest.raises(QueueFull):
-        admission.enter("m", 3, slots=2)
-    admission.enter("m", 2, slots=2)
+        door.enter(ALICE, ask(3))
+    door.enter(ALICE, ask(2))
 
 
 def test_one_request_may_be_more_than_the_queue_where_nothing_else_is_inside() -> None:
-    admission = Admission(lambda: 1)
-    place = admission.enter("m", 20, slots=2)
+    door = admission(queue=1, slots=2)
+    place = door.enter(ALICE, ask(20))
     with pytest.raises(QueueFull):
-        admission.enter("m", 1, slots=2)
+        door.enter(ALICE, ask())
     place.leave()
-    admission.enter("m", 20, slots=2)
+    door.enter(ALICE, ask(20))
 
 
 def test_when_to_come_back_follows_how_long_requests_take() -> None:
-    admission = Admission(lambda: 0)
-    admission.enter("m", 1, slots=1)
+    door = admission(queue=0, slots=1)
+    door.enter(ALICE, ask())
     for _ in range(100):
-        admission.took("m", 20.0)
+        door.took(ask(), 20.0)
     with pytest.raises(QueueFull) as refused:
-        admission.enter("m", 1, slots=1)
+        door.enter(ALICE, ask())
     assert refused.value.retry_after == 20

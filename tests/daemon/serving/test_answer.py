@@ -33,14 +33,13 @@ from llmd.daemon.errors import (
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
+from llmd.daemon.replicas.deployment import Deployment
+from llmd.daemon.replicas.pool import Pool
+from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.serving import answer as answer_module
-from llmd.daemon.serving.admission import Admission
 from llmd.daemon.serving.answer import Answer, Serving
 from llmd.daemon.serving.ask import Ask
-from llmd.daemon.serving.deployment import Deployment
 from llmd.daemon.serving.holding import Whole
-from llmd.daemon.serving.pool import Pool
-from llmd.daemon.serving.stream import Stream
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.events import Detokenized, Event, Failed, Finished, Text, Tokenized
 from llmd.daemon.wire.work import (
@@ -74,7 +73,7 @@ class Place:
         self.audit.open()
         self.metrics, self.tasks = Metrics(), Tasks()
         self.pool = Pool(self.metrics, self.tasks, pause=(0.1, 1.0))
-        self.serving = Serving(self.pool, Admission(lambda: 1), self.audit, self.metrics, self.tasks)
+        self.serving = Serving(self.pool, lambda: 1, self.audit, self.metrics, self.tasks)
 
     async def deploy(self) -> Deployment:
         deployment = self.pool.deploy("m", "d" * 64, WISH)
@@ -166,7 +165,7 @@ async def test_refusals_before_a_model_is_asked_take_few_rows(place: Place) -> N
                 await place.ask(work, model)
             assert e.value.logged
     assert await place.rows() == [] and len(await place.refused()) == 20
-    place.serving.refusals.flush(all_=True)
+    place.serving.books.refusals.flush(all_=True)
     assert [(row["more"], row["model"]) for row in (await place.refused())[20:]] == [(90, "other"), (90, "m")]
 
 
@@ -180,7 +179,7 @@ async def test_who_is_refused_by_the_log_itself_leaves_its_place(place: Place, m
             with pytest.raises(AuditUnavailable):
                 await place.ask(generate(1))
     assert isinstance((await place.ask(generate(1)))[-1], Finished)
-    assert place.serving.admission.enter("m", 2, 1)
+    assert place.serving.admission.enter(ALICE, Ask("/there", "m", generate(1, choices=2)))
 
 
 async def test_a_worker_that_is_lost_while_the_row_is_written_is_an_error(

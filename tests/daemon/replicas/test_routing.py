@@ -1,6 +1,6 @@
 """Which replica answers: the longest beginning that it knows, else the least busy."""
 
-from llmd.daemon.serving.routing import BLOCK, KEPT, Candidate, Router, beginnings
+from llmd.daemon.replicas.routing import BLOCK, KEPT, Candidate, Router, beginnings
 
 A, B = b"a" * BLOCK, b"b" * BLOCK
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmd.daemon.serving.rollout import Add, Change, Release, Replace, Seen, change
+from llmd.daemon.replicas.rollout import Add, Change, Release, Replace, Seen, change
 
 NEW = Seen(2, fits=True, ready=True)
 LOADS = Seen(2, fits=True, ready=False)

@@ -3,7 +3,7 @@ writes where it may not), and as people saw it on their machines (the reports ar
 
 import pytest
 
-from llmd.daemon.serving.aborts import Abort, read
+from llmd.daemon.replicas.aborts import Abort, read
 
 WEIGHTS = """\
 ggml_backend_cuda_buffer_type_alloc_buffer: allocating 4155.99 MiB on device 0: cudaMalloc failed: out of memory

@@ -19,11 +19,11 @@ from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Placement, Wish
-from llmd.daemon.serving import pool as pool_module
-from llmd.daemon.serving import trials
-from llmd.daemon.serving.deployment import Deployment
-from llmd.daemon.serving.pool import Pool
-from llmd.daemon.serving.stream import Stream
+from llmd.daemon.replicas import pool as pool_module
+from llmd.daemon.replicas import trials
+from llmd.daemon.replicas.deployment import Deployment
+from llmd.daemon.replicas.pool import Pool
+from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.events import Failed, Finished
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish

@@ -18,11 +18,10 @@ from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
-from llmd.daemon.serving.ask import Ask
-from llmd.daemon.serving.deployment import Deployment
-from llmd.daemon.serving.pool import Pool
-from llmd.daemon.serving.routing import BLOCK
-from llmd.daemon.serving.stream import Stream
+from llmd.daemon.replicas.deployment import Deployment
+from llmd.daemon.replicas.pool import Pool
+from llmd.daemon.replicas.routing import BLOCK
+from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.events import Failed, Finished
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish
@@ -45,7 +44,7 @@ async def ready(deployment: Deployment) -> None:
 
 def ask(pool: Pool, text: str, tokens: int = 4, owner: str = "alice") -> Stream:
     work = Generate((RawText(text),), SamplingWish(tokens, temperature=0.0))
-    worker, _ = pool.serves("m", owner, Ask("/there", "m", work))
+    worker, _ = pool.serves("m", owner, work.spelled())
     return worker.open(owner, work)
 
 

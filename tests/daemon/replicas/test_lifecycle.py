@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmd.daemon.planning.plan import Wish
-from llmd.daemon.serving.lifecycle import (
+from llmd.daemon.replicas.lifecycle import (
     Asked,
     Down,
     Drain,

@@ -5,11 +5,10 @@ import time
 
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.records import of_form
-from llmd.daemon.serving.ask import Ask
-from llmd.daemon.serving.lifecycle import QUARANTINED, Lifecycle
-from llmd.daemon.serving.rollout import Change, Seen, change
-from llmd.daemon.serving.routing import Candidate, Router
-from llmd.daemon.serving.worker import Worker
+from llmd.daemon.replicas.lifecycle import QUARANTINED, Lifecycle
+from llmd.daemon.replicas.rollout import Change, Seen, change
+from llmd.daemon.replicas.routing import Candidate, Router
+from llmd.daemon.replicas.worker import Worker
 from llmd.daemon.wire.worker import Ready
 
 
@@ -115,8 +114,9 @@ class Deployment:
         """The types of what serves."""
         return sorted({of_form(one.serving[0].settings.form)[1] or "" for one in self.replicas if one.serving})
 
-    def choose(self, owner: str, ask: Ask | None, form: str | None = None) -> tuple[Worker, Ready] | None:
-        """The replica that answers a request, be it to one `form` of the model; None: none serves."""
+    def choose(self, owner: str, prompt: bytes, form: str | None = None) -> tuple[Worker, Ready] | None:
+        """The replica that answers a request of which this is the prompt, be it to one `form` of the model; None: none
+        serves."""
         serving = {
             one.number: found
             for one in self.replicas
@@ -125,7 +125,6 @@ class Deployment:
         if not serving:
             return None
         candidates = [Candidate(n, worker.open_sequences, info.slots) for n, (worker, info) in serving.items()]
-        prompt = ask.prompt() if ask and len(serving) > 1 else b""
         return serving[self._router.choose(candidates, owner, prompt)]
 
     def change(self) -> Change | None:

@@ -26,11 +26,9 @@ from llmd.daemon.groups import Groups
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner, check_file
-from llmd.daemon.seats import Seats
-from llmd.daemon.serving import trials
-from llmd.daemon.serving.ask import Ask
-from llmd.daemon.serving.deployment import Deployment, Replica
-from llmd.daemon.serving.lifecycle import (
+from llmd.daemon.replicas import trials
+from llmd.daemon.replicas.deployment import Deployment, Replica
+from llmd.daemon.replicas.lifecycle import (
     PAUSE_SECONDS,
     QUARANTINED,
     Asked,
@@ -49,8 +47,9 @@ from llmd.daemon.serving.lifecycle import (
     Up,
     Withdrawn,
 )
-from llmd.daemon.serving.rollout import Add, Release, Replace
-from llmd.daemon.serving.worker import NO_GROUPS, Worker
+from llmd.daemon.replicas.rollout import Add, Release, Replace
+from llmd.daemon.replicas.worker import NO_GROUPS, Worker
+from llmd.daemon.seats import Seats
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.work import GENERATE_SECONDS
 from llmd.daemon.wire.worker import Ready, Settings
@@ -148,15 +147,13 @@ class Pool:
 
     # --- requests
 
-    def serves(
-        self, model: str, owner: str = "", ask: Ask | None = None, form: str | None = None
-    ) -> tuple[Worker, Ready]:
+    def serves(self, model: str, owner: str = "", prompt: bytes = b"", form: str | None = None) -> tuple[Worker, Ready]:
         """The worker that answers a client's request to a model or one form of it, and what it has loaded. Raises, in
         this order: ShuttingDown; not deployed or in another form: ModelNotFound; not ready: ModelNotReady."""
         if self.draining:
             raise ShuttingDown("this server is stopping; try again soon", retry_after=5)
         deployment = self.find(model)
-        found = deployment.choose(owner, ask, form)
+        found = deployment.choose(owner, prompt, form)
         if found is None and deployment.ready:
             served = " and ".join(f"{model}@{kind}" for kind in deployment.forms)
             raise ModelNotFound(f"this form of {model} is not deployed; {served} is", param="model")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llmd.daemon.errors import LlmdError
-from llmd.daemon.serving.deployment import Deployment
-from llmd.daemon.serving.worker import Worker
+from llmd.daemon.replicas.deployment import Deployment
+from llmd.daemon.replicas.worker import Worker
 from llmd.daemon.wire.work import Generate, SamplingWish, Tokens
 
 # an idle model is asked for one token when its last is older

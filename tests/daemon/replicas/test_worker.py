@@ -31,13 +31,13 @@ from llmd.daemon.errors import (
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
-from llmd.daemon.serving import trials
-from llmd.daemon.serving import worker as worker_module
-from llmd.daemon.serving.deployment import Deployment
-from llmd.daemon.serving.lifecycle import MAX_CRASHES
-from llmd.daemon.serving.pool import Pool
-from llmd.daemon.serving.stream import Stream
-from llmd.daemon.serving.worker import Worker
+from llmd.daemon.replicas import trials
+from llmd.daemon.replicas import worker as worker_module
+from llmd.daemon.replicas.deployment import Deployment
+from llmd.daemon.replicas.lifecycle import MAX_CRASHES
+from llmd.daemon.replicas.pool import Pool
+from llmd.daemon.replicas.stream import Stream
+from llmd.daemon.replicas.worker import Worker
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.events import Event, Failed, Finished, Started, Text, Tokenized
 from llmd.daemon.wire.work import (
@@ -320,7 +320,7 @@ async def test_a_model_that_is_withdrawn_while_its_file_is_looked_at_gets_no_pro
         looked.set()
         going.wait(10)
 
-    monkeypatch.setattr("llmd.daemon.serving.pool.check_file", slow)
+    monkeypatch.setattr("llmd.daemon.replicas.pool.check_file", slow)
     deployment = pool.deploy("m", "0" * 64, fake())
     await asyncio.to_thread(looked.wait, 10)
     leaving = asyncio.create_task(pool.undeploy("m"))
@@ -536,8 +536,8 @@ import asyncio, sys
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.tasks import Tasks
 from llmd.quantize.shape import Layer, Shape
-from llmd.daemon.serving.pool import Pool
-from llmd.daemon.serving.deployment import Deployment
+from llmd.daemon.replicas.pool import Pool
+from llmd.daemon.replicas.deployment import Deployment
 from llmd.daemon.planning.plan import Wish
 async def main():
     pool = Pool(Metrics(), Tasks())

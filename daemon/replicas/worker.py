@@ -30,9 +30,9 @@ from llmd.daemon.errors import (
 from llmd.daemon.groups import Groups
 from llmd.daemon.metrics import ModelMetrics
 from llmd.daemon.planning.engines import ENGINES
+from llmd.daemon.replicas import aborts
+from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.seats import Seats
-from llmd.daemon.serving import aborts
-from llmd.daemon.serving.stream import Stream
 from llmd.daemon.wire import frames
 from llmd.daemon.wire.events import Event, Failed, Started
 from llmd.daemon.wire.work import Work

@@ -11,10 +11,10 @@ import pytest
 from llmd.daemon.admin.shown import crowded
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
+from llmd.daemon.replicas.deployment import Deployment
+from llmd.daemon.replicas.pool import Pool
+from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.seats import Seats
-from llmd.daemon.serving.deployment import Deployment
-from llmd.daemon.serving.pool import Pool
-from llmd.daemon.serving.stream import Stream
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish
 from llmd.daemon.wire.worker import Busy

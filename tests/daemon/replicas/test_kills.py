@@ -21,11 +21,11 @@ from llmd.daemon.errors import LlmdError
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
-from llmd.daemon.serving import lifecycle, poison
-from llmd.daemon.serving.admission import Admission
+from llmd.daemon.replicas import lifecycle
+from llmd.daemon.replicas.pool import Pool
+from llmd.daemon.serving import poison
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.ask import Ask
-from llmd.daemon.serving.pool import Pool
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.events import Failed, Finished
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish
@@ -79,7 +79,7 @@ async def test_a_worker_that_is_killed_again_and_again(tmp_path: Path, monkeypat
     audit, metrics, tasks = AuditLog(tmp_path / "audit.db", bytes(32)), Metrics(), Tasks()
     audit.open()
     pool = Pool(metrics, tasks, pause=(0.01, 0.01))
-    serving = Serving(pool, Admission(lambda: 100), audit, metrics, tasks)
+    serving = Serving(pool, lambda: 100, audit, metrics, tasks)
     deployment, stop = pool.deploy("m", "d" * 64, WISH), asyncio.Event()
     clients = [asyncio.create_task(load(serving, stop)) for _ in range(16)]
     pids = []
@@ -101,7 +101,7 @@ async def test_a_worker_that_is_killed_again_and_again(tmp_path: Path, monkeypat
     stop.set()
     ends = sum(await asyncio.gather(*clients), Counter[str]())
     await pool.close(5)
-    serving.refusals.flush(all_=True)
+    serving.books.refusals.flush(all_=True)
     audit.close()
     assert deployment.restarts == WORKER_KILLS and not tasks.failed
     assert ends["finished"] > 16 and ends["failed"] > WORKER_KILLS
@@ -127,7 +127,7 @@ async def main():
     while not deployment.ready:
         await deployment.changed.wait()
     print(deployment.worker.pid, flush=True)
-    serving = Serving(pool, Admission(lambda: 100), audit, metrics, tasks)
+    serving = Serving(pool, lambda: 100, audit, metrics, tasks)
     await asyncio.gather(*(load(serving, asyncio.Event()) for _ in range(16)))
 
 asyncio.run(main())
