@@ -112,6 +112,6 @@ def test_the_loggers_that_are_bounded_are_there() -> None:
     """What writes of clients under another name would write without bound."""
     root = Path(__file__).parents[2]
     written = "".join(file.read_text() for file in root.glob("api/http/*.py"))
-    written += "".join(file.read_text() for file in (root / "daemon" / "serving").glob("answer.py"))
+    written += "".join(file.read_text() for file in (root / "daemon" / "serving").glob("books.py"))
     named = set(re.findall(r'getLogger\("([a-z.]+)"\)', written))
     assert named and named == set(OF_CLIENTS) - {"uvicorn.error"}
