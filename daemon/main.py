@@ -28,7 +28,6 @@ from llmd.daemon import banner, config, cpu, files, logs, process, systemd
 from llmd.daemon.admin.cards import Cards
 from llmd.daemon.admin.clients import Clients, open_authority
 from llmd.daemon.admin.doctor import Doctor
-from llmd.daemon.admin.evictions import Evictions
 from llmd.daemon.admin.fitting import Fitting
 from llmd.daemon.admin.forms import IMPORT, QUANTIZE, Forms, said
 from llmd.daemon.admin.service import Service
@@ -148,7 +147,6 @@ class Daemon:
             ),  # fmt: skip
             cards=Cards(self.watcher, self.planner, self.pool, store, state, self.acts),
             planner=self.planner,
-            evictions=Evictions(self.pool, self.planner, store, state, self.acts),
             started=time.time(),
             version=version("llmd-appliance"),
         )

@@ -40,9 +40,9 @@ class Admin:
         self.daemon.service.cards.watcher = self.daemon.service.doctor.watcher = watcher
         self.planner = Placing(watcher, architectures=architectures)
         service = self.daemon.service
-        for part in (service, service.cards, service.evictions, service.fitting, service.doctor):
+        for part in (service, service.cards, service.fitting, service.doctor):
             part.planner = self.planner
-        self.daemon.pool._planner = self.planner
+        self.daemon.pool._planner = self.daemon.pool._runs._planner = self.planner
         return watcher
 
     async def run(self, *arguments: str, code: int = 0) -> str:

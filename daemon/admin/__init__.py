@@ -4,7 +4,6 @@ service.py    its models, and the parts that the admin's commands use
 shown.py      how what serves is shown
 forms.py      other forms of models, and the jobs that make them
 fitting.py    what a deployment is asked to load, and which form of a model would fit
-evictions.py  which idle models go where another one needs their room
 cards.py      the GPUs, and which of them are kept out of every plan
 clients.py    who may connect: issue, revoke, roles
 upkeep.py     reloads by a signal, and what is renewed by itself

@@ -80,7 +80,7 @@ class Forms:
 
     def used(self, name: str) -> set[str]:
         """The forms of a model that serve, or are to."""
-        found = [d for d in self.pool.all() if d.model == name]
+        found = [d for d in (*self.pool.all(), *self.pool.away()) if d.model == name]
         workers = [r.worker for d in found for r in d.replicas if r.worker]
         named = {f"{name}@{d.wanted.placement.form}" for d in found if d.wanted and d.wanted.placement.form}
         return {worker.settings.form for worker in workers} | named

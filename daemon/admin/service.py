@@ -10,15 +10,14 @@ from typing import Any
 from llmd.daemon.admin.cards import Cards
 from llmd.daemon.admin.clients import Clients
 from llmd.daemon.admin.doctor import Doctor, rfc3339
-from llmd.daemon.admin.evictions import Evictions, made_room
 from llmd.daemon.admin.fitting import Deploying, Fitting
 from llmd.daemon.admin.forms import Forms
-from llmd.daemon.admin.shown import deployed, made
+from llmd.daemon.admin.shown import deployed, made, made_room
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import ConfigError, Current, changes
 from llmd.daemon.confined import lacks, landlock
 from llmd.daemon.engine.answers.detecting import named
-from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, NotFound, Unavailable
+from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, LlmdError, NotFound, Unavailable
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.models.checking import prompt
@@ -51,7 +50,6 @@ class Service:
     doctor: Doctor
     cards: Cards
     planner: Planner
-    evictions: Evictions
     forms: Forms
     fitting: Fitting
     started: float
@@ -73,12 +71,17 @@ class Service:
         """Start every model that should serve."""
         for wanted in self.store.deployments():
             model = self.store.model(wanted.model)
-            if wanted.evicted:
-                self.serving.pool.evicted[model.name] = made_room(wanted.evicted["for"], wanted.evicted["at"])
-                continue
             placement = Placement.of(wanted.placement)
-            wish = self.fitting.wish(model, Deploying(wanted.ctx, wanted.slots, placement))
-            self.serving.pool.deploy(model.name, model.digest, wish, wanted.replicas)
+            try:
+                wish = self.fitting.wish(model, Deploying(wanted.ctx, wanted.slots, placement))
+            except LlmdError as e:
+                log.error("%s is not started: %s", model.name, e.message, extra={"model": model.name})
+                continue
+            if gone := wanted.evicted:
+                why = made_room(gone["for"], gone["at"])
+                self.serving.pool.keep(model.name, model.digest, wish, wanted.replicas, why)
+            else:
+                self.serving.pool.deploy(model.name, model.digest, wish, wanted.replicas)
 
     async def deploy(
         self,
@@ -115,19 +118,29 @@ class Service:
             try:
                 await self.planner.check(name, wish, replaced, replicas)
             except (DoesNotFit, Unavailable) as e:
-                gone = await self.evictions.needed(name, wish, replaced, replicas)
+                gone = await self.serving.pool.room(name, wish, replaced, replicas)
                 if gone and not (self.current.now.evict if evict is None else evict):
                     raise type(e)(f"{e.message}. It fits without what is idle now (--evict): {', '.join(gone)}") from e
                 if not gone:
                     raise
                 for other in gone:
-                    await self.evictions.evict(other, name, actor)
+                    await self._evict(other, name, actor)
                 result["evicted"] = ",".join(gone)
             await self.state.run(lambda: self.store.set_deployment(name, ctx, slots, placement.to_dict(), replicas))
             deployment = self.serving.pool.deploy(name, model.digest, wish, replicas)
             if deployment.state == "ready" and await self.planner.better(name, wish):
                 self.serving.pool.replan(deployment, "there is room for more now: it is planned anew")
             return deployment, before
+
+    async def _evict(self, name: str, other: str, actor: str) -> None:
+        """An idle model makes room for another one. Raises Conflict where somebody asks it something meanwhile."""
+        async with self.acts("admin.evict", actor, model=name, made_room_for=other):
+            at = await self.state.run(lambda: self.store.set_evicted(name, other))
+            try:
+                await self.serving.pool.evict(name, made_room(other, at))
+            except BaseException:
+                await self.state.run(lambda: self.store.clear_evicted(name))
+                raise
 
     def chosen(self, deployment: Deployment) -> dict[str, Any]:
         """What a model serves with that is ready."""
@@ -148,14 +161,13 @@ class Service:
     async def undeploy(self, name: str, actor: str) -> None:
         """Running requests may finish first. Raises ModelNotFound, and NotFound for a form that does not serve."""
         pool, (name, kind) = self.serving.pool, of_form(name)
-        if name not in pool.evicted:
+        if name not in (d.model for d in pool.away()):
             pool.find(name)
             if kind and f"{name}@{kind}" not in (used := self.forms.used(name)):
                 raise NotFound.among(f"deployed form of {name}", used, param="model")
         async with self.acts("admin.undeploy", actor, takes_away=True, model=name):
             await self.state.run(lambda: self.store.remove_deployment(name))
-            if pool.evicted.pop(name, None) is None:
-                await pool.undeploy(name, float(self.current.now.drain_seconds))
+            await pool.undeploy(name, float(self.current.now.drain_seconds))
 
     async def withdraw(self, deployment: Deployment, actor: str) -> None:
         """Take a new deployment back that could not be loaded."""
@@ -276,7 +288,7 @@ class Service:
 
             "models": [deployed(d, self.planner.note) for d in self.serving.pool.all()],
             "damaged": [{"form": form.name, "reason": why, "do": fix} for form, why, fix in damages],
-            "evicted": [{"model": name, "reason": why} for name, why in sorted(self.serving.pool.evicted.items())],
+            "evicted": [{"model": d.model, "reason": d.residency.why} for d in self.serving.pool.away()],
             "audit": {"writable": self.serving.audit.writable, "seq": last[-1]["seq"] if last else 0},
             "connections": self.clients.connections.count,
             "confinement": {"landlock": landlock(), "lacks": lacks(), "required": self.current.now.require_confinement},

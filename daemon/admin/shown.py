@@ -3,9 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+from llmd.daemon.admin.doctor import rfc3339
 from llmd.daemon.records import Form
 from llmd.daemon.replicas.deployment import Deployment, Replica
 from llmd.daemon.wire.worker import Busy
+
+
+def made_room(other: str, at: float) -> str:
+    """What is said of a model that is away."""
+    return f"made room for {other} at {rfc3339(at)}"
 
 
 def made(form: Form) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import time
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.records import of_form
 from llmd.daemon.replicas.lifecycle import QUARANTINED, Lifecycle
+from llmd.daemon.replicas.residency import Residency
 from llmd.daemon.replicas.rollout import Change, Seen, change
 from llmd.daemon.replicas.routing import Candidate, Router
 from llmd.daemon.replicas.worker import Worker
@@ -41,12 +42,14 @@ class Replica:
 
 
 class Deployment:
-    """The pool alone changes it; `changed` is set, and replaced, whenever it has. `count`: how many replicas are
-    wanted; `auto`: as many as there are GPUs that hold the model whole."""
+    """What should serve (`wanted`; None: it goes), and whether it is loaded for that (`residency`). The pool alone
+    changes it; `changed` is set, and replaced, whenever it has. `count`: how many replicas are wanted; `auto`: as many
+    as there are GPUs that hold the model whole."""
 
     def __init__(self, model: str, digest: str) -> None:
         self.model, self.digest = model, digest
         self.wanted: Wish | None = None
+        self.residency = Residency()
         self.count, self.auto = 1, False
         self.replicas: list[Replica] = []
         self.since = time.time()
@@ -61,7 +64,7 @@ class Deployment:
     @property
     def state(self) -> str:
         """loading, ready, degraded (some replicas serve, another died), restarting, quarantined, replacing, stopping"""
-        if self.wanted is None:
+        if self.wanted is None or not self.residency.loaded:
             return "stopping"
         stay = [one for one in self.replicas if one.life.wanted is not None]
         states = {one.life.state for one in stay}
@@ -134,7 +137,12 @@ class Deployment:
                  one.worker.open_sequences if one.worker else 0)
             for one in self.replicas
         ]  # fmt: skip
-        return change(self.wanted is not None, self.count, seen, self.crowded)
+        return change(self.wanted is not None and self.residency.loaded, self.count, seen, self.crowded)
+
+    def told(self) -> None:
+        """Whoever waits for a change sees one."""
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     def add(self, life: Lifecycle) -> Replica:
         self.numbers += 1

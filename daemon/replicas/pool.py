@@ -1,40 +1,27 @@
-"""The deployed models: it carries out what `rollout.py` and `lifecycle.py` decide, and tells them what happens. The
-event loop owns it all, so there are no locks. One deployment never touches another.
+"""The deployed models: it carries out what `residency.py`, `rollout.py` and `lifecycle.py` decide, and tells them what
+happens. The event loop owns it all, so there are no locks. One deployment never touches another.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from llmd.daemon.errors import (
-    Conflict,
-    DoesNotFit,
-    GpuLost,
-    GpuOutOfMemory,
-    LlmdError,
-    ModelNotFound,
-    ModelNotReady,
-    ShuttingDown,
-    Unavailable,
-    WorkerLost,
-)
+from llmd.daemon.errors import Conflict, DoesNotFit, GpuLost, ModelNotFound, ModelNotReady, ShuttingDown, Unavailable
 from llmd.daemon.gpus.faults import Action
 from llmd.daemon.groups import Groups
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
-from llmd.daemon.planning.planner import Planner, check_file
-from llmd.daemon.replicas import trials
+from llmd.daemon.planning.planner import Planner
+from llmd.daemon.replicas import residency
 from llmd.daemon.replicas.deployment import Deployment, Replica
 from llmd.daemon.replicas.lifecycle import (
     PAUSE_SECONDS,
     QUARANTINED,
     Asked,
-    Down,
     Drain,
-    Drained,
     Due,
     Effect,
     Event,
@@ -44,20 +31,18 @@ from llmd.daemon.replicas.lifecycle import (
     Quarantine,
     Start,
     Stop,
-    Up,
     Withdrawn,
 )
+from llmd.daemon.replicas.residency import Called, Deployed, Evicted, Load, Unload, Unloaded
 from llmd.daemon.replicas.rollout import Add, Release, Replace
+from llmd.daemon.replicas.runs import Runs
 from llmd.daemon.replicas.worker import NO_GROUPS, Worker
 from llmd.daemon.seats import Seats
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.work import GENERATE_SECONDS
-from llmd.daemon.wire.worker import Ready, Settings
+from llmd.daemon.wire.worker import Ready
 
 log = logging.getLogger("llmd.pool")
-
-FILL_PAUSE_SECONDS = 5.0
-DRAIN_STEP_SECONDS = 0.05  # how often a replica that drains is looked at
 
 
 class Pool:
@@ -74,12 +59,12 @@ class Pool:
         groups: Groups = NO_GROUPS,
         seats: Seats | None = None,
     ) -> None:
-        self.groups, self._seats = groups, seats
+        self.groups = groups
         self._metrics, self._tasks, self._pause, self._audit = metrics, tasks, pause, audit
         self._planner = planner or Planner()
+        self._runs = Runs(self, self._planner, metrics, audit, groups, seats)
         self._deployed: dict[str, Deployment] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self.evicted: dict[str, str] = {}  # models that made room for others, and what is to be said of it
         self._gpus: frozenset[str] = frozenset()
         self.draining = False
         self.cut = 0  # running answers that were ended with their model
@@ -96,47 +81,83 @@ class Pool:
             found = self._deployed[model] = Deployment(model, digest)
         if found.wanted != wish:
             found.crowded = False
-        self.evicted.pop(model, None)
         found.digest, found.wanted = digest, wish
         for replica in [one for one in found.replicas if one.life.state == QUARANTINED]:
             self._ask(found, replica)
         found.auto = replicas == 0
         found.count = replicas or max(1, found.count)
+        self._stay(found, Deployed())
         self._settle(found)
-        self._more(found)
+        self.grow(found)
         return found
+
+    def keep(self, model: str, digest: str, wish: Wish, replicas: int, why: str) -> None:
+        """A model that is deployed and away: it made room for another one, as its clients are told."""
+        found = self._deployed[model] = Deployment(model, digest)
+        found.wanted, found.auto, found.count = wish, replicas == 0, max(1, replicas)
+        self._stay(found, Evicted(why))
 
     async def undeploy(self, model: str, grace: float = 0.0) -> None:
         """Take a model out of service: no new requests, running ones have `grace` seconds. Returns when its processes
         are gone, or when it is deployed again. Raises ModelNotFound."""
-        deployment = self.find(model)
+        deployment = self._known(model)
         deployment.wanted = None
-        for replica in list(deployment.replicas):
-            self._tell(deployment, replica, Withdrawn(grace))
+        self._unload(deployment, grace)
         while not deployment.over and deployment.wanted is None:
             await deployment.changed.wait()
 
     async def evict(self, model: str, why: str) -> None:
-        """Take an idle model out of service for another one. Raises ModelNotFound, and Conflict for one that is not."""
-        if not self.find(model).idle:
+        """Take an idle model out of service for another one: it stays deployed. Returns when it is away, or when it is
+        deployed again. Raises ModelNotFound, and Conflict for one that is not idle."""
+        deployment = self.find(model)
+        if not deployment.idle:
             raise Conflict(f"{model} is not idle any more; try again")
-        self.evicted[model] = why
-        await self.undeploy(model)
+        self._stay(deployment, Evicted(why))
+        while not deployment.over and not deployment.residency.away and not deployment.residency.loaded:
+            await deployment.changed.wait()
+
+    async def room(self, model: str, wish: Wish, replaced: Mapping[str, Wish], replicas: int) -> list[str]:
+        """The idle models without which so many replicas of one fit; none: nothing would help. `replaced`: what goes as
+        it comes."""
+        idle = {d.model: d.wanted for d in self.all() if d.idle and d.wanted and d.model != model}
+        search = residency.room({name: one.size for name, one in idle.items()})
+        try:
+            tried = next(search)
+            while True:
+                gone = {**replaced, **{name: idle[name] for name in tried}}
+                tried = search.send(await self._fits(model, wish, gone, replicas))
+        except StopIteration as e:
+            found: list[str] = e.value
+            return found
+
+    async def _fits(self, model: str, wish: Wish, gone: Mapping[str, Wish], replicas: int) -> bool:
+        with suppress(DoesNotFit, Unavailable):
+            await self._planner.check(model, wish, gone, replicas)
+            return True
+        return False
 
     def find(self, model: str) -> Deployment:
         """Raises ModelNotFound, and ModelNotReady for one that made room for another one."""
-        found = self._deployed.get(model)
-        if found is None and model in self.evicted:
-            raise ModelNotReady(f"{model} {self.evicted[model]}; an administrator can deploy it again")
-        if found is None:
-            raise ModelNotFound.among("deployed model", self._deployed, param="model")
+        found = self._known(model)
+        if found.residency.away:
+            raise ModelNotReady(f"{model} {found.residency.why}; an administrator can deploy it again")
         return found
 
+    def _known(self, model: str) -> Deployment:
+        if model not in self._deployed:
+            raise ModelNotFound.among("deployed model", [d.model for d in self.all()], param="model")
+        return self._deployed[model]
+
     def knows(self, model: str) -> bool:
-        return model in self._deployed or model in self.evicted
+        return model in self._deployed
 
     def all(self) -> list[Deployment]:
-        return sorted(self._deployed.values(), key=lambda d: d.model)
+        """Those that are not away."""
+        return [d for _, d in sorted(self._deployed.items()) if not d.residency.away]
+
+    def away(self) -> list[Deployment]:
+        """Those that made room for others."""
+        return [d for _, d in sorted(self._deployed.items()) if d.residency.away]
 
     async def close(self, grace: float) -> None:
         """Refuse new requests, let running ones finish for `grace` seconds, end every worker."""
@@ -166,15 +187,22 @@ class Pool:
             raise ModelNotReady(f"{model} is {deployment.state}{why}; try again soon", retry_after=2)
         return found
 
-    def replacing(self, model: str) -> bool:
-        """Whether a model serves nobody now, and is about to with other settings: a request may wait for that."""
+    def comes(self, model: str) -> bool:
+        """Whether a model serves nobody now, and is about to, with other settings or because it is asked for: a request
+        may wait for that."""
         found = self._deployed.get(model)
-        return found is not None and found.state == "replacing" and not found.ready and not self.draining
+        if found is None or found.wanted is None or found.ready or self.draining:
+            return False
+        coming = not found.residency.loaded or found.state == "loading"
+        return found.state == "replacing" or (found.residency.comes and coming)
 
-    async def replaced(self, model: str) -> None:
-        """Until `replacing` is over, well or not."""
-        while self.replacing(model):
-            await self._deployed[model].changed.wait()
+    async def called(self, model: str) -> None:
+        """Until what `comes` has come, well or not."""
+        while self.comes(model):
+            deployment = self._deployed[model]
+            changed = deployment.changed
+            self._stay(deployment, Called())
+            await changed.wait()
 
     def digest(self, model: str) -> str:
         """The SHA-256 of a deployed model's file, "" for any other name."""
@@ -206,22 +234,33 @@ class Pool:
                     r.leaves, d.crowded = f"GPU {gpu}: {reason}", False
                     self._settle(d)
 
-    def _lost(self, d: Deployment, r: Replica, worker: Worker, reason: str) -> None:
-        """A process has ended that was to go on: the audit log has it, and after an out-of-memory the next plan is
-        smaller."""
-        if r.stopped == r.life.run or (worker.info is None and worker.cause is WorkerLost):
-            return
-        more = {}
-        if worker.cause is GpuOutOfMemory:
-            more["ran_with"], r.shrinks = self._planner.smaller((d.model, r.number))
-            log.warning("%s: out of memory with %s%s", d.model, more["ran_with"],
-                        "; the next plan is smaller" if r.shrinks else "")  # fmt: skip
-        gpus = ",".join(worker.settings.gpus)
-        self._audit("worker.lost", model=d.model, code=worker.cause.code, reason=reason, gpus=gpus, **more)
-
     # --- carrying out
 
-    def _tell(self, d: Deployment, r: Replica, event: Event) -> None:
+    def _stay(self, d: Deployment, event: residency.Event) -> None:
+        """An event to whether it is loaded, and what follows from it."""
+        for effect in d.residency.on(event):
+            match effect:
+                case Load():
+                    self._settle(d)
+                case Unload():
+                    self._unload(d, 0.0)
+
+    def _unload(self, d: Deployment, grace: float) -> None:
+        if not d.replicas:
+            self._empty(d)
+        for replica in list(d.replicas):
+            self.tell(d, replica, Withdrawn(grace))
+
+    def _empty(self, d: Deployment) -> None:
+        """Its last process has gone."""
+        d.over = d.wanted is None
+        if d.over and self._deployed.get(d.model) is d:
+            del self._deployed[d.model]
+            self._planner.forget(d.model)
+        self._stay(d, Unloaded())
+        d.told()
+
+    def tell(self, d: Deployment, r: Replica, event: Event) -> None:
         """An event to a replica's life, and what follows from it."""
         for effect in r.life.on(event):
             self._do(d, r, effect)
@@ -240,28 +279,27 @@ class Pool:
                     self._ask(d, next(one for one in d.replicas if one.number == number))
                 case Release(number):
                     released = next(one for one in d.replicas if one.number == number)
-                    self._tell(d, released, Withdrawn(GENERATE_SECONDS))
+                    self.tell(d, released, Withdrawn(GENERATE_SECONDS))
         if self._deployed.get(d.model, d) is d:  # a late pause of one that is over says nothing of its successor
             metrics = self._metrics.model(d.model)
             metrics.up(d.ready)
             metrics.quarantined(sum(one.life.state == QUARANTINED for one in d.replicas))
-        d.changed.set()
-        d.changed = asyncio.Event()
+        d.told()
 
     def _ask(self, d: Deployment, r: Replica) -> None:
         assert d.wanted is not None
         anew, r.leaves = bool(r.leaves), ""
-        self._tell(d, r, Asked(d.wanted, anew))
+        self.tell(d, r, Asked(d.wanted, anew))
 
     def _do(self, d: Deployment, r: Replica, effect: Effect) -> None:
         loop = asyncio.get_running_loop()
         match effect:
             case Start(run, wish):
                 r.worker = None
-                self._run(f"replica of {d.model}", partial(self._live, d, r, run, wish), vital=True)
+                self.start(f"replica of {d.model}", partial(self._runs.live, d, r, run, wish), vital=True)
             case Drain(run, grace):
                 r.drain_until = loop.time() + grace
-                self._run(f"drain {d.model}", partial(self._drain, d, r, run), vital=True)
+                self.start(f"drain {d.model}", partial(self._runs.drain, d, r, run), vital=True)
             case Stop(run):
                 r.stopped = run  # it may have no process yet
                 if r.worker:
@@ -271,87 +309,21 @@ class Pool:
                 self._metrics.model(d.model).restarts()
                 about = {"model": d.model}
                 log.error("%s: %s; starting it again in %.0f s", d.model, r.life.reason, seconds, extra=about)
-                loop.call_later(seconds, self._tell, d, r, Due(run))
+                loop.call_later(seconds, self.tell, d, r, Due(run))
             case Quarantine(_, reason):
                 log.critical("%s: %s; `llmctl deploy %s` tries it again", d.model, reason, d.model,
                              extra={"model": d.model})  # fmt: skip
                 self._audit("model.quarantined", model=d.model, replica=r.number, reason=reason)
             case Over():
                 d.remove(r)
-                d.over = d.wanted is None and not d.replicas
-                if d.over:
-                    self._deployed.pop(d.model, None)
-                    self._planner.forget(d.model)
+                if not d.replicas:
+                    self._empty(d)
 
-    def _run(self, name: str, work: Callable[[], Any], *, vital: bool = False) -> None:
+    def start(self, name: str, work: Callable[[], Any], *, vital: bool = False) -> None:
+        """Work in the background; `close` waits for it."""
         task = self._tasks.start(name, work, vital=vital)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-
-    async def _live(self, d: Deployment, r: Replica, run: int, wish: Wish) -> None:
-        """One process from its start to its end: Up once it is ready, Down whatever happens."""
-        clock, worker = asyncio.get_running_loop().time, None
-        began, reason, lease = clock(), "it could not be watched", (d.model, r.number)
-        try:
-            settings = await self._planner.settings(lease, wish, beside=r.trial)
-            r.starved = False
-            await asyncio.to_thread(check_file, wish, settings.path, d.digest)
-            if r.stopped == run:
-                raise ModelNotReady("the model was taken out of service")
-            metrics = self._metrics.model(d.model)
-            r.worker = worker = Worker(settings, metrics, self._planner.lost, self.groups, self._seats)
-            self._planner.started(lease, lambda: worker.pid if worker else 0)
-            await worker.start()
-            self._planner.ready(lease)
-            r.trial = r.shrinks = False
-            log.info("%s is ready (worker %d, %.1f s)", d.model, worker.pid, clock() - began, extra={"model": d.model})
-            self._audit("model.ready", model=d.model, replica=r.number, **_chosen(settings))
-            self._tell(d, r, Up(run))
-            self._more(d)
-            self._run(f"measure {d.model}", partial(self._measure, d, r, worker))
-            await worker.watch()
-            reason = worker.reason
-        except LlmdError as e:
-            reason = e.message
-            self._starve(d, r, e, started=worker is not None)
-        except OSError as e:
-            reason = f"its process could not be started: {e.strerror}"
-        finally:
-            if worker:
-                self._lost(d, r, worker, reason)
-                await worker.stop()
-            self._planner.ended(lease)
-            crashed = clock() if worker and worker.crashed else None
-            self._tell(d, r, Down(run, reason, clock() - began, crashed))
-            if worker:
-                self.feed()
-
-    async def _measure(self, d: Deployment, r: Replica, worker: Worker) -> None:
-        """Correct its lease to what NVML says. Quantized keys and values are unpacked as they are read: so once more
-        with a full slot, when nobody asks for anything."""
-        if not worker.settings.gpus:
-            return
-        lease = (d.model, r.number)
-        await self._planner.measure(lease)
-        while worker.settings.kv_type != "f16" and r.ready and r.worker is worker:
-            if not worker.open_sequences and await trials.fill(worker, lambda: r.ready):
-                return await self._planner.measure(lease)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(worker.lost.wait(), FILL_PAUSE_SECONDS)
-
-    def _starve(self, d: Deployment, r: Replica, error: LlmdError, *, started: bool) -> None:
-        """There is no room for a replica. One that was tried beside others, or added because there seemed to be a GPU
-        for it, is given up."""
-        r.starved = not started and isinstance(error, DoesNotFit | Unavailable)
-        if not r.starved or r.stopped:
-            return
-        if d.auto and d.count > 1 and d.ready and not r.trial:
-            d.count -= 1
-            self._tell(d, r, Withdrawn(0.0))
-        elif r.trial:
-            log.info("%s: no room beside what serves: %s", d.model, error.message, extra={"model": d.model})
-            d.crowded, r.trial = True, False
-            self._tell(d, r, Withdrawn(0.0))
 
     def see(self, gpus: frozenset[str]) -> None:
         """The GPUs that can be used now; models may wait for one that could not before."""
@@ -364,14 +336,14 @@ class Pool:
         for d in list(self._deployed.values()):
             for r in d.replicas:
                 if r.starved and r.life.state == "restarting":
-                    self._tell(d, r, Due(r.life.run))
-            self._more(d)
+                    self.tell(d, r, Due(r.life.run))
+            self.grow(d)
 
-    def _more(self, d: Deployment) -> None:
+    def grow(self, d: Deployment) -> None:
         """Where as many replicas are wanted as GPUs hold the model whole: another one, if there is a GPU for it."""
         if d.auto and d.wanted and d.state == "ready" and len(d.replicas) == d.count:
             d.grows = True
-            self._run(f"another replica of {d.model}", partial(self._another, d, d.wanted))
+            self.start(f"another replica of {d.model}", partial(self._another, d, d.wanted))
 
     async def _another(self, d: Deployment, wish: Wish) -> None:
         try:
@@ -383,15 +355,3 @@ class Pool:
         if room and d.auto and d.wanted == wish and d.state == "ready" and len(d.replicas) == d.count:
             d.count += 1
         self._settle(d)
-
-    async def _drain(self, d: Deployment, r: Replica, run: int) -> None:
-        worker, clock = r.worker, asyncio.get_running_loop().time
-        while worker and worker.open_sequences and clock() < r.drain_until:
-            await asyncio.sleep(DRAIN_STEP_SECONDS)
-        self._tell(d, r, Drained(run))
-
-
-def _chosen(s: Settings) -> dict[str, str | int]:
-    """What a replica serves with, for the audit log."""
-    on = {"gpus": ",".join(s.gpus), "split": s.split, "kv": s.kv_type}
-    return {**on, "form": s.form, "context": s.context, "slots": s.slots}

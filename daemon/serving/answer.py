@@ -204,12 +204,12 @@ class Serving:
     async def _admitted(self, entry: Entry, principal: Principal, ask: Ask) -> tuple[Worker, Ready, Place, Ask]:
         """Who answers a request, its place, its row on disk, and what its answer is held to: 2. to 7. of `open`."""
         model, form = ask.model or "", ask.form
-        if not self.pool.replacing(model):
+        if not self.pool.comes(model):
             self.pool.serves(model, form=form)
         held = await self.schemas.check(principal.name, ask.schemas())
         prompt = await entry.read()
         self.poison.check(entry.digest)
-        await self._successor(principal, ask)
+        await self._come(principal, ask)
         self.pool.serves(model, form=form)
         place = self.admission.enter(principal, ask)
         try:
@@ -233,16 +233,16 @@ class Serving:
         if worker.crashed:
             self.poison.crashed(digest, worker.pid)
 
-    async def _successor(self, principal: Principal, ask: Ask) -> None:
-        """While the model's settings change, the queue holds who comes. Raises ModelNotReady where it is full, and
-        DeadlineExceeded."""
+    async def _come(self, principal: Principal, ask: Ask) -> None:
+        """Until the model has come, with other settings or because it is called, the queue holds who waits. Raises
+        ModelNotReady where it is full, and DeadlineExceeded."""
         model = ask.model or ""
-        if not self.pool.replacing(model):
+        if not self.pool.comes(model):
             return
         place = self.admission.wait(principal, ask)
         try:
             async with asyncio.timeout(min(ask.seconds, limits.ACCEPT_SECONDS)):
-                await self.pool.replaced(model)
+                await self.pool.called(model)
         except TimeoutError as e:
             raise DeadlineExceeded(f"{model} is being deployed anew and was not ready in time; try again") from e
         finally:

@@ -103,9 +103,11 @@ async def test_idle_models_go_for_another_one_only_when_told_and_the_cheapest_fi
     stored = {d.model: d.evicted.get("for") for d in admin.daemon.store.deployments()}
     assert stored == {"large": None, "other": None, "small": "large"}
 
-    admin.daemon.pool.evicted.clear()
+    del admin.daemon.pool._deployed["small"]
     admin.daemon.service.restore()  # as after a restart
-    assert list(admin.daemon.pool.evicted) == ["small"]
+    assert [d.model for d in admin.daemon.pool.away()] == ["small"]
+    with pytest.raises(ModelNotReady, match="made room for large"):
+        admin.daemon.pool.serves("small")
     assert json.loads(await admin.run("undeploy", "small", "--json")) == {"undeployed": "small"}
     assert [d.model for d in admin.daemon.store.deployments()] == ["large", "other"]
 

@@ -19,7 +19,7 @@ from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Placement, Wish
-from llmd.daemon.replicas import pool as pool_module
+from llmd.daemon.replicas import runs as runs_module
 from llmd.daemon.replicas import trials
 from llmd.daemon.replicas.deployment import Deployment
 from llmd.daemon.replicas.pool import Pool
@@ -82,7 +82,7 @@ async def failed(stream: Stream) -> str:
 async def test_quantized_keys_are_measured_again_with_a_full_slot_when_nobody_asks(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "FILL_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(runs_module, "FILL_PAUSE_SECONDS", 0.05)
     measured: list[tuple[int, int]] = []
 
     async def measure(key: tuple[str, int]) -> None:
@@ -107,7 +107,7 @@ async def test_quantized_keys_are_measured_again_with_a_full_slot_when_nobody_as
 async def test_a_prompt_that_nobody_waits_for_ends_before_a_request_begins(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "FILL_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(runs_module, "FILL_PAUSE_SECONDS", 3600.0)
     deployment = await box.deploy(replace(PLACED, fake={"text": "one two", "step_seconds": 0.05}))
     worker = deployment.worker
     assert worker is not None

@@ -12,7 +12,7 @@ from fake_nvml import GIB, FakeNvml, h200
 from placing import PLACED, Placing, end
 
 from llmd.daemon import memory
-from llmd.daemon.errors import DoesNotFit
+from llmd.daemon.errors import Conflict, DoesNotFit, ModelNotReady
 from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
@@ -46,6 +46,33 @@ def ask(pool: Pool, text: str, tokens: int = 4, owner: str = "alice") -> Stream:
     work = Generate((RawText(text),), SamplingWish(tokens, temperature=0.0))
     worker, _ = pool.serves("m", owner, work.spelled())
     return worker.open(owner, work)
+
+
+async def test_one_that_is_deployed_again_while_it_makes_room_serves_again(pool: Pool) -> None:
+    deployment = pool.deploy("m", "0" * 64, WISH)
+    await ready(deployment)
+    old, leaving = deployment.worker, asyncio.create_task(pool.evict("m", "made room"))
+    await asyncio.sleep(0)
+    assert deployment.state == "stopping" and not deployment.residency.loaded
+    assert pool.deploy("m", "0" * 64, WISH) is deployment
+    await leaving
+    await ready(deployment)
+    assert pool.away() == [] and deployment.worker is not old
+    stream = ask(pool, "hello", 10_000)
+    with pytest.raises(Conflict, match="not idle any more"):
+        await pool.evict("m", "made room")
+    stream.cancel()
+    await pool.undeploy("m")
+    assert pool.all() == [] and not pool.knows("m")
+
+
+async def test_one_that_is_away_can_be_taken_out_of_service(pool: Pool) -> None:
+    pool.keep("m", "0" * 64, WISH, 1, "made room")
+    with pytest.raises(ModelNotReady, match="made room"):
+        pool.serves("m")
+    assert pool.knows("m") and pool.all() == []
+    await pool.undeploy("m")
+    assert pool.away() == [] and not pool.knows("m")
 
 
 async def test_requests_are_spread_and_conversations_stay(pool: Pool) -> None:

@@ -320,7 +320,7 @@ async def test_a_model_that_is_withdrawn_while_its_file_is_looked_at_gets_no_pro
         looked.set()
         going.wait(10)
 
-    monkeypatch.setattr("llmd.daemon.replicas.pool.check_file", slow)
+    monkeypatch.setattr("llmd.daemon.replicas.runs.check_file", slow)
     deployment = pool.deploy("m", "0" * 64, fake())
     await asyncio.to_thread(looked.wait, 10)
     leaving = asyncio.create_task(pool.undeploy("m"))

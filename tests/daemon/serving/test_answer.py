@@ -288,6 +288,23 @@ async def test_without_room_beside_new_requests_wait_for_the_successor(
     assert [row["reason"] for row in await place.refused()] == ["model_not_ready"]
 
 
+@pytest.mark.parametrize("comes", [True, False])
+async def test_a_request_waits_for_a_model_that_is_away_where_it_comes_when_it_is_called(
+    place: Place, comes: bool
+) -> None:
+    deployment = place.pool.find("m")
+    await place.pool.evict("m", "made room for other")
+    assert place.pool.away() == [deployment] and place.pool.all() == [] and deployment.replicas == []
+    deployment.residency.comes = comes
+    if comes:
+        assert isinstance((await place.ask(generate(2)))[-1], Finished)
+        assert deployment.ready and place.pool.away() == []
+        return
+    with pytest.raises(ModelNotReady, match="m made room for other; an administrator can deploy it again"):
+        await place.ask(generate(2))
+    assert place.pool.away() == [deployment]
+
+
 async def test_who_waits_for_a_successor_that_cannot_load_is_told(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
