@@ -37,7 +37,7 @@ our paths or prompt text. Causes for the log travel as `__cause__`.
 """
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Self
 
 # names that an error lists
 MAX_NAMES = 20
@@ -61,10 +61,6 @@ class LlmdError(Exception):
         self.param = param
         if retry_after is not None:
             self.retry_after = retry_after
-
-    def body(self) -> dict[str, Any]:
-        """The OpenAI-style error object, as sent to clients and as an SSE `error` event."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 class BadRequest(LlmdError):

@@ -1,4 +1,4 @@
-"""An application of routes, and how errors look."""
+"""An application of routes, and what is answered where they raise."""
 
 import logging
 from collections.abc import Sequence
@@ -8,13 +8,14 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmd.api.http import errors
 from llmd.api.http.body import LARGE_AT_ONCE, explain
 from llmd.api.http.routes import GuardedRoute, Refused, Route, Who, table
 from llmd.daemon.audit.refusals import Refusals
-from llmd.daemon.errors import BadRequest, LlmdError, MethodNotAllowed, NotFound, ShuttingDown
+from llmd.daemon.errors import BadRequest, LlmdError, MethodNotAllowed, NotFound
 from llmd.daemon.gate import Aside, Gate
 from llmd.daemon.identity.principal import Identity, Principal
 
@@ -25,7 +26,7 @@ def application(routes: Sequence[Route], who: Who, refused: Refused = lambda *_:
     """What answers on a listener: `routes`, and nothing else. `who` says who calls, `refused` is told who may not;
     `state` is what endpoints ask for.
 
-    Every error is an OpenAI-style body.
+    Every error is written as its route says (`errors.py`).
     """
     # the interactive pages load scripts from the internet; /openapi.json is a route of ours. A redirect would go where
     # the client's own Host header says
@@ -91,31 +92,23 @@ def noted(refusals: Refusals) -> Refused:
     return refused
 
 
-def error_response(error: LlmdError) -> JSONResponse:
-    """The one renderer of errors before a response has begun."""
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    if isinstance(error, ShuttingDown):
-        headers["Connection"] = "close"  # the next request goes to another server, or waits for the next start
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
-
-
-async def _known(_: Request, error: Exception) -> Response:
+async def _known(request: Request, error: Exception) -> Response:
     assert isinstance(error, LlmdError)
-    return error_response(error)
+    return errors.response(error, request)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         meant = _meant(request)
-        return error_response(NotFound(f"there is no such route{f'; there is {meant}' if meant else ''}"))
+        return errors.response(NotFound(f"there is no such route{f'; there is {meant}' if meant else ''}"))
     if error.status_code == 405:
         methods = {method for route in _matching(request.app, request.url.path) for method in route.methods or ()}
         allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
-        response = error_response(MethodNotAllowed(f"this route does not take that method; it takes {allowed}"))
+        response = errors.response(MethodNotAllowed(f"this route does not take that method; it takes {allowed}"))
         response.headers["Allow"] = allowed
         return response
-    return error_response(BadRequest(str(error.detail)))
+    return errors.response(BadRequest(str(error.detail)), request)
 
 
 def _matching(app: FastAPI, path: str) -> list[GuardedRoute]:
@@ -132,15 +125,15 @@ def _meant(request: Request) -> str | None:
     return None
 
 
-async def _invalid(_: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # FastAPI begins with where it was: query or path
-    return error_response(explain([{**e, "loc": e["loc"][1:]} for e in error.errors()]))
+    return errors.response(explain([{**e, "loc": e["loc"][1:]} for e in error.errors()]), request)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
     log.error("an unexpected error on %s", request.scope.get("path", "")[:100].encode("unicode_escape"), exc_info=error)
-    return error_response(LlmdError("an internal error; the server's log holds the cause"))
+    return errors.response(LlmdError("an internal error; the server's log holds the cause"), request)
 
 
 async def _left(_: Request, __: Exception) -> Response:

@@ -24,6 +24,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from llmd.api.http.errors import openai
 from llmd.daemon import limits
 from llmd.daemon.audit.refusals import Refusals
 from llmd.daemon.errors import BadRequest, BodyTimeout, CertificateRevoked, Forbidden, LlmdError, NotFound
@@ -203,7 +204,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if begun:
             self.transport.abort()
             return
-        body = json.dumps(error.body()).encode()
+        body = json.dumps(openai(error)).encode()
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[error.status] + head + body)
         self.transport.close()

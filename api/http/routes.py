@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope
 
 from llmd.api.http.body import Body, read
+from llmd.api.http.errors import OPENAI, Errors
 from llmd.daemon.errors import BadRequest, Forbidden, LlmdError
 from llmd.daemon.identity.principal import ROLES, Principal
 from llmd.daemon.serving.answer import Serving
@@ -32,7 +33,7 @@ Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 class Route:
     """`endpoint` as FastAPI takes it: a pydantic model among its parameters is the body. `roles`: the roles that may
     call it. `answers`: status to `model` and other `content`, for /openapi.json, as FastAPI takes them; `events`: what
-    the data of its Server-Sent Events are, where it may answer with them."""
+    the data of its Server-Sent Events are, where it may answer with them; `errors`: how its clients read errors."""
 
     method: str
     path: str
@@ -40,29 +41,11 @@ class Route:
     roles: frozenset[str]
     answers: dict[int | str, dict[str, Any]] = field(default_factory=dict)
     events: type[BaseModel] | None = None
+    errors: Errors = OPENAI
 
     @property
     def name(self) -> str:
         return f"{self.method} {self.path}"
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorAnswer(BaseModel):
-    """Every error."""
-
-    error: ErrorDetail
-
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorAnswer, "description": "refused"},
-    "5XX": {"model": ErrorAnswer, "description": "not answered"},
-}
 
 
 class _Read(Request):
@@ -85,7 +68,7 @@ class GuardedRoute(APIRoute):
 
     def __init__(self, route: Route, who: Who, granted: Granted, refused: Refused) -> None:
         self._name, self._who, self._granted, self._refused = route.name, who, granted, refused
-        self.events = route.events
+        self.events, self.errors = route.events, route.errors
         self._body = _body(route.endpoint)
         ok = route.answers.get(200, {})
         super().__init__(
@@ -96,7 +79,12 @@ class GuardedRoute(APIRoute):
             strict_content_type=False,
             # without a media type of its own, the document has none beside the ones that are declared
             response_class=Response if "content" in ok and "model" not in ok else JSONResponse,
-            responses={**_ERRORS, **route.answers} | _streamed(route),
+            responses={
+                "4XX": {"model": route.errors.answer, "description": "refused"},
+                "5XX": {"model": route.errors.answer, "description": "not answered"},
+                **route.answers,
+                **_streamed(route),
+            },
         )
 
     def granted_to(self, role: str) -> bool:
@@ -129,7 +117,7 @@ def _streamed(route: Route) -> dict[int | str, dict[str, Any]]:
     """Its Server-Sent Events, each an object, as OpenAPI 3.2 has them (`itemSchema`)."""
     if route.events is None:
         return {}
-    names = [route.events.__name__, ErrorAnswer.__name__]
+    names = [route.events.__name__, route.errors.answer.__name__]
     said = {
         "type": "string",
         "contentMediaType": "application/json",

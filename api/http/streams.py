@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llmd.api.http.errors import openai
 from llmd.daemon import limits
 from llmd.daemon.errors import LlmdError
 
@@ -37,7 +38,7 @@ def progress(values: AsyncIterator[Any]) -> Response:
             async for value in values:
                 yield ServerSentEvent(json.dumps(value), sep="\n")
         except LlmdError as e:
-            yield ServerSentEvent(json.dumps(e.body()), event="error", sep="\n")
+            yield ServerSentEvent(json.dumps(openai(e)), event="error", sep="\n")
         yield ServerSentEvent("[DONE]", sep="\n")
 
     response = EventSourceResponse(events(), ping=limits.PING_SECONDS, sep="\n", send_timeout=limits.STALL_SECONDS)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
+from llmd.api.http.errors import openai
 from llmd.api.http.streams import event as sse
 from llmd.daemon.errors import from_wire
 from llmd.daemon.serving.answer import Answer
@@ -171,7 +172,7 @@ class EventEncoder:
 
     def failed(self, event: Failed) -> bytes:
         error = from_wire(event.code, event.message, event.param)
-        return sse(_json(error.body()), "error") + DONE
+        return sse(_json(openai(error)), "error") + DONE
 
     def end(self, usage: dict[str, Any]) -> bytes:
         if not self._usage:

@@ -145,14 +145,14 @@ class Slots:
             return None
         fits = [i for i in held if i in free and held[i] > 0 and 2 * held[i] >= len(self._slots[i].tokens)]
         here = max(fits, key=lambda i: held[i], default=-1)
-        if here >= 0 and held[here] + SHARE_MIN > best:
+        if here >= 0 and held[here] + SHARE_MIN > best:  # 1
             return self._start(sequence, here, -1, held[here])
         target = free.best(donor)
         if target == donor:
             return self._start(sequence, donor, -1, best)
-        if best >= SHARE_MIN:
+        if best >= SHARE_MIN:  # 2
             return self._start(sequence, target, donor, best)
-        return self._start(sequence, target, -1, 0)
+        return self._start(sequence, target, -1, 0)  # 3
 
     def _shared(self, slot: Slot, sequence: Sequence, common: int) -> int:
         """Tokens of a prompt that a slot holds and that can be reused; the last is computed anew, for its logits."""

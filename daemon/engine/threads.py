@@ -99,11 +99,11 @@ class Threads:
         usual = self._usual.setdefault((self._kind, used), middle)
         disturbed = middle > SLOWER * usual
         if used > 1 and (disturbed or (self._lowers and not self._kind[1])):  # a prompt's step may take a second
-            self._attempt = Attempt(self._less + max(1, used // 4), took)
+            self._attempt = Attempt(self._less + max(1, used // 4), took)  # 1, 2
         elif self._less and now >= self._due:
             more = min(self._less - self._less // 2, round(self._idle()))
             if more:
-                self._attempt = Attempt(self._less - more, took)
+                self._attempt = Attempt(self._less - more, took)  # 3
             else:
                 self._due = now + FIRST_PAUSE
         elif not disturbed:

@@ -73,7 +73,7 @@ class Sequence:
     computed: int = 0  # how many of `tokens` have their keys and values in the slot
     kept: int = 0  # how many were found there as it entered
     cached: int = 0  # as many, when nothing was generated yet
-    read: int = 0  # how many of its first tokens are computed as any prompt's are, cut at the same places
+    read: int = 0  # so many of its first tokens were computed as a prompt's: in pieces that end at the usual places
     slot: int = -1  # -1: waiting
     arrived: int = 0  # its place in the order of arrival
     repeats: bool = False  # it lost its place: what it had said is computed again as it was the first time

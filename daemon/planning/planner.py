@@ -70,9 +70,9 @@ class Planner:
 
     async def settings(self, key: Key, wish: Wish, *, beside: bool = False) -> Settings:
         """For a replica that has no process now; its lease lasts until `ended`. Copies of a model with the same
-        settings lie on different GPUs. `beside`: another replica goes once this one serves; where it would get less
-        than in that one's place, there is no room beside it. Raises DoesNotFit, Unavailable and BadRequest with what is
-        missing."""
+        settings lie on different GPUs. `beside`: it is to follow another replica, which goes on until this one serves.
+        Where it would get less beside that one than in its place, it counts as not fitting beside it. Raises
+        DoesNotFit, Unavailable and BadRequest with what is missing."""
         while True:
             lately = self.leases.gave_back(GIVE_BACK_SECONDS)
             try:
@@ -283,9 +283,9 @@ class Planner:
         without: Set[str] = frozenset(),
         by: Callable[..., Placed] = place,
     ) -> Placed | None:
-        """On GPUs, but those in `taken`; None: on the CPU, never there because of a fault, but where an administrator
-        keeps every GPU out. `origin`:
-        what was asked, if the wish was made of it. `without`: what these models' replicas hold now is free then."""
+        """On GPUs, but those in `taken`; None: on the CPU. That is never because of a fault: there is no GPU, or an
+        administrator keeps every GPU out. `origin`: what was asked, if the wish was made of it. `without`: what these
+        models' replicas hold now is free then."""
         if self._watcher is None or not ENGINES[wish.engine].on_gpus:
             return None
         await asyncio.to_thread(self._watcher.refresh)

@@ -148,20 +148,20 @@ class Lifecycle:
 
     def on(self, event: Event) -> list[Effect]:
         match event:
-            case Asked(wish, anew):
+            case Asked(wish, anew):  # 1
                 return self._asked(wish, anew)
-            case Withdrawn(grace):
+            case Withdrawn(grace):  # 2
                 self.wanted = None
                 return [Drain(self.run, grace)] if self._phase == DRAINING else self._leave(grace)
             case Up(run) | Drained(run) | Down(run) | Due(run) if run != self.run:
                 return []
-            case Up():
+            case Up():  # 3
                 return self._up()
-            case Drained():
+            case Drained():  # 4
                 return self._stop() if self._phase == DRAINING else []
-            case Down():
+            case Down():  # 5
                 return self._down(event)
-            case Due():
+            case Due():  # 6
                 return self._start() if self._phase == PAUSING else []
 
     def _asked(self, wish: Wish, anew: bool) -> list[Effect]:

@@ -85,7 +85,7 @@ class Pool:
         for replica in [one for one in found.replicas if one.life.state == QUARANTINED]:
             self._ask(found, replica)
         found.auto = replicas == 0
-        found.count = replicas or max(1, found.count)
+        found.count = replicas or (max(1, found.count) if found.residency.loaded else 1)
         self._stay(found, Deployed())
         self._settle(found)
         self.grow(found)

@@ -76,13 +76,13 @@ class Residency:
 
     def on(self, event: Event) -> list[Effect]:
         match event:
-            case Deployed():
+            case Deployed():  # 1
                 return self._deployed()
-            case Evicted(why):
+            case Evicted(why):  # 2
                 return self._evicted(why)
-            case Called():
+            case Called():  # 3
                 return self._deployed() if self.away and self.comes else []
-            case Unloaded():
+            case Unloaded():  # 4
                 return self._unloaded()
 
     def _deployed(self) -> list[Effect]:

@@ -61,21 +61,21 @@ def change(wanted: bool, count: int, replicas: Sequence[Seen], crowded: bool) ->
     fit, other = [one for one in stay if one.fits], [one for one in stay if not one.fits]
     idle, serve = [one for one in other if not one.ready], [one for one in other if one.ready]
     missing, ready = count - len(fit), sum(one.ready for one in fit)
-    if not wanted:
+    if not wanted:  # 1
         return Release(stay[0].number) if stay else None
-    if missing < 0:
+    if missing < 0:  # 2
         return Release(_least(fit))
-    if idle:
+    if idle:  # 3
         return Replace(idle[0].number) if missing else Release(idle[0].number)
-    if serve and ready + len(serve) > count:
+    if serve and ready + len(serve) > count:  # 4
         return Release(_least(serve))
     if not missing:
         return None
-    if not serve:
+    if not serve:  # 5
         return Add(beside=False)
     if ready < len(fit):
         return None
-    return Replace(_least(serve)) if crowded else Add(beside=True)
+    return Replace(_least(serve)) if crowded else Add(beside=True)  # 6
 
 
 def _least(replicas: Sequence[Seen]) -> int:

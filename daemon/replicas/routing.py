@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BLOCK = 512  # bytes; some hundred tokens, about as much as a worker begins to share
-MOST_BLOCKS = 256  # of one prompt
+MOST = BLOCK * 256  # bytes of one prompt that are looked at
 KEPT = 16_384  # beginnings of a deployment, the last ones used
 
 
@@ -41,7 +41,8 @@ class Router:
         if len(candidates) == 1:
             return candidates[0].number
         begins = beginnings(owner, prompt)
-        found = self._before(begins, candidates) or min(candidates, key=lambda c: (c.load / c.slots, c.number))
+        found = self._before(begins, candidates)  # 1
+        found = found or min(candidates, key=lambda c: (c.load / c.slots, c.number))  # 2
         self._keep(begins, found.number)
         return found.number
 
@@ -64,7 +65,7 @@ class Router:
 def beginnings(owner: str, prompt: bytes) -> list[bytes]:
     """A hash of each beginning of whole blocks, the shortest first."""
     running, found = hashlib.blake2b(owner.encode() + b"\0", digest_size=16), []
-    for end in range(BLOCK, min(len(prompt), BLOCK * MOST_BLOCKS) + 1, BLOCK):
+    for end in range(BLOCK, min(len(prompt), MOST) + 1, BLOCK):
         running.update(prompt[end - BLOCK : end])
         found.append(running.digest())
     return found

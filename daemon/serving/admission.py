@@ -55,10 +55,10 @@ class Admission:
         model, count = ask.model or "", ask.work.sequences
         known, slots = self._models.setdefault(model, _Model()), self._slots(model)
         waiting = known.inside + count - slots
-        if known.inside and waiting > (queue := self._queue()):
+        if known.inside and waiting > (queue := self._queue()):  # 2
             after = max(1, min(60, round(known.seconds * waiting / slots)))
             raise QueueFull(f"{model} has {queue} requests waiting; try again in {after} s", retry_after=after)
-        return Place(known, count)
+        return Place(known, count)  # 1
 
     def wait(self, principal: Principal, ask: Ask) -> Place:
         """Room to wait for a model whose settings change: it has no slots then. Raises ModelNotReady where what is

@@ -15,6 +15,7 @@ from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.records import of_form
 from llmd.daemon.replicas.pool import Pool
+from llmd.daemon.replicas.routing import MOST
 from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.replicas.worker import Worker
 from llmd.daemon.serving.admission import Admission, Place
@@ -169,7 +170,7 @@ class Serving:
 
         Leaving the block, in whatever way, cancels what still runs, gives its place back and writes the `finish` row.
         """
-        ask = self._named(ask)
+        ask = self._named(ask)  # 1
         entry = self.books.open(principal, ask)
         outcome: tuple[str, str | None] = ("cancelled", None)
         used = NOTHING
@@ -180,7 +181,7 @@ class Serving:
             answer = Answer(entry.request_id, ask.model or "", info.context, stream, ask.work, fit)
             try:
                 with _deadline(stream, min(ask.seconds, limits.ACCEPT_SECONDS), "the model has not begun"):
-                    await answer.accepted()
+                    await answer.accepted()  # 8
                 with _deadline(stream, ask.seconds, "the answer was not complete"):
                     yield answer
             finally:
@@ -205,15 +206,15 @@ class Serving:
         """Who answers a request, its place, its row on disk, and what its answer is held to: 2. to 7. of `open`."""
         model, form = ask.model or "", ask.form
         if not self.pool.comes(model):
-            self.pool.serves(model, form=form)
-        held = await self.schemas.check(principal.name, ask.schemas())
-        prompt = await entry.read()
-        self.poison.check(entry.digest)
+            self.pool.serves(model, form=form)  # 2
+        held = await self.schemas.check(principal.name, ask.schemas())  # 3
+        prompt = (await entry.read())[:MOST]  # the whole may be megabytes, and it may have to wait
+        self.poison.check(entry.digest)  # 4
         await self._come(principal, ask)
-        self.pool.serves(model, form=form)
-        place = self.admission.enter(principal, ask)
+        self.pool.serves(model, form=form)  # 5
+        place = self.admission.enter(principal, ask)  # 6
         try:
-            await entry.admit()
+            await entry.admit()  # 7
             return *self.pool.serves(model, principal.name, prompt, form), place, ask.held_to(held)
         except BaseException:
             place.leave()

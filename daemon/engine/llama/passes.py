@@ -50,11 +50,11 @@ def passes(chunks: Sequence[Chunk], ubatch: int, context: int, held: Callable[[i
         if len(chunk.tokens) == 1:
             continue
         if groups and held and _fits([*groups[-1], chunk], ubatch, context):
-            groups[-1].append(chunk)
+            groups[-1].append(chunk)  # 2
         else:
-            groups.append([chunk])
+            groups.append([chunk])  # 3
     groups.sort(key=lambda group: min(order[chunk.slot] for chunk in group))
-    closed = _closed(single, context, held) if held else Call(single)
+    closed = _closed(single, context, held) if held else Call(single)  # 1
     return ([closed] if closed.chunks else []) + [_filled(group) for group in groups]
 
 

@@ -1,4 +1,4 @@
-"""G: grammars, schemas and chat templates."""
+"""Grammars, schemas and chat templates."""
 
 import asyncio
 import json
@@ -20,59 +20,59 @@ for _ in range(20):
 
 # no grammar is taken: each is refused by name before anything of it is read
 GRAMMARS: dict[str, str] = {
-    "G1 60,000 brackets": "root ::= " + "(" * 60_000,
-    "G2 an empty repetition": 'root ::= ("a"*)*',
-    "G4 left recursion": 'root ::= root "a"',
-    "G4 5,000 rules": "\n".join(f"r{i} ::= r{i + 1}" for i in range(5000)),
-    "G11 nothing allowed": "root ::= [^\\x00-\\xff]",
+    "60,000 brackets": "root ::= " + "(" * 60_000,
+    "an empty repetition": 'root ::= ("a"*)*',
+    "left recursion": 'root ::= root "a"',
+    "5,000 rules": "\n".join(f"r{i} ::= r{i + 1}" for i in range(5000)),
+    "nothing allowed": "root ::= [^\\x00-\\xff]",
 }
 SCHEMAS: dict[str, Any] = {
-    "G5 a reference to itself": {"$ref": "#"},
-    "G5 a remote one": {"$ref": "http://169.254.169.254/a"},
-    "G5 one that is missing": {"$ref": "#/a"},
-    "G6 nested": DEEP,
-    "G7 a look behind": {"type": "string", "pattern": "(?<=x)"},
-    "G7 a bracket": {"type": "string", "pattern": "(?:"},
-    "G9 a type that is none": {"type": "wizard"},
-    "G9 a list of one": {"type": ["x"]},
-    "G11 nothing fits": {"type": "string", "minLength": 3, "pattern": "^a$"},
-    "G12 a product of choices": {"allOf": [{"anyOf": [{"properties": {f"{c}{i}": {"type": "string"}},
+    "a reference to itself": {"$ref": "#"},
+    "a remote one": {"$ref": "http://169.254.169.254/a"},
+    "one that is missing": {"$ref": "#/a"},
+    "nested": DEEP,
+    "a look behind": {"type": "string", "pattern": "(?<=x)"},
+    "a bracket": {"type": "string", "pattern": "(?:"},
+    "a type that is none": {"type": "wizard"},
+    "a list of one": {"type": ["x"]},
+    "nothing fits": {"type": "string", "minLength": 3, "pattern": "^a$"},
+    "a product of choices": {"allOf": [{"anyOf": [{"properties": {f"{c}{i}": {"type": "string"}},
                                                        "type": "object"} for c in "ab"]} for i in range(14)]},
-    "G12 a long pattern": {"type": "string", "pattern": "((a{1000}){1000}){1000}"},
-    "G12 patterns at once": {"allOf": [{"type": "string", "pattern": f"^.*a.{{{i}}}b.*$"} for i in range(12, 18)]},
-    "G12 a great multiple": {"type": "integer", "multipleOf": 1234567, "minimum": 1, "maximum": 99999999999},
+    "a long pattern": {"type": "string", "pattern": "((a{1000}){1000}){1000}"},
+    "patterns at once": {"allOf": [{"type": "string", "pattern": f"^.*a.{{{i}}}b.*$"} for i in range(12, 18)]},
+    "a great multiple": {"type": "integer", "multipleOf": 1234567, "minimum": 1, "maximum": 99999999999},
 }  # fmt: skip
 # those that answers can be held to, however slow they are elsewhere; what comes is JSON that fits, or is cut
 HELD: dict[str, Any] = {
-    "G7 a slow pattern": {"type": "string", "pattern": "^(a+)+b$"},
-    "G7 many ways": {"type": "string", "pattern": "(a|b)*a(a|b){20}"},
-    "G12 very many": {"type": "array", "minItems": 10**8, "items": {"type": "string", "maxLength": 10**8}},
-    "G12 20,000 values": {"enum": [f"value{i}" for i in range(20_000)]},
-    "G12 5,000 properties": {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}},
-    "G5 a tree": {"type": "object", "properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}},
+    "a slow pattern": {"type": "string", "pattern": "^(a+)+b$"},
+    "many ways": {"type": "string", "pattern": "(a|b)*a(a|b){20}"},
+    "very many": {"type": "array", "minItems": 10**8, "items": {"type": "string", "maxLength": 10**8}},
+    "20,000 values": {"enum": [f"value{i}" for i in range(20_000)]},
+    "5,000 properties": {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}},
+    "a tree": {"type": "object", "properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}},
 }
 
 TEMPLATES: dict[str, tuple[str, str]] = {
-    "G13 endless": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes too long"),
-    "G13 into Python": ("{{ ''.__class__.__mro__ }}", "does not work"),
-    "G13 1 GB": ("{{ 'a' * 1000000000 }}", "takes too much memory"),
-    "G13 much of little": ("{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "very much of very little"),
-    "G13 syntax": ("{% for m in messages %}{{ m.content }}", "cannot be compiled"),
-    "G13 a variable that is missing": ("{{ nothing.at.all }}", "refuses"),
-    "G13 refuses": ("{{ raise_exception('never') }}", "never"),
-    "G13 25 loops": ("{% for a in [1] %}" * 25 + "{% endfor %}" * 25, "cannot be compiled"),
-    "G13 shows nothing": ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not show what a user says"),
+    "endless": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes too long"),
+    "into Python": ("{{ ''.__class__.__mro__ }}", "does not work"),
+    "1 GB": ("{{ 'a' * 1000000000 }}", "takes too much memory"),
+    "much of little": ("{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "very much of very little"),
+    "syntax": ("{% for m in messages %}{{ m.content }}", "cannot be compiled"),
+    "a variable that is missing": ("{{ nothing.at.all }}", "refuses"),
+    "refuses": ("{{ raise_exception('never') }}", "never"),
+    "25 loops": ("{% for a in [1] %}" * 25 + "{% endfor %}" * 25, "cannot be compiled"),
+    "shows nothing": ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not show what a user says"),
 }
 
 
 @pytest.mark.parametrize("row", GRAMMARS)
-def test_g_grammars(llmd: Llmd, row: str) -> None:
+def test_grammars(llmd: Llmd, row: str) -> None:
     status, _, answer = llmd.post("/v1/chat/completions", CHAT | {"grammar": GRAMMARS[row]})
     assert status == 400 and answer["error"]["param"] == "grammar"
 
 
 @pytest.mark.parametrize("row", SCHEMAS)
-def test_g_schemas(llmd: Llmd, row: str) -> None:
+def test_schemas(llmd: Llmd, row: str) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMAS[row]}}
     status, _, answer = llmd.post("/v1/chat/completions", CHAT | {"response_format": form})
     assert (
@@ -81,7 +81,7 @@ def test_g_schemas(llmd: Llmd, row: str) -> None:
 
 
 @pytest.mark.parametrize("row", HELD)
-def test_g_schemas_that_are_held(llmd: Llmd, row: str) -> None:
+def test_schemas_that_are_held(llmd: Llmd, row: str) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": HELD[row]}}
     pid = llmd.model()["pid"]
     began = time.monotonic()
@@ -93,7 +93,7 @@ def test_g_schemas_that_are_held(llmd: Llmd, row: str) -> None:
 
 
 @pytest.mark.slow
-def test_g13_templates_are_tried_before_they_serve(tmp_path: Path) -> None:
+def test_templates_are_tried_before_they_serve(tmp_path: Path) -> None:
     files = {}
     for number, (row, (template, _)) in enumerate(TEMPLATES.items()):
         file = tiny()

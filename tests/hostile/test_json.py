@@ -1,4 +1,4 @@
-"""J: JSON that no field should have to expect."""
+"""JSON that no field should have to expect."""
 
 import json
 from typing import Any
@@ -29,21 +29,21 @@ NUMBERS = (
     "top_k",
 )
 REFUSED: dict[str, bytes] = {
-    "J1 empty": b"",
-    "J1 null": b"null",
-    "J1 a list": b"[]",
-    "J1 a text": b'"x"',
-    "J1 trailing data": b"{} {}",
-    "J2 100,000 brackets": b"[" * 100_000,
-    "J2 33 objects": b'{"a":' * 33 + b"1" + b"}" * 33,
-    "J3 200,000 keys": b"{" + b",".join(b'"%d":1' % i for i in range(200_000)) + b"}",
-    "J3 a list of a million": with_field('"stop": [' + "1," * 1_000_000 + "1]"),
-    "J5 10,000 digits": with_field('"seed": ' + "1" * 10_000),
-    "J5 4,000 digits": with_field('"seed": ' + "1" * 4_000),
-    "J5 2^63": with_field(f'"seed": {2**63}'),
-    "J5 2^64": with_field(f'"max_tokens": {2**64}'),
-    "J7 half of a pair": b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
-    "J7 NUL": said("a\0b"),
+    "empty": b"",
+    "null": b"null",
+    "a list": b"[]",
+    "a text": b'"x"',
+    "trailing data": b"{} {}",
+    "100,000 brackets": b"[" * 100_000,
+    "33 objects": b'{"a":' * 33 + b"1" + b"}" * 33,
+    "200,000 keys": b"{" + b",".join(b'"%d":1' % i for i in range(200_000)) + b"}",
+    "a list of a million": with_field('"stop": [' + "1," * 1_000_000 + "1]"),
+    "10,000 digits": with_field('"seed": ' + "1" * 10_000),
+    "4,000 digits": with_field('"seed": ' + "1" * 4_000),
+    "2^63": with_field(f'"seed": {2**63}'),
+    "2^64": with_field(f'"max_tokens": {2**64}'),
+    "half of a pair": b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+    "NUL": said("a\0b"),
     "a key twice": with_field('"n": 1, "n": 1'),
     "not UTF-8": b'{"messages": "\xff"}',
     "a byte order mark": b"\xef\xbb\xbf" + json.dumps(CHAT).encode(),
@@ -57,11 +57,11 @@ REFUSED: dict[str, bytes] = {
     },
 }
 ANSWERED: dict[str, bytes] = {
-    "J4 -0": with_field('"temperature": -0'),
-    "J4 -0.0": with_field('"temperature": -0.0'),
-    "J7 U+FFFF": said("\uffff"),
-    "J7 a right-to-left override": said("\u202eabc"),
-    "J11 OpenAI's fields": with_field('"safety_identifier": "a", "prompt_cache_key": "b", "verbosity": "low"'),
+    "-0": with_field('"temperature": -0'),
+    "-0.0": with_field('"temperature": -0.0'),
+    "U+FFFF": said("\uffff"),
+    "a right-to-left override": said("\u202eabc"),
+    "OpenAI's fields": with_field('"safety_identifier": "a", "prompt_cache_key": "b", "verbosity": "low"'),
 }
 # J9: a value of another type, for every field of every body
 TYPES: dict[str, Any] = {
@@ -101,23 +101,23 @@ TAKES = {
 
 
 @pytest.mark.parametrize("row", REFUSED)
-def test_j_refused(llmd: Llmd, row: str) -> None:
+def test_refused(llmd: Llmd, row: str) -> None:
     status, headers, answer = llmd.post("/v1/chat/completions", REFUSED[row])
     assert 400 <= status < 500 and headers["content-type"] == "application/json"
     assert len(answer["error"]["message"]) < 500
 
 
 @pytest.mark.parametrize("row", ANSWERED)
-def test_j_answered(llmd: Llmd, row: str) -> None:
+def test_answered(llmd: Llmd, row: str) -> None:
     assert llmd.post("/v1/chat/completions", ANSWERED[row])[0] == 200
 
 
-def test_j7_a_megabyte_of_combining_marks(llmd: Llmd) -> None:
+def test_a_megabyte_of_combining_marks(llmd: Llmd) -> None:
     assert llmd.post("/v1/chat/completions", said("e" + "\u0301" * 500_000))[0] == 400
 
 
 @pytest.mark.parametrize("field", TAKES)
-def test_j9_another_type(llmd: Llmd, field: str) -> None:
+def test_another_type(llmd: Llmd, field: str) -> None:
     for name, value in TYPES.items():
         if name not in TAKES[field]:
             status, _, answer = llmd.post("/v1/chat/completions", CHAT | {field: value})
@@ -128,12 +128,12 @@ def test_j9_another_type(llmd: Llmd, field: str) -> None:
 @pytest.mark.parametrize(
     "field", ["n_discard", "cache_prompt", "id_slot", "grammar_file", "foo", "Temperature", "", "\u0442op_p"]
 )
-def test_j11_an_unknown_field_is_named(llmd: Llmd, field: str) -> None:
+def test_an_unknown_field_is_named(llmd: Llmd, field: str) -> None:
     status, _, answer = llmd.post("/v1/chat/completions", CHAT | {field: 1})
     assert status == 400 and "there is no parameter" in answer["error"]["message"]
 
 
-def test_j12_a_form_instead_of_json(llmd: Llmd) -> None:
+def test_a_form_instead_of_json(llmd: Llmd) -> None:
     assert (
         llmd.post("/v1/chat/completions", b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--')[0]
         == 400
