@@ -117,7 +117,7 @@ DAEMON = """
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
-from test_kills import Admission, AuditLog, Metrics, Pool, Serving, Tasks, WISH, load
+from test_kills import AuditLog, Metrics, Pool, Serving, Tasks, WISH, load
 
 async def main():
     audit, metrics, tasks = AuditLog(Path(sys.argv[1]), bytes(32)), Metrics(), Tasks()
