@@ -634,6 +634,7 @@ BOUNDED: dict[str, str] = {
             "events.py:Reasoning.weight",
             "events.py:ToolCalled.weight",
             "worker.py:Ready.positions",
+            "worker.py:Common.holding",
         )
     },
     **{

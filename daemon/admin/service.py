@@ -75,7 +75,7 @@ class Service:
             try:
                 wish = self.fitting.wish(model, Deploying(wanted.ctx, wanted.slots, placement))
             except LlmdError as e:
-                log.error("%s is not started: %s", model.name, e.message, extra={"model": model.name})
+                log.error("%s is not started: %s; deploy it again", model.name, e.message, extra={"model": model.name})
                 continue
             if gone := wanted.evicted:
                 why = made_room(gone["for"], gone["at"])

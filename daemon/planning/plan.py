@@ -101,34 +101,41 @@ def forms(wish: Wish) -> list[Wish]:
 
 def plan(wish: Wish) -> Settings:
     """On the GPUs that were named, else on the CPU."""
+    return _settings(wish).holding(_most(wish))
+
+
+def _settings(wish: Wish) -> Settings:
     where = wish.placement
-    common = (
-        wish.path, wish.slots, wish.context, _batch(wish), wish.chunk, wish.threads, where.gpus,
-        where.split or ("layer" if len(where.gpus) > 1 else "none"), where.kv or "f16", wish.form, _most(wish),
-        wish.syntax,
-    )  # fmt: skip
-    return Fake(*common, wish.fake) if wish.engine == Fake.engine else Llama(*common, where.ubatch or 0)
-
-
-def _batch(wish: Wish) -> int:
-    """A pass fits into a step."""
-    return max(wish.batch, wish.placement.ubatch or 0)
+    common: dict[str, Any] = {
+        "path": wish.path,
+        "slots": wish.slots,
+        "context": wish.context,
+        "batch": max(wish.batch, where.ubatch or 0),
+        "chunk": wish.chunk,
+        "threads": wish.threads,
+        "gpus": where.gpus,
+        "split": where.split or ("layer" if len(where.gpus) > 1 else "none"),
+        "kv_type": where.kv or "f16",
+        "form": wish.form,
+        "syntax": wish.syntax,
+    }
+    if wish.engine == Fake.engine:
+        return Fake(**common, says=wish.fake)
+    return Llama(**common, ubatch=where.ubatch or 0)
 
 
 def memory(wish: Wish) -> Need:
     """What it takes of this machine's memory; nothing where that is not known."""
     if not wish.shape:
         return Need()
-    shape, where = Shape.from_dict(wish.shape), wish.placement
-    load = ENGINES[wish.engine].arithmetic(shape)
-    if not where.gpus:
-        found = load.host(on_cpu(wish.context, wish.slots, where.kv or "f16", _batch(wish)))
+    shape, s = Shape.from_dict(wish.shape), _settings(wish)
+    load = ENGINES[s.engine].arithmetic(shape)
+    if not s.gpus:
+        found = load.host(on_cpu(s.context, s.slots, s.kv_type, s.batch))
         # of weights that are kept in another order too, what the file holds may leave memory again
         return replace(found, weights=found.weights - shape.repacked)
-    shares = (1,) * len(where.gpus)
-    return load.host(
-        Layout(wish.context, wish.slots, where.kv or "f16", where.ubatch or 512, _batch(wish), shares=shares)
-    )
+    ubatch, shares = wish.placement.ubatch or 512, (1,) * len(s.gpus)
+    return load.host(Layout(s.context, s.slots, s.kv_type, ubatch, s.batch, shares=shares))
 
 
 def _most(wish: Wish) -> int:

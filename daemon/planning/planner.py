@@ -283,9 +283,9 @@ class Planner:
         without: Set[str] = frozenset(),
         by: Callable[..., Placed] = place,
     ) -> Placed | None:
-        """On GPUs, but those in `taken`; None: on the CPU. That is never because of a fault: there is no GPU, or an
-        administrator keeps every GPU out. `origin`: what was asked, if the wish was made of it. `without`: what these
-        models' replicas hold now is free then."""
+        """On GPUs, but those in `taken`; None: on the CPU. That is never because of a fault: there is no GPU, or the
+        engine has no CUDA, or an administrator keeps every GPU out. `origin`: what was asked, if the wish was made of
+        it. `without`: what these models' replicas hold now is free then."""
         if self._watcher is None or not ENGINES[wish.engine].on_gpus:
             return None
         await asyncio.to_thread(self._watcher.refresh)

@@ -4,7 +4,7 @@ To it: `Load` first, then `Open` and `Cancel`. From it: `Ready` or `Fatal`, then
 one engine step) and `Beat` (once a second).
 """
 
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import msgspec
 
@@ -33,6 +33,10 @@ class Common(Message, frozen=True):
     form: str = ""  # which of the model's files it is, for people
     memory: int = 0  # bytes of the machine's memory that it may hold; 0: as many as there are
     syntax: str = ""  # how the model writes calls and thoughts, where an admin says so (`answers/detecting.py`)
+
+    def holding(self, memory: int) -> Self:
+        """With so many bytes of memory."""
+        return msgspec.structs.replace(self, memory=memory)
 
 
 class Llama(Common, frozen=True):

@@ -11,6 +11,21 @@ from llmd.quantize.shape import Layer, Shape
 SHAPE = Shape("llama", 4096, 260, 32, (Layer(k=1024, v=1024),), file=1 << 30).to_dict()
 
 
+async def test_a_deployment_that_cannot_be_made_any_more_keeps_no_other_from_starting(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b", "c"):
+        small_models.stored(daemon.config.state / "models", name * 64, 1 << 20)
+        daemon.store.add_model(name, name * 64, 1 << 20, "m.gguf", {"context_length": 4096})
+        placement = {"form": "Q9_9"} if name == "a" else {}
+        daemon.store.set_deployment(name, None, None, placement, 1)
+    daemon.store.set_evicted("c", "b")
+    daemon.service.restore()
+    assert [d.model for d in daemon.pool.all()] == ["b"] and [d.model for d in daemon.pool.away()] == ["c"]
+    assert "a is not started" in caplog.text and "deploy it again" in caplog.text
+    await daemon.pool.undeploy("b")
+
+
 async def test_a_model_that_memory_does_not_hold_changes_nothing(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
