@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """What it costs that a model's process is confined: deploys and first tokens of two daemons in turn, one of them with
-`daemon/confined.py` switched off.
+`daemon/machine/confined.py` switched off.
 
 python benchmarks/confinement.py MODEL.gguf [--rounds 20] [--asks 20]     results in benchmarks/results/confinement.md
 
@@ -22,7 +22,7 @@ from churn import PORT, Box
 from run import machine
 
 FREE = """
-from llmd.daemon import confined
+from llmd.daemon.machine import confined
 
 confined.confine = confined.hold_to_paths = confined.refuse_calls = lambda *given, **named: None
 confined.seal = lambda: None

@@ -23,8 +23,9 @@ import uvloop
 from run import machine
 
 from llmd.api.admin.routes import ROUTES as ADMIN_ROUTES
-from llmd.api.http.body import LARGE_BYTES, LARGE_VALUES, is_large, made
+from llmd.api.http.body import LARGE_BYTES, is_large, made
 from llmd.api.openai.schema import ChatBody
+from llmd.daemon import limits
 from llmd.daemon.config import Config
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.main import CLIENT_ROUTES, Daemon
@@ -336,8 +337,8 @@ def main() -> None:
         "Command: `.venv/bin/python benchmarks/loop_gaps.py`\n\n| | longest gap | answer |\n|---|---|---|\n"
     ) + "\n".join(f"| {name} | {gap:.1f} ms | {answer} |" for name, gap, answer in found)
     text += (
-        f"\n\n## On the loop itself\n\nBodies of fewer than {LARGE_BYTES // 1024} KiB and {LARGE_VALUES:,} values are "
-        "read there, one in a turn; larger ones in a thread.\n\n| what | bytes | time |\n|---|---|---|\n"
+        f"\n\n## On the loop itself\n\nBodies of fewer than {LARGE_BYTES // 1024} KiB and {limits.LARGE_VALUES:,} "
+        "values are read there, one in a turn; larger ones in a thread.\n\n| what | bytes | time |\n|---|---|---|\n"
     ) + "\n".join(f"| {what} | {size:,} | {ms:.2f} ms |" for what, size, ms in on_the_loop())
     text += (
         f"\n\n## {COUNT} equal requests at once\n\nLimit: {LIMIT_MS:.0f} ms a request. Every route, "

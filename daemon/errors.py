@@ -47,13 +47,12 @@ MAX_GIVEN = 200
 
 class LlmdError(Exception):
     """The root: an error whose message may be shown. `param` names the request field at fault, `retry_after` is in
-    seconds. `logged`: a row of the audit log says of it already."""
+    seconds."""
 
     status = 500
     code = "internal_error"
     kind = "server_error"
     retry_after: int | None = None
-    logged = False
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)

@@ -26,6 +26,7 @@ FRAME_SHARE = 8  # a chunk of one byte has five bytes around it
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_JSON_DEPTH = 32
 MAX_JSON_NODES = 100_000
+LARGE_VALUES = 1000  # what holds more is large: whatever walks over it holds up others
 MAX_INT_DIGITS = 19
 
 # streams

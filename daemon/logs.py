@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from llmd.daemon import systemd
+from llmd.daemon.machine import systemd
 
 # lines that wait for a reader; older ones are kept, newer ones are counted
 MAX_LINES = 10_000

@@ -24,7 +24,7 @@ from llmd.api.http import openapi, probes
 from llmd.api.http.app import application, client, noted
 from llmd.api.http.listener import Listener
 from llmd.api.openai import chat, models
-from llmd.daemon import banner, config, cpu, files, logs, process, systemd
+from llmd.daemon import banner, config, files, logs
 from llmd.daemon.admin.cards import Cards
 from llmd.daemon.admin.clients import Clients, open_authority
 from llmd.daemon.admin.doctor import Doctor
@@ -41,11 +41,14 @@ from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.inventory import Inventory
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher, figures
-from llmd.daemon.groups import Groups
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import IssuedClient
 from llmd.daemon.identity.principal import Identity
 from llmd.daemon.identity.tls import ServerTls
+from llmd.daemon.machine import cpu, process, systemd
+from llmd.daemon.machine.groups import Groups
+from llmd.daemon.machine.process import Fatal
+from llmd.daemon.machine.seats import Seats
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.importing import Importer
@@ -53,11 +56,9 @@ from llmd.daemon.models.jobs import Jobs
 from llmd.daemon.models.making import Maker
 from llmd.daemon.planning import architectures
 from llmd.daemon.planning.measurements import planner
-from llmd.daemon.process import Fatal
 from llmd.daemon.replicas.pool import Pool
-from llmd.daemon.seats import Seats
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.store import StateThread, Store
 from llmd.daemon.tasks import Tasks
 
 log = logging.getLogger("llmd")

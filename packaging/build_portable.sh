@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the engine's wheel for unknown servers: the CPU backend as one library a generation of CPUs, of which a worker
-# loads the one that fits (daemon/cpu.py). Prints the wheel's path. `make setup` does not use it; the package does.
+# loads the one that fits (daemon/machine/cpu.py). Prints the wheel's path. `make setup` does not use it; the package does.
 #
 # Left out of llama.cpp's variants: AMX, which hypervisors show and do not carry out, those with BF16, which gcc 12 does
 # not compile, and those that differ little from a neighbour.

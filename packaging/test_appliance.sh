@@ -128,7 +128,7 @@ if said != wanted:
 PY
 }
 
-# what another version has more: Python, for daemon/schema.py
+# what another version has more: Python, for daemon/state/schema.py
 ADDS='
 @MIGRATIONS()
 def test_adds(db):
@@ -149,7 +149,7 @@ repacked() {
     dpkg-deb -R "$WORK/installed/srv/llmd.deb" "$root"
     code=$root/usr/lib/llmd/lib/python3.11/site-packages/llmd/daemon
     sed -i "s/^Version: .*/Version: $1/" "$root/DEBIAN/control"
-    printf '\n\n%s\nVERSION += 1\n' "$2" >>"$code/schema.py"
+    printf '\n\n%s\nVERSION += 1\n' "$2" >>"$code/state/schema.py"
     cat >>"$code/audit/writer.py" <<'PY'
 
 
@@ -161,7 +161,7 @@ def test_adds(db):
 
 chain.SCHEMA_VERSION += 1
 PY
-    /usr/bin/python3.11 -m compileall -q -f --invalidation-mode unchecked-hash "$code/schema.py" "$code/audit/writer.py"
+    /usr/bin/python3.11 -m compileall -q -f --invalidation-mode unchecked-hash "$code/state/schema.py" "$code/audit/writer.py"
     rm "$root/DEBIAN/md5sums"
     dpkg-deb -Zgzip -z1 -b "$root" "$WORK/llmd_$1.deb" >/dev/null
     rm -rf "$root"

@@ -15,7 +15,7 @@ from typing import Any
 
 from llmd.daemon.errors import Unavailable
 
-# names the CPU's library; `daemon/cpu.py` finds out which one, and every child of the daemon gets it
+# names the CPU's library; `daemon/machine/cpu.py` finds out which one, and every child of the daemon gets it
 VARIABLE = "GGML_CPU_VARIANT"
 # beside CUDA's library, written where that was compiled (packaging/build_cuda.sh)
 CUDA, ARCHITECTURES = "libggml-cuda.so", "libggml-cuda.architectures"

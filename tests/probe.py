@@ -272,7 +272,7 @@ def main() -> None:
     os.dup2(fd, 0)
     os.close(fd)
     if TERMS["version"]:
-        from llmd.daemon import confined
+        from llmd.daemon.machine import confined
 
         known = confined.landlock
         confined.landlock = lambda: min(known(), TERMS["version"])

@@ -23,7 +23,6 @@ from pydantic import BaseModel
 
 from llmd.api.http import body
 from llmd.api.openai import schema as openai
-from llmd.api.openai import wanted as openai_wanted
 from llmd.daemon import limits
 from llmd.daemon.engine import layouts, output, prefixes, turns
 from llmd.daemon.engine.answers import (
@@ -66,7 +65,7 @@ ROOT = Path(__file__).parents[1]
 READING = [
     "api/http/body.py", "api/http/protocol.py",
     *(f"api/openai/{name}.py" for name in ("given", "messages", "schema", "wanted")),
-    *(f"daemon/{name}.py" for name in ("serving/ask", "serving/holding", "replicas/routing")),
+    *(f"daemon/{name}.py" for name in ("serving/ask", "serving/holding", "serving/tools", "replicas/routing")),
     *(f"daemon/engine/{name}.py" for name in (
         "layouts", "output", "prefixes", "prompts", "rendering", "templates", "turns")),
     *(f"daemon/wire/{name}.py" for name in ("events", "frames", "work", "worker")),
@@ -349,7 +348,7 @@ def frames(data: bytes) -> None:
 
 def noted(held: holding.Held, n: int) -> None:
     for i in range(n):
-        held.note(events.ToolCalled(1, 0, i, f"id{i}", "t0", "{}", 1, 0))
+        held.note(events.ToolCalled(1, 0, i, "t0", "{}", 1, 0))
 
 
 def rendering(special: tuple[str, ...] = ("<|im_end|>", "<|x|>")) -> Rendering:
@@ -428,7 +427,7 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     "api/openai/messages.py:ToolCall.called": (
         lambda n: whole(lambda: chat_body(messages=[turn("assistant", tool_calls=[call('{"a": 1}' * n)])])),
     ),
-    "api/openai/wanted.py:ToolDefinition.engine": of_schemas(
+    "daemon/serving/tools.py:tool": of_schemas(
         lambda made: whole(lambda: chat_body(tools=[tool(parameters=made)]))()
     ),
     "api/openai/wanted.py:ResponseFormat.wanted": of_schemas(
@@ -651,13 +650,17 @@ BOUNDED: dict[str, str] = {
     "api/openai/messages.py:FunctionCall.text": ONE,
     "api/openai/messages.py:CustomCall.text": ONE,
     "api/openai/given.py:given_template": "16 names, 16 KiB",
-    "api/openai/wanted.py:among": "of 128 tools at most",
-    "api/openai/wanted.py:written": PARTS + "ToolDefinition.engine",
+    "api/openai/wanted.py:ToolDefinition.engine": PARTS + "tool",
+    "api/openai/wanted.py:chosen": "128 names at most",
+    "daemon/serving/tools.py:Choice.told": "128 tools at most",
+    "daemon/serving/tools.py:Choice.wanted": "128 tools at most",
+    "daemon/serving/tools.py:written": PARTS + "tool",
     "api/openai/schema.py:ChatBody.limit": ONE,
     "api/openai/schema.py:ChatBody.wanted_logprobs": ONE,
     "api/openai/schema.py:ChatBody.prompts": PARTS + "the fields below",
     "api/openai/schema.py:ChatBody.wanted": PARTS + "the fields below",
-    "api/openai/schema.py:ChatBody.told": PARTS + "ToolDefinition.engine",
+    "api/openai/schema.py:ChatBody.told": PARTS + "tool",
+    "api/openai/schema.py:TokenizeBody.text": ONE,
     "api/openai/schema.py:CompletionBody.limit": ONE,
     "api/openai/schema.py:CompletionBody.wanted_logprobs": ONE,
     "api/openai/schema.py:CompletionBody.prompts": PARTS + "the fields below",
@@ -689,7 +692,7 @@ BOUNDED: dict[str, str] = {
     "daemon/engine/prompts.py:terms": "of a model: once",
     "daemon/engine/prompts.py:Prompts.syntax": ONE,
     "daemon/engine/prompts.py:Prompts.check_length": ONE,
-    "daemon/engine/output.py:TextOutput.finished": ONE,
+    "daemon/engine/output.py:TextOutput.stopped": ONE,
     "daemon/engine/output.py:TextOutput.partial": ONE,
     "daemon/engine/output.py:TextOutput.flush": ONE,
     "daemon/engine/output.py:LogprobOutput.release": PARTS + "LogprobOutput.push",
@@ -907,5 +910,5 @@ def test_what_grows_faster_is_found(counted: dict[str, list[int]], name: str) ->
 
 
 if __name__ == "__main__":
-    openai_wanted.LARGE_VALUES = 0  # type: ignore[attr-defined]  # schemas are written in one way, however large
+    limits.LARGE_VALUES = 0  # schemas are written in one way, however large
     print(json.dumps({name: grows(grow) for name, grow in (ALL | {k: v for k, (v, _) in SELF.items()}).items()}))

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -27,8 +28,8 @@ from llmd.daemon.admin.service import Service
 from llmd.daemon.audit.chain import KINDS, OUTCOMES
 from llmd.daemon.errors import MAX_GIVEN, BadRequest, Conflict, ModelNotReady, quoted
 from llmd.daemon.planning.plan import Placement
-from llmd.daemon.records import of_form
 from llmd.daemon.replicas.deployment import Deployment
+from llmd.daemon.state.records import of_form
 
 PROGRESS_SECONDS = 0.1
 FOLLOW_SECONDS = 0.25
@@ -390,5 +391,5 @@ ROUTES = (
     Route("GET", "/audit/tail", audit_tail, ADMIN),
     Route("GET", "/audit/query", audit_query, ADMIN),
     Route("GET", "/audit/verify", audit_verify, ADMIN),
-    Route("POST", "/v1/chat/completions", chat.chat, ADMIN),
+    replace(chat.ROUTES[0], roles=ADMIN),  # `llmctl chat`
 )

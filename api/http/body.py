@@ -21,12 +21,11 @@ from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest, BodyTooLarge, MediaType, quoted
 from llmd.daemon.gate import Aside, Gate
 
-# of larger bodies one is read in a turn of the event loop. Those of more bytes or values are large: they are read in a
-# thread (a value takes up to 3 µs until it is refused, 64 KiB of text 0.3 ms), and of one client so many come in at
-# once: the loop takes in all that come
+# of larger bodies one is read in a turn of the event loop. Those of more bytes or `limits.LARGE_VALUES` are large: they
+# are read in a thread (a value takes up to 3 µs until it is refused, 64 KiB of text 0.3 ms), and of one client so many
+# come in at once: the loop takes in all that come
 SMALL_BYTES = 4 * 1024
 LARGE_BYTES = 64 * 1024
-LARGE_VALUES = 1000
 LARGE_AT_ONCE = 4
 
 # the character, and not a text that speaks of it, whose backslash is one of two
@@ -92,7 +91,7 @@ async def read(request: Request, kind: type[B]) -> B:
 
 def is_large(data: bytes | bytearray) -> bool:
     """Whether it takes long to read."""
-    return len(data) >= LARGE_BYTES or _holds(data, LARGE_VALUES)
+    return len(data) >= LARGE_BYTES or _holds(data, limits.LARGE_VALUES)
 
 
 async def aside(request: Request, work: Callable[[], T]) -> T:

@@ -1,7 +1,8 @@
 """The table that routes are registered in. Who may call a route stands at its declaration; nobody else may."""
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, get_type_hints
 
 from fastapi import Depends, Request
@@ -10,11 +11,12 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope
 
-from llmd.api.http.body import Body, read
+from llmd.api.http.body import Body, aside, read
 from llmd.api.http.errors import OPENAI, Errors
 from llmd.daemon.errors import BadRequest, Forbidden, LlmdError
 from llmd.daemon.identity.principal import ROLES, Principal
 from llmd.daemon.serving.answer import Serving
+from llmd.daemon.serving.ask import Ask
 
 INFER = frozenset({"infer", "admin"})
 OPERATOR = frozenset({"operator", "admin"})
@@ -33,7 +35,8 @@ Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 class Route:
     """`endpoint` as FastAPI takes it: a pydantic model among its parameters is the body. `roles`: the roles that may
     call it. `answers`: status to `model` and other `content`, for /openapi.json, as FastAPI takes them; `events`: what
-    the data of its Server-Sent Events are, where it may answer with them; `errors`: how its clients read errors."""
+    the data of its Server-Sent Events are, where it may answer with them; `errors`: how its clients read errors;
+    `ask_of`: what its body asks of a model, where it asks one (raises BadRequest)."""
 
     method: str
     path: str
@@ -42,6 +45,7 @@ class Route:
     answers: dict[int | str, dict[str, Any]] = field(default_factory=dict)
     events: type[BaseModel] | None = None
     errors: Errors = OPENAI
+    ask_of: Callable[[Any], Ask] | None = None
 
     @property
     def name(self) -> str:
@@ -64,12 +68,13 @@ class _Read(Request):
 
 class GuardedRoute(APIRoute):
     """`who` says who calls, and `granted` whether they may, before anything of the body is read; the body comes through
-    `read`, and FastAPI hands on what it is."""
+    `read`, and FastAPI hands on what it is. `refused` is told of whom this refuses; of whom the model is asked for, and
+    is not, `Serving` writes."""
 
     def __init__(self, route: Route, who: Who, granted: Granted, refused: Refused) -> None:
         self._name, self._who, self._granted, self._refused = route.name, who, granted, refused
         self.events, self.errors = route.events, route.errors
-        self._body = _body(route.endpoint)
+        self._body, self._ask_of = _body(route.endpoint), route.ask_of
         ok = route.answers.get(200, {})
         super().__init__(
             route.path,
@@ -95,11 +100,11 @@ class GuardedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             try:
-                return await handle(await self._checked(request))
+                checked = await self._checked(request)
             except (Forbidden, BadRequest) as e:
-                if not e.logged:
-                    self._refused(request, self._name, e)
+                self._refused(request, self._name, e)
                 raise
+            return await handle(checked)
 
         return guarded
 
@@ -110,7 +115,14 @@ class GuardedRoute(APIRoute):
         request.scope["principal"] = principal
         if self._body is None:
             return request
-        return _Read(request.scope, request.receive, await read(request, self._body))
+        body = await read(request, self._body)
+        if self._ask_of is not None:
+            request.scope["ask"] = await _asked(request, partial(self._ask_of, body))
+        return _Read(request.scope, request.receive, body)
+
+
+async def _asked(request: Request, ask: Callable[[], Ask]) -> Ask:
+    return replace(await aside(request, ask), large=True) if request.scope["large"] else ask()
 
 
 def _streamed(route: Route) -> dict[int | str, dict[str, Any]]:
@@ -153,10 +165,16 @@ async def _principal(request: Request) -> Principal:
     return principal
 
 
+async def _ask(request: Request) -> Ask:
+    ask: Ask = request.scope["ask"]
+    return ask
+
+
 async def _serving(request: Request) -> Serving:
     serving: Serving = request.app.state.serving
     return serving
 
 
 Caller = Annotated[Principal, Depends(_principal)]
+Asked = Annotated[Ask, Depends(_ask)]
 Asks = Annotated[Serving, Depends(_serving)]

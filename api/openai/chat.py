@@ -2,14 +2,12 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TypeVar
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from llmd.api.http.body import aside
-from llmd.api.http.routes import INFER, Asks, Caller, Route
+from llmd.api.http.routes import INFER, Asked, Asks, Caller, Route
 from llmd.api.http.streams import EventStream, Opened, WholeJson, until_left
 from llmd.api.openai.answers import (
     ChatCompletion,
@@ -21,48 +19,58 @@ from llmd.api.openai.answers import (
 )
 from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, Generation, StreamOptions, TokenizeBody
 from llmd.api.openai.stream import Counts, EventEncoder, Shape, encoded, whole
-from llmd.daemon.errors import BadRequest
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.answer import Answer, Serving
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.wire.events import Detokenized, Tokenized
-from llmd.daemon.wire.work import Detokenize, Generate, Tokenize
+from llmd.daemon.wire.work import Detokenize, Generate, Tokenize, Work
 
 DIALECT = "openai"
+CHAT, COMPLETIONS, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"
 
 _E = TypeVar("_E", Tokenized, Detokenized)
 
 
-async def chat(body: ChatBody, request: Request, serving: Asks, principal: Caller) -> Response:
+def ask_of(body: ChatBody | CompletionBody | TokenizeBody | DetokenizeBody) -> Ask:
+    """What it asks of a model, whichever way it came. Raises BadRequest."""
+    work: Work
+    match body:
+        case ChatBody():
+            path, work = CHAT, _generate(body)
+        case CompletionBody():
+            path, work = COMPLETIONS, _generate(body)
+        case TokenizeBody():
+            path, work = TOKENIZE, Tokenize(body.text(), bool(body.add_special))
+        case DetokenizeBody():
+            path, work = DETOKENIZE, Detokenize(tuple(body.tokens))
+    return Ask(path, body.model, work, dialect=DIALECT)
+
+
+def _generate(body: Generation) -> Generate:
+    return Generate(tuple(body.prompts()), body.params(), body.n or 1, body.wanted())
+
+
+async def chat(body: ChatBody, ask: Asked, request: Request, serving: Asks, principal: Caller) -> Response:
     """The model's own chat template, and its answer."""
-    return await _generate(request, serving, principal, body, chat=True)
+    return await _answered(request, serving, principal, ask, body)
 
 
-async def completions(body: CompletionBody, request: Request, serving: Asks, principal: Caller) -> Response:
+async def completions(body: CompletionBody, ask: Asked, request: Request, serving: Asks, principal: Caller) -> Response:
     """The continuation of a text or of a list of tokens, or of each of several."""
-    return await _generate(request, serving, principal, body, chat=False)
+    return await _answered(request, serving, principal, ask, body)
 
 
-async def _generate(
-    request: Request, serving: Serving, principal: Principal, body: Generation, *, chat: bool
-) -> Response:
-    large = request.scope["large"]
-    work = await aside(request, partial(_work, body)) if large else _work(body)
-    ask = Ask(request.url.path, body.model, work, large=large, dialect=DIALECT)
+async def _answered(request: Request, serving: Serving, principal: Principal, ask: Ask, body: Generation) -> Response:
+    chat, logprobs = isinstance(body, ChatBody), body.wanted_logprobs() is not None
 
     def shape(answer: Answer) -> Shape:
         shown = answer.request_id.replace("req-", "chatcmpl-") if chat else answer.request_id
-        return Shape(chat, shown, answer.model, work.params.logprobs is not None)
+        return Shape(chat, shown, answer.model, logprobs)
 
     if body.stream:
         return EventStream(_stream(serving, principal, ask, shape, body.stream_options or StreamOptions()))
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         return WholeJson(await whole(answer, shape(answer)), {"X-Request-Id": answer.request_id})
-
-
-def _work(body: Generation) -> Generate:
-    """Raises BadRequest."""
-    return Generate(tuple(body.prompts()), body.params(), body.n or 1, body.wanted())
 
 
 @asynccontextmanager
@@ -75,22 +83,15 @@ async def _stream(
         yield Opened({"X-Request-Id": answer.request_id}, events)
 
 
-async def tokenize(body: TokenizeBody, request: Request, serving: Asks, principal: Caller) -> Response:
+async def tokenize(body: TokenizeBody, ask: Asked, request: Request, serving: Asks, principal: Caller) -> Response:
     """A text's tokens."""
-    text = body.prompt if body.prompt is not None else body.content
-    if text is None:
-        raise BadRequest("prompt is missing", param="prompt")
-    work = Tokenize(text, bool(body.add_special))
-    ask = Ask(request.url.path, body.model, work, large=request.scope["large"], dialect=DIALECT)
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         tokens = (await _only(answer, Tokenized)).tokens
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": answer.context})
 
 
-async def detokenize(body: DetokenizeBody, request: Request, serving: Asks, principal: Caller) -> Response:
+async def detokenize(body: DetokenizeBody, ask: Asked, request: Request, serving: Asks, principal: Caller) -> Response:
     """Tokens' text."""
-    work = Detokenize(tuple(body.tokens))
-    ask = Ask(request.url.path, body.model, work, large=request.scope["large"], dialect=DIALECT)
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         text = (await _only(answer, Detokenized)).text
         return JSONResponse({"prompt": text, "content": text})
@@ -104,8 +105,8 @@ async def _only(answer: Answer, kind: type[_E]) -> _E:
 
 
 ROUTES = (
-    Route("POST", "/v1/chat/completions", chat, INFER, {200: {"model": ChatCompletion}}, ChatCompletionChunk),
-    Route("POST", "/v1/completions", completions, INFER, {200: {"model": Completion}}, CompletionChunk),
-    Route("POST", "/tokenize", tokenize, INFER, {200: {"model": TokenizeAnswer}}),
-    Route("POST", "/detokenize", detokenize, INFER, {200: {"model": DetokenizeAnswer}}),
+    Route("POST", CHAT, chat, INFER, {200: {"model": ChatCompletion}}, ChatCompletionChunk, ask_of=ask_of),
+    Route("POST", COMPLETIONS, completions, INFER, {200: {"model": Completion}}, CompletionChunk, ask_of=ask_of),
+    Route("POST", TOKENIZE, tokenize, INFER, {200: {"model": TokenizeAnswer}}, ask_of=ask_of),
+    Route("POST", DETOKENIZE, detokenize, INFER, {200: {"model": DetokenizeAnswer}}, ask_of=ask_of),
 )

@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from llmd.api.openai.wanted import written
 from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest, quoted
+from llmd.daemon.serving.tools import written
 
 FIELD = "chat_template_kwargs"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import BaseModel
 
 from llmd.api.http.routes import INFER, OPERATOR, Asks, Route
-from llmd.daemon.records import of_form
 from llmd.daemon.replicas.deployment import Deployment
+from llmd.daemon.state.records import of_form
 
 
 class Model(BaseModel):

@@ -14,9 +14,10 @@ from pydantic import Field
 from llmd.api.http.body import Body, Fields, few
 from llmd.api.openai.given import given_template
 from llmd.api.openai.messages import Message, Name, Text
-from llmd.api.openai.wanted import NamedTool, ResponseFormat, ToolDefinition, ToolsAllowed, among
+from llmd.api.openai.wanted import ResponseFormat, ToolChoice, ToolDefinition, chosen
 from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest
+from llmd.daemon.serving.tools import Choice
 from llmd.daemon.wire import work as wire
 from llmd.daemon.wire.work import Prompt, RawText, SamplingWish, Tokens
 
@@ -152,7 +153,7 @@ class ChatBody(Generation):
     chat_template_kwargs: dict[str, Any] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[ToolDefinition], Field(fail_fast=True, max_length=limits.MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | ToolsAllowed | None = None
+    tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     # taken where they ask for nothing but text, else refused by name
     functions: Annotated[list[Function], Field(fail_fast=True, max_length=1024)] | None = None
@@ -187,18 +188,7 @@ class ChatBody(Generation):
 
     def wanted(self) -> wire.Wanted | None:
         schema = self.response_format.wanted() if self.response_format else None
-        tools, choice = self.told, self.tool_choice
-        if choice not in (None, "none", "auto") and not tools:
-            raise BadRequest("tool_choice: there are no tools to choose from; send tools", param="tool_choice")
-        must = choice == "required" or isinstance(choice, NamedTool)
-        if isinstance(choice, NamedTool):
-            tools = among(tools, [choice])
-        elif isinstance(choice, ToolsAllowed):
-            tools, must = among(tools, choice.allowed_tools.tools), choice.allowed_tools.mode == "required"
-        if schema is None and not tools:
-            return None
-        parallel = self.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
-        return wire.Wanted(schema, tools, must, parallel)
+        return self._choice.wanted(schema, self.told)
 
     def _given(self) -> tuple[bool | None, str]:
         """Whether the model is to think, and what else its chat template is given. Raises BadRequest."""
@@ -212,12 +202,11 @@ class ChatBody(Generation):
     @cached_property
     def told(self) -> tuple[wire.Tool, ...]:
         """The tools that the model is told of. Raises BadRequest."""
-        if self.tool_choice == "none":
-            return ()
-        tools = tuple(tool.engine(i) for i, tool in enumerate(self.tools or ()))
-        if len({tool.name for tool in tools}) < len(tools):
-            raise BadRequest("tools: two have the same name", param="tools")
-        return tools
+        return self._choice.told(tool.engine(i) for i, tool in enumerate(self.tools or ()))
+
+    @property
+    def _choice(self) -> Choice:
+        return chosen(self.tool_choice, self.parallel_tool_calls)
 
     def _refuse(self) -> None:
         """What asks for more than text from a model."""
@@ -288,6 +277,13 @@ class TokenizeBody(Body):
     prompt: Text | None = None
     content: Text | None = None  # llama-server's name for it
     add_special: bool | None = False
+
+    def text(self) -> str:
+        """Raises BadRequest."""
+        text = self.content if self.prompt is None else self.prompt
+        if text is None:
+            raise BadRequest("prompt is missing", param="prompt")
+        return text
 
 
 class DetokenizeBody(Body):

@@ -92,6 +92,17 @@ def _shown(token: bytes, mark: str = "") -> str:
         return mark + "".join(f"\\x{byte:02x}" for byte in token)
 
 
+def _begun(call: ToolCalled) -> dict[str, Any]:
+    """A call as it begins; its identifier is made here, and nobody else keeps it."""
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": "call_" + secrets.token_hex(12), "type": "function", "function": function}
+
+
+def _reason(end: Finished) -> str:
+    """How this dialect calls an end."""
+    return "tool_calls" if end.calls and end.reason == "stop" else end.reason
+
+
 def usage(answer: Answer) -> dict[str, Any]:
     return {
         "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens,
@@ -161,14 +172,13 @@ class EventEncoder:
 
     def called(self, event: ToolCalled) -> bytes:
         call: dict[str, Any] = {"index": event.number, "function": {"arguments": event.arguments}}
-        if event.call:
-            function = {"name": event.name, "arguments": event.arguments}
-            call = {"index": event.number, "id": event.call, "type": "function", "function": function}
+        if event.name:
+            call = {"index": event.number, **_begun(event)}
         return self._chunk(event.choice, {"delta": {"tool_calls": [call]}}, None, None)
 
     def finished(self, event: Finished) -> bytes:
         content: dict[str, Any] = {"delta": {}} if self._shape.chat else {"text": ""}
-        return self._chunk(event.choice, content, None, event.reason)
+        return self._chunk(event.choice, content, None, _reason(event))
 
     def failed(self, event: Failed) -> bytes:
         error = from_wire(event.code, event.message, event.param)
@@ -230,12 +240,12 @@ class _Whole:
             case Reasoning():
                 self.reasoning += event.text
             case ToolCalled():
-                if event.call:
-                    function = {"name": event.name, "arguments": ""}
-                    self.calls.append({"id": event.call, "type": "function", "function": function})
-                self.calls[event.number]["function"]["arguments"] += event.arguments
+                if event.name:
+                    self.calls.append(_begun(event))
+                else:
+                    self.calls[event.number]["function"]["arguments"] += event.arguments
             case Finished():
-                self.finish = event.reason
+                self.finish = _reason(event)
                 del self.calls[event.calls :]  # one that was cut is none
 
     def message(self) -> dict[str, Any]:

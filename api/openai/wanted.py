@@ -1,20 +1,15 @@
 """What an answer is to be: which tools it may call, and the schema that it fits."""
 
-import json
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llmd.api.http.body import LARGE_VALUES, Body
+from llmd.api.http.body import Body
 from llmd.api.openai.messages import Name, Text
 from llmd.daemon import limits
-from llmd.daemon.engine.answers.loosening import shaped
 from llmd.daemon.errors import BadRequest
-from llmd.daemon.wire import work as wire
-
-# parameters with one of these may have others than their `properties`
-_OPEN = frozenset({"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"})
+from llmd.daemon.serving.tools import Choice, tool, written
+from llmd.daemon.wire.work import Tool
 
 
 class FunctionDefinition(Body):
@@ -32,25 +27,11 @@ class ToolDefinition(Body):
     type: Literal["function"]
     function: FunctionDefinition
 
-    def engine(self, number: int) -> wire.Tool:
+    def engine(self, number: int) -> Tool:
         """Raises BadRequest."""
-        function = self.function
-        parameters = function.parameters or {}
-        if not function.strict:
-            parameters = shaped(parameters)
-        elif parameters.get("type", "object") != "object":
-            raise BadRequest(f"tools.{number}.function.parameters: their type is object", param="tools")
-        shown = {
-            "name": function.name,
-            "description": function.description or "",
-            "parameters": {"type": "object", "properties": {}} | parameters | {"type": "object"},
-        }
-        definition = written({"type": "function", "function": shown}, ensure_ascii=False)
-        # a model that may write what the function does not name would do so, perhaps for ever
-        open_ = not parameters.keys().isdisjoint(_OPEN) or (parameters and "properties" not in parameters)
-        closed = {} if open_ else {"additionalProperties": False}
-        schema = written({**parameters, "type": "object", **closed})
-        return wire.Tool(function.name, definition, schema, bool(function.strict))
+        function, where = self.function, f"tools.{number}.function.parameters"
+        given = function.parameters or {}
+        return tool(function.name, function.description or "", given, strict=bool(function.strict), where=where)
 
 
 class NamedFunction(Body):
@@ -102,25 +83,18 @@ class ResponseFormat(Body):
         return written({"type": "object"} if schema is None else schema)
 
 
-def among(tools: Sequence[wire.Tool], named: Sequence[NamedTool]) -> tuple[wire.Tool, ...]:
-    """The tools of these names. Raises BadRequest."""
-    names = {tool.function.name for tool in named}
-    found = tuple(tool for tool in tools if tool.name in names)
-    if len(found) < len(names):
-        raise BadRequest("tool_choice: it names a function that is not among tools", param="tool_choice")
-    return found
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | ToolsAllowed | None
 
 
-def written(value: dict[str, Any], *, ensure_ascii: bool = True) -> str:
-    """JSON; of a large one in short steps, between which other threads have the interpreter."""
-    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii)
-    return "".join(encoder.iterencode(value)) if _is_large(value) else encoder.encode(value)
-
-
-def _is_large(value: dict[str, Any]) -> bool:
-    count, level = 0, list[Any]([value])
-    while level and count < LARGE_VALUES:
-        one = level.pop()
-        count += len(one)
-        level += [part for part in (one.values() if isinstance(one, dict) else one) if isinstance(part, dict | list)]
-    return count >= LARGE_VALUES
+def chosen(choice: ToolChoice, parallel: bool | None) -> Choice:
+    """Which of the tools an answer may call."""
+    several = parallel is not False
+    match choice:
+        case "none":
+            return Choice(none=True)
+        case NamedTool():
+            return Choice(named=frozenset({choice.function.name}), must=True, parallel=False)
+        case ToolsAllowed(allowed_tools=allowed):
+            names = frozenset(one.function.name for one in allowed.tools)
+            return Choice(named=names, must=allowed.mode == "required", parallel=several)
+    return Choice(must=choice == "required", parallel=several)

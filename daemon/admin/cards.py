@@ -11,7 +11,7 @@ from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.planning.planner import Planner
 from llmd.daemon.replicas.pool import Pool
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.store import StateThread, Store
 
 
 @dataclass(slots=True)

@@ -19,8 +19,8 @@ from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import Authority, IssuedClient, Revocation
 from llmd.daemon.identity.principal import DEFAULT_ROLE, ROLES
 from llmd.daemon.identity.register import Register
-from llmd.daemon.records import Certificate
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.records import Certificate
+from llmd.daemon.state.store import StateThread, Store
 
 log = logging.getLogger("llmd")
 

@@ -8,22 +8,23 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llmd.daemon import confined, files, systemd
+from llmd.daemon import files
 from llmd.daemon.config import Config, ConfigError, Current, changes
-from llmd.daemon.cpu import Choice
 from llmd.daemon.errors import AuditUnavailable
 from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import Health, Watcher
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.register import Register
+from llmd.daemon.machine import confined, systemd
+from llmd.daemon.machine.cpu import Choice
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.planning.architectures import cuda_engine
 from llmd.daemon.planning.planner import IGNORED, Planner
-from llmd.daemon.records import Certificate
 from llmd.daemon.replicas.deployment import Deployment
 from llmd.daemon.replicas.lifecycle import QUARANTINED
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.records import Certificate
+from llmd.daemon.state.store import StateThread, Store
 
 # what `status` and `doctor` call soon: the CA's own things are renewed long before
 WARN = timedelta(days=30)

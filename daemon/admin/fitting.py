@@ -14,9 +14,9 @@ from llmd.daemon.models.importing import HEAD_BYTES, Importer
 from llmd.daemon.models.making import Maker, Size
 from llmd.daemon.planning.plan import File, Placement, Wish, forms
 from llmd.daemon.planning.planner import Planner
-from llmd.daemon.records import Form, Model
 from llmd.daemon.replicas.pool import Pool
-from llmd.daemon.store import StateThread
+from llmd.daemon.state.records import Form, Model
+from llmd.daemon.state.store import StateThread
 
 MIN_CONTEXT, MAX_CONTEXT = 256, 1 << 24
 

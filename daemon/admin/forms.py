@@ -13,9 +13,9 @@ from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.importing import Importer
 from llmd.daemon.models.jobs import ENDED, Jobs
 from llmd.daemon.models.making import Asked, Maker, check_type
-from llmd.daemon.records import Job, of_form
 from llmd.daemon.replicas.pool import Pool
-from llmd.daemon.store import StateThread
+from llmd.daemon.state.records import Job, of_form
+from llmd.daemon.state.store import StateThread
 
 QUANTIZE, IMPORT = "quantize", "import"
 FOLLOW_SECONDS = 0.5

@@ -15,19 +15,19 @@ from llmd.daemon.admin.forms import Forms
 from llmd.daemon.admin.shown import deployed, made, made_room
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import ConfigError, Current, changes
-from llmd.daemon.confined import lacks, landlock
 from llmd.daemon.engine.answers.detecting import named
 from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, LlmdError, NotFound, Unavailable
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.tls import ServerTls
+from llmd.daemon.machine.confined import lacks, landlock
 from llmd.daemon.models.checking import prompt
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.planning.plan import ON_CPU, Placement, Wish
 from llmd.daemon.planning.planner import Planner
-from llmd.daemon.records import Form, Model, of_form
 from llmd.daemon.replicas.deployment import Deployment
 from llmd.daemon.serving.answer import Serving
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.records import Form, Model, of_form
+from llmd.daemon.state.store import StateThread, Store
 from llmd.daemon.wire.frames import encode_chat
 from llmd.daemon.wire.work import Chat, ChatMessage
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llmd.daemon.admin.doctor import rfc3339
-from llmd.daemon.records import Form
 from llmd.daemon.replicas.deployment import Deployment, Replica
+from llmd.daemon.state.records import Form
 from llmd.daemon.wire.worker import Busy
 
 

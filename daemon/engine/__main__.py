@@ -1,4 +1,4 @@
-"""The worker process: one model. `daemon/children.py` starts it with FD, its end of a Unix socket pair.
+"""The worker process: one model. `daemon/machine/children.py` starts it with FD, its end of a Unix socket pair.
 
 Threads: the main thread is the engine; `read` takes frames in; `prepare_all` has templates rendered (`renderers.py`)
 and tokenizes, so that a long text never holds up a step; `bind_all` compiles grammars, so that they hold up no other
@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from llmd.daemon import cores
-from llmd.daemon.confined import lacks
 from llmd.daemon.engine import faults, reach
 from llmd.daemon.engine.answers.answering import Answering, Answers
 from llmd.daemon.engine.answers.formats import Thoughts
@@ -36,6 +34,8 @@ from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import overflow
 from llmd.daemon.engine.types import ModelInfo, Request, SamplingParams
 from llmd.daemon.errors import BadRequest, LlmdError, SchemaTooComplex, SchemaUnsupported
+from llmd.daemon.machine import cores
+from llmd.daemon.machine.confined import lacks
 from llmd.daemon.wire import frames
 from llmd.daemon.wire.events import Detokenized, Failed, Started, Tokenized
 from llmd.daemon.wire.frames import Decoder

@@ -20,8 +20,8 @@ class Misuse(Exception):
 
 
 class FakeVocabulary:
-    """Of `size` tokens; the first ends a text, the next are `words`. Without words a slot's token tells when its prompt
-    was tokenized (`arrived`), and when it was looked at."""
+    """Of `size` tokens; the first ends a text, the next are `words`, every other is a byte. Without words a
+    slot's token tells when its prompt was tokenized (`arrived`), and when it was looked at."""
 
     chat_template: str | None = "{{ messages[-1].content }}"
     tool_template: str | None = None
@@ -31,11 +31,12 @@ class FakeVocabulary:
     defaults: abc.Mapping[str, float] = {}
 
     def __init__(self, size: int, words: abc.Sequence[bytes], arrived: abc.Sequence[int]) -> None:
-        self.size, self._words, self._arrived = size, words, arrived
+        self.size, self._spelled, self._arrived = size, bool(words), arrived
+        self._pieces = [b"<end>", *words, *(bytes([n % 256]) for n in range(size - 1 - len(words)))]
 
     def piece(self, token: int) -> bytes:
-        if self._words:
-            return self._words[(token - 1) % len(self._words)]
+        if self._spelled:
+            return self._pieces[token]
         return b"%d:%d " % (self._arrived[token - 1], time.monotonic_ns())
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -52,9 +53,7 @@ class FakeVocabulary:
         return []
 
     def lexicon(self) -> Lexicon:
-        """Its words; every other token is a byte."""
-        pieces = [b"<end>", *self._words, *(bytes([n % 256]) for n in range(self.size - 1 - len(self._words)))]
-        return Lexicon(pieces, frozenset({0}), self.ends)
+        return Lexicon(self._pieces, frozenset({0}), self.ends)
 
 
 class FakeRunner:
@@ -147,7 +146,8 @@ class FakeRunner:
         words = len(self._words)
         token = 1 + (chunk.start % words if words else chunk.slot)
         if chunk.slot in masks:
-            token = next(t for t in range(self.info.vocab) if masks[chunk.slot][t // 32] >> t % 32 & 1)
+            # the last one: blanks, which JSON may have without end, come before what ends it
+            token = next(t for t in reversed(range(self.info.vocab)) if masks[chunk.slot][t // 32] >> t % 32 & 1)
         wanted = self._logprobs[chunk.slot]
         logprob = None if wanted is None else Logprob(token, -0.5, tuple((token, -0.5 - i) for i in range(wanted)))
         return Sample(chunk.slot, token, logprob)

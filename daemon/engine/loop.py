@@ -8,7 +8,6 @@ Every request that was added gets exactly one end a choice, whatever happens to 
 request that it happened to; a runner that fails ends the process, and the daemon answers for it.
 """
 
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,6 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
-from llmd.daemon.cores import Alone, Idle, Seat
 from llmd.daemon.engine.answers.answering import Answering, Choice
 from llmd.daemon.engine.answers.matching import Masks, Matcher
 from llmd.daemon.engine.answers.reader import Argued, Called, Piece, Said, Thought
@@ -28,6 +26,7 @@ from llmd.daemon.engine.protocols import Runner, Space
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.threads import Threads
 from llmd.daemon.engine.types import NO_MASKS, Logprob, Mask, Plan, Request, Sequence, Token
+from llmd.daemon.machine.cores import Alone, Idle, Seat
 from llmd.daemon.wire.events import ChosenLogprob, Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
 from llmd.daemon.wire.worker import Busy, Step
 
@@ -47,9 +46,9 @@ class _Live:
     choice: Choice | None = None  # what the text is to be, and is read as
 
     @property
-    def stopped(self) -> bool:
-        """A stop string came."""
-        return self.choice.stopped if self.choice else self.text.finished
+    def stopped(self) -> str:
+        """The stop string that came; "": none has."""
+        return self.choice.stopped if self.choice else self.text.stopped
 
     @property
     def shown(self) -> int:
@@ -59,7 +58,7 @@ class _Live:
     def read(self, data: bytes, finish: str | None) -> tuple[str, list[Piece]]:
         """What a token's bytes make visible: a text, or what the text says, thinks and calls."""
         text = self.text.push(data)
-        if finish and not self.text.finished:
+        if finish and not self.text.stopped:
             text += self.text.flush()
         if self.choice is None:
             return text, []
@@ -332,7 +331,7 @@ class Engine:
             yield self._told(sequence, piece)
         if finish and (id_, at) in self._live:
             self._leave(id_, at)
-            yield self._finished(sequence, live.choice, "stop" if finish == "whole" else finish)
+            yield self._finished(new, live, finish)
 
     def _told(self, sequence: Sequence, piece: Piece) -> Event:
         where = (sequence.request.id, sequence.choice)
@@ -343,16 +342,17 @@ class Engine:
             case Thought(text):
                 return Reasoning(*where, text, *counted)
             case Called(number, name):
-                return ToolCalled(*where, number, "call_" + secrets.token_hex(12), name, "", *counted)
+                return ToolCalled(*where, number, name, "", *counted)
             case Argued(number, text):
-                return ToolCalled(*where, number, "", "", text, *counted)
+                return ToolCalled(*where, number, "", text, *counted)
 
-    def _finished(self, sequence: Sequence, choice: Choice | None, reason: str) -> Finished:
-        if choice is not None and choice.calls and reason == "stop":
-            reason = "tool_calls"
+    def _finished(self, last: Token, live: _Live, finish: str) -> Finished:
+        sequence, choice = last.sequence, live.choice
         thought, calls = (choice.reasoning, choice.calls) if choice else (0, 0)
         where = (sequence.request.id, sequence.choice)
-        return Finished(*where, reason, sequence.generated, sequence.cached, thought, calls)
+        ended = live.stopped or (last.sample.token if last.finish == "stop" else None)
+        reason = "length" if finish == "length" else "stop"
+        return Finished(*where, reason, sequence.generated, sequence.cached, thought, calls, ended)
 
     def _piece(self, token: int, choice: Choice | None) -> bytes:
         return (self.marks.get(token) if choice is not None else None) or self.runner.vocabulary.piece(token)

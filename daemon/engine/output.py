@@ -10,8 +10,8 @@ from llmd.daemon.wire.events import ChosenLogprob, TokenLogprob
 
 
 class TextOutput:
-    """One sequence's text. `push` takes a token's bytes and returns what may be shown now; `finished` tells that a stop
-    string came, after which nothing more is shown.
+    """One sequence's text. `push` takes a token's bytes and returns what may be shown now; `stopped` is the
+    stop string that came, after which nothing more is shown ("": none has).
 
     Counters are characters: `decoded` have come whole, `shown` were returned. `partial` are the bytes of one that has
     come in part; a text that ends there ends before it.
@@ -23,7 +23,7 @@ class TextOutput:
         self.decoded = self.shown = 0
 
     @property
-    def finished(self) -> bool:
+    def stopped(self) -> str:
         return self._stops.found
 
     @property

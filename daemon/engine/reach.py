@@ -1,4 +1,4 @@
-"""What a worker and a trial may reach (`daemon/confined.py`): the model's file, and a worker its GPUs.
+"""What a worker and a trial may reach (`daemon/machine/confined.py`): the model's file, and a worker its GPUs.
 
 CUDA reads and writes NVIDIA's device nodes, and names its threads below /proc/self/task: without that it finds no
 device. As it starts it makes one socket, on which other processes may ask for its memory (AF_UNIX, SOCK_SEQPACKET): so
@@ -14,8 +14,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from llmd.daemon import confined
-from llmd.daemon.confined import NCCL, NO_SOCKETS
+from llmd.daemon.machine import confined
+from llmd.daemon.machine.confined import NCCL, NO_SOCKETS
 from llmd.daemon.wire.worker import Settings
 
 DRIVER = ("/proc/driver", "/proc/devices")

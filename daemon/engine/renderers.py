@@ -25,12 +25,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llmd.daemon.confined import seal
 from llmd.daemon.engine import faults
 from llmd.daemon.engine.answers.detecting import name_of
 from llmd.daemon.engine.answers.formats import CALLS, Syntax, thinking_named
 from llmd.daemon.engine.rendering import Rendering, Terms, Written
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid, from_wire
+from llmd.daemon.machine.confined import seal
 from llmd.daemon.wire.frames import decode_chat, encode_chat
 from llmd.daemon.wire.work import Chat, ChatMessage
 

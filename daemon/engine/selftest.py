@@ -4,7 +4,7 @@
     python -P -m llmd.daemon.engine.selftest NAME      {"ok": true}, or {"ok": false, "why": TEXT}
 
 It multiplies matrices of every kind of weights that models have, one row and many at a time, and holds the products
-against numpy's. `daemon/cpu.py` runs it.
+against numpy's. `daemon/machine/cpu.py` runs it.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llmd.daemon import cores
+from llmd.daemon.machine import cores
 from llmd.quantize import backends
 
 # ggml's numbers, and how far a product may be off, as a share of the largest

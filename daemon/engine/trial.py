@@ -18,13 +18,13 @@ import os
 import sys
 from typing import Any
 
-from llmd.daemon import cores
 from llmd.daemon.engine.answers.detecting import name_of
 from llmd.daemon.engine.reach import hold_trial
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import Terms
 from llmd.daemon.engine.templates import CONVERSATIONS, WEATHER
 from llmd.daemon.errors import LlmdError, ModelInvalid
+from llmd.daemon.machine import cores
 from llmd.daemon.wire.frames import decode_chat
 from llmd.daemon.wire.work import Chat
 from llmd.quantize import backends

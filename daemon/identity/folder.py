@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmd.daemon import files, systemd
+from llmd.daemon import files
 from llmd.daemon.identity import certificates
 from llmd.daemon.identity.certificates import Certificate, Key, RevocationList, Signer
+from llmd.daemon.machine import systemd
 
 ROOT_KEY, CA, ISSUERS, SERVER_KEY, SERVER, LISTS = (
     "root.key", "ca.crt", "issuers.key", "server.key", "server.crt", "crl.pem",

@@ -12,10 +12,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from llmd.daemon import children, memory
-from llmd.daemon.cores import BACKGROUND, BESIDE
 from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid, Unavailable, from_wire
-from llmd.daemon.seats import Seats
+from llmd.daemon.machine import children, memory
+from llmd.daemon.machine.cores import BACKGROUND, BESIDE
+from llmd.daemon.machine.seats import Seats
 from llmd.quantize.check import INFO_FIELDS, MAX_ANSWER_BYTES, MAX_MESSAGE_CHARS
 from llmd.quantize.shape import Shape
 

@@ -21,18 +21,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmd.daemon import stored
-from llmd.daemon.children import Limits
 from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, NotFound, Unavailable
 from llmd.daemon.files import sync_folder
+from llmd.daemon.machine.children import Limits
+from llmd.daemon.machine.seats import Seats
 from llmd.daemon.models import copying
 from llmd.daemon.models.checking import check, trial
 from llmd.daemon.models.copying import FILE, UNSETTLED, Progress, Whole, in_thread, on_loop, writing
 from llmd.daemon.models.names import checked, name_of
 from llmd.daemon.models.running import lines
-from llmd.daemon.records import Form, Model
-from llmd.daemon.seats import Seats
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.damage import damage, repair
+from llmd.daemon.state.records import Form, Model
+from llmd.daemon.state.store import StateThread, Store
 from llmd.quantize.quantizing import PART, parts
 
 log = logging.getLogger("llmd.models")
@@ -114,12 +114,12 @@ class ModelStore:
 
     def damage(self, form: Form) -> tuple[str, str]:
         """What is wrong with its file that can be seen without reading it, and what to do; "": nothing."""
-        why = stored.damage(self._path(form.digest), form.size)
+        why = damage(self._path(form.digest), form.size)
         return why, self.repair(form) if why else ""
 
     def repair(self, form: Form) -> str:
         """What to do about a file that is not what was put there."""
-        return stored.repair(form.name, imported=self._store.model(form.model).digest == form.digest)
+        return repair(form.name, imported=self._store.model(form.model).digest == form.digest)
 
     def damages(self) -> Sequence[tuple[Form, str, str]]:
         """The forms whose files are damaged, as `damage` sees it."""
@@ -140,7 +140,7 @@ class ModelStore:
             except (OSError, BadRequest):
                 return False
 
-        return not stored.damage(self._path(digest), size) and await in_thread(work, stop)
+        return not damage(self._path(digest), size) and await in_thread(work, stop)
 
     # --- changing
 

@@ -16,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llmd.daemon import children
-from llmd.daemon.children import Limits
 from llmd.daemon.errors import BadRequest, Conflict, ModelInvalid, Unavailable, cut
+from llmd.daemon.machine import children
+from llmd.daemon.machine.children import Limits
 from llmd.daemon.models.checking import failed
 from llmd.daemon.models.copying import FILE, begin, in_thread, reading
 from llmd.daemon.models.files import ModelStore
@@ -26,8 +26,8 @@ from llmd.daemon.models.jobs import Tell
 from llmd.daemon.models.making import Maker
 from llmd.daemon.models.names import checked, name_of_folder
 from llmd.daemon.models.running import lines
-from llmd.daemon.records import Job, Model
-from llmd.daemon.store import StateThread
+from llmd.daemon.state.records import Job, Model
+from llmd.daemon.state.store import StateThread
 from llmd.quantize.checkpoints.checkpoint import Checkpoint, blobs
 from llmd.quantize.checkpoints.proof import MOST_DIFFERENCE
 

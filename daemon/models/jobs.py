@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmd.daemon.errors import Conflict, LlmdError
-from llmd.daemon.records import Job
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.records import Job
+from llmd.daemon.state.store import StateThread, Store
 from llmd.daemon.tasks import Tasks
 
 log = logging.getLogger("llmd.jobs")

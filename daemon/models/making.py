@@ -14,15 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llmd.daemon.children import Limits
 from llmd.daemon.errors import BadRequest, Conflict
+from llmd.daemon.machine.children import Limits
 from llmd.daemon.models.checking import check, failed, trial
 from llmd.daemon.models.copying import FILE, begin, in_thread, reading
 from llmd.daemon.models.files import QUANTIZING, ModelStore, shown
 from llmd.daemon.models.jobs import Tell
 from llmd.daemon.models.running import lines
-from llmd.daemon.records import Form, Job, Model
-from llmd.daemon.store import StateThread
+from llmd.daemon.state.records import Form, Job, Model
+from llmd.daemon.state.store import StateThread
 from llmd.quantize.quantizing import STANDARD, TYPES, WHOLE
 from llmd.quantize.quantizing import Size as Size
 from llmd.quantize.shape import Shape

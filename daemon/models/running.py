@@ -7,8 +7,8 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from llmd.daemon import children
 from llmd.daemon.errors import ModelInvalid
+from llmd.daemon.machine import children
 from llmd.daemon.models.checking import VARIABLES, failed
 
 # it says something at each tensor; a very large one takes a while on few cores

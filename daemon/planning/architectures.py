@@ -6,7 +6,7 @@ import json
 import logging
 from contextlib import suppress
 
-from llmd.daemon import children
+from llmd.daemon.machine import children
 from llmd.quantize import backends
 
 log = logging.getLogger("llmd.planner")

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.planning.architectures import cuda_engine
 from llmd.daemon.planning.planner import Planner
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.store import StateThread, Store
 from llmd.daemon.tasks import Tasks
 from llmd.quantize.memory import KEPT_MEASUREMENTS, Calibration, Measured
 

@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from llmd.daemon import memory, stored
 from llmd.daemon.errors import DoesNotFit, LlmdError, ModelInvalid, Unavailable
 from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import View, Watcher
+from llmd.daemon.machine import memory
 from llmd.daemon.planning import plan
 from llmd.daemon.planning.engines import ENGINES
 from llmd.daemon.planning.leases import Key, Lease, Ledger
@@ -34,6 +34,7 @@ from llmd.daemon.planning.placement import (
     told,
 )
 from llmd.daemon.planning.plan import Placement, Wish
+from llmd.daemon.state.damage import damage, repair
 from llmd.daemon.wire.worker import Settings
 from llmd.quantize import backends
 from llmd.quantize.memory import MIB, Calibration, Layout, Measured
@@ -361,8 +362,8 @@ def check_file(wish: Wish, path: str, imported: str) -> None:
     """Raises ModelInvalid where the file that was chosen is missing or cut off: what the engine says of that helps
     nobody. `imported`: the SHA-256 of the model's own file."""
     form = next((one for one in plan.forms(wish) if one.path == path and one.digest), None)
-    if form and (why := stored.damage(path, form.size)):
-        raise ModelInvalid(f"{why}; {stored.repair(form.form, imported=form.digest == imported)}")
+    if form and (why := damage(path, form.size)):
+        raise ModelInvalid(f"{why}; {repair(form.form, imported=form.digest == imported)}")
 
 
 def usable(view: View) -> list[Device]:

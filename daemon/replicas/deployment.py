@@ -4,12 +4,12 @@ import asyncio
 import time
 
 from llmd.daemon.planning.plan import Wish
-from llmd.daemon.records import of_form
 from llmd.daemon.replicas.lifecycle import QUARANTINED, Lifecycle
 from llmd.daemon.replicas.residency import Residency
 from llmd.daemon.replicas.rollout import Change, Seen, change
 from llmd.daemon.replicas.routing import Candidate, Router
 from llmd.daemon.replicas.worker import Worker
+from llmd.daemon.state.records import of_form
 from llmd.daemon.wire.worker import Ready
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from llmd.daemon.errors import Conflict, DoesNotFit, GpuLost, ModelNotFound, ModelNotReady, ShuttingDown, Unavailable
 from llmd.daemon.gpus.faults import Action
-from llmd.daemon.groups import Groups
+from llmd.daemon.machine.groups import Groups
+from llmd.daemon.machine.seats import Seats
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
@@ -37,7 +38,6 @@ from llmd.daemon.replicas.residency import Called, Deployed, Evicted, Load, Unlo
 from llmd.daemon.replicas.rollout import Add, Release, Replace
 from llmd.daemon.replicas.runs import Runs
 from llmd.daemon.replicas.worker import NO_GROUPS, Worker
-from llmd.daemon.seats import Seats
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.work import GENERATE_SECONDS
 from llmd.daemon.wire.worker import Ready

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from llmd.daemon.errors import DoesNotFit, GpuOutOfMemory, LlmdError, ModelNotReady, Unavailable, WorkerLost
-from llmd.daemon.groups import Groups
+from llmd.daemon.machine.groups import Groups
+from llmd.daemon.machine.seats import Seats
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner, check_file
@@ -17,7 +18,6 @@ from llmd.daemon.replicas import trials
 from llmd.daemon.replicas.deployment import Deployment, Replica
 from llmd.daemon.replicas.lifecycle import Down, Drained, Event, Up, Withdrawn
 from llmd.daemon.replicas.worker import Worker
-from llmd.daemon.seats import Seats
 from llmd.daemon.wire.worker import Settings
 
 log = logging.getLogger("llmd.pool")

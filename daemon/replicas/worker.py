@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from llmd.daemon import children, groups
 from llmd.daemon.errors import (
     GpuLost,
     GpuOutOfMemory,
@@ -27,12 +26,13 @@ from llmd.daemon.errors import (
     WorkerLost,
     from_wire,
 )
-from llmd.daemon.groups import Groups
+from llmd.daemon.machine import children, groups
+from llmd.daemon.machine.groups import Groups
+from llmd.daemon.machine.seats import Seats
 from llmd.daemon.metrics import ModelMetrics
 from llmd.daemon.planning.engines import ENGINES
 from llmd.daemon.replicas import aborts
 from llmd.daemon.replicas.stream import Stream
-from llmd.daemon.seats import Seats
 from llmd.daemon.wire import frames
 from llmd.daemon.wire.events import Event, Failed, Started
 from llmd.daemon.wire.work import Work

@@ -13,7 +13,6 @@ from llmd.daemon.errors import BadRequest, DeadlineExceeded, LlmdError, WorkerLo
 from llmd.daemon.gate import Aside
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
-from llmd.daemon.records import of_form
 from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.replicas.routing import MOST
 from llmd.daemon.replicas.stream import Stream
@@ -24,6 +23,7 @@ from llmd.daemon.serving.books import NOTHING, Books, Entry, Usage
 from llmd.daemon.serving.holding import Check, Held, held
 from llmd.daemon.serving.poison import Poison
 from llmd.daemon.serving.schemas import Schemas
+from llmd.daemon.state.records import of_form
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.events import (
     Answered,
@@ -121,7 +121,7 @@ class Answer:
                     if event.choice % self._choices == 0:
                         self._cached[event.choice] = event.cached
                     if isinstance(event, Finished):
-                        self._ends.add("stop" if event.reason == "tool_calls" else event.reason)
+                        self._ends.add(event.reason)
                         self.reasoning_tokens += event.reasoning
                 case Answered():
                     self._ends.add("ok")

@@ -101,8 +101,8 @@ class Entry:
         self._asked, self._began = True, asyncio.get_running_loop().time()
 
     def refused(self, error: LlmdError) -> None:
-        """The log says of it in one way or the other."""
-        by, error.logged = self._principal, True
+        """One that has no `admit` row: the `finish` row says of the others."""
+        by = self._principal
         if not self._asked:
             self._books.refusals.note(
                 error, by.name, by.address, serial=by.serial, route=self._ask.route, model=self._model

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from llmd.daemon import children, limits
+from llmd.daemon import limits
 from llmd.daemon.errors import AnswerInvalid, BadRequest, DeadlineExceeded, SchemaTooComplex, Unavailable, from_wire
 from llmd.daemon.gate import Aside, Gate
 from llmd.daemon.kept import Kept
+from llmd.daemon.machine import children
 from llmd.daemon.serving.holding import Whole
 
 PROGRAM = "llmd.daemon.engine.answers.check"

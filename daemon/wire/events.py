@@ -68,13 +68,12 @@ class Reasoning(Message, frozen=True):
 
 
 class ToolCalled(Message, frozen=True):
-    """A call of a tool begins (`call` and `name` are given), or its arguments go on. `number`: which call it is of its
-    choice, from 0. Counters as in Text."""
+    """A call of a tool begins (`name` is given), or its arguments go on. `number`: which call it is of its choice, from
+    0. Counters as in Text."""
 
     id: int
     choice: int
     number: int
-    call: str  # its identifier
     name: str
     arguments: str  # what is new of them
     tokens: int
@@ -85,15 +84,17 @@ class ToolCalled(Message, frozen=True):
 
 
 class Finished(Message, frozen=True):
-    """The end of one choice. `reasoning`: tokens that it thought with; `calls`: how many of its calls are whole."""
+    """The end of one choice. `reasoning`: tokens that it thought with; `calls`: how many of its calls are whole.
+    `stop`: the stop string or the token that ended it; None: its length did, or it is all that it is held to."""
 
     id: int
     choice: int
-    reason: str  # `stop`, `length` or `tool_calls`
+    reason: str  # `stop` or `length`
     tokens: int
     cached: int
     reasoning: int = 0
     calls: int = 0
+    stop: str | int | None = None
 
 
 class Failed(Message, frozen=True):

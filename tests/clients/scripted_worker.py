@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from llmd.daemon.cores import Seat
+from llmd.daemon.machine.cores import Seat
 from llmd.daemon.engine import __main__ as worker
 from llmd.daemon.engine.protocols import Runner
 from llmd.daemon.engine.types import NO_MASKS, Masks, Plan, Sample

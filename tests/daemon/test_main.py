@@ -23,7 +23,7 @@ from forked import forker
 from real_daemon import Llmd, llmctl, start_llmd
 
 from llmd.daemon import config as config_module
-from llmd.daemon import files, memory
+from llmd.daemon import files
 from llmd.daemon import main as main_module
 from llmd.daemon.admin import upkeep as upkeep_module
 from llmd.daemon.audit.offline import verify_file
@@ -31,8 +31,9 @@ from llmd.daemon.config import ConfigError
 from llmd.daemon.errors import QueueFull
 from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.principal import Principal
+from llmd.daemon.machine import memory
 from llmd.daemon.serving.ask import Ask
-from llmd.daemon.store import Store
+from llmd.daemon.state.store import Store
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish, Tokenize
 
 
@@ -262,7 +263,8 @@ def test_bad_settings_are_one_line_with_file_and_line(tmp_path: Path, text: str,
 # llmd where landlock_create_ruleset(2) is no system call
 WITHOUT_LANDLOCK = """
 import sys
-from llmd.daemon import confined, main
+from llmd.daemon import main
+from llmd.daemon.machine import confined
 confined._libc.prctl(confined.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 confined._install([(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x00050026), (0x06, 0, 0, 0x7FFF0000)])
 main.main(sys.argv[1:])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmd.daemon import children
+from llmd.daemon.machine import children
 from llmd.daemon.planning import architectures
 from llmd.quantize import backends
 

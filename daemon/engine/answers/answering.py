@@ -44,8 +44,8 @@ class Choice:
         return self._reader.whole
 
     @property
-    def stopped(self) -> bool:
-        """A stop string came in what it says."""
+    def stopped(self) -> str:
+        """The stop string that came in what it says; "": none has."""
         return self._reader.stopped
 
     @property

@@ -14,11 +14,11 @@ import socket
 import sys
 from typing import Any
 
-from llmd.daemon.confined import seal
 from llmd.daemon.engine.answers.fitting import held
 from llmd.daemon.engine.answers.schemas import Validator, parsed
 from llmd.daemon.errors import LlmdError
 from llmd.daemon.kept import Kept
+from llmd.daemon.machine.confined import seal
 
 KEPT, KEPT_EACH = 64, 32  # schemas that answers were held against: of all clients, and of one
 

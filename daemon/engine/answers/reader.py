@@ -109,8 +109,8 @@ class Reader:
         return self._mode == "thinking"
 
     @property
-    def stopped(self) -> bool:
-        """A stop string came: nothing more is read."""
+    def stopped(self) -> str:
+        """The stop string that came, behind which nothing is read; "": none has."""
         return self._stops.found
 
     @property

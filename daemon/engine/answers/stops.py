@@ -1,23 +1,28 @@
 """Stop strings: what of a text that comes in pieces may be shown. Pure."""
 
+from operator import itemgetter
+
 
 class Stops:
     """A text ends where the first of its stop strings begins, and no part of one is shown. `held` characters at the end
-    of what was pushed are not shown: they may become one, or belong to the one that was `found`."""
+    of what was pushed are not shown: they may become one, or belong to the one that was `found` ("": none yet)."""
 
     def __init__(self, texts: tuple[str, ...] = ()) -> None:
         self._stops = [_Stop(text) for text in dict.fromkeys(texts)]
         self._text = ""
-        self.held, self.found = 0, False
+        self.held, self.found = 0, ""
 
     def push(self, new: str) -> str:
         """What may be shown now. Nothing is pushed behind one that was found."""
         if not self._stops:
             return new
         text, begin = self._text + new, len(self._text)
-        found = [begin + end - len(stop.text) for stop in self._stops if (end := stop.read(new)) >= 0]
-        self.found = bool(found)
-        self.held = len(text) - min(found) if found else max(stop.at for stop in self._stops)
+        found = [(begin + end - len(stop.text), stop.text) for stop in self._stops if (end := stop.read(new)) >= 0]
+        if found:
+            at, self.found = min(found, key=itemgetter(0))
+            self.held = len(text) - at
+        else:
+            self.held = max(stop.at for stop in self._stops)
         shown = len(text) - self.held
         self._text = "" if found else text[shown:]
         return text[:shown]

@@ -17,12 +17,12 @@ from typing import Any, cast
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
-from llmd.daemon.cores import Alone, Seat, available
 from llmd.daemon.engine.llama.passes import BLOCK, Call, blocks, passes
 from llmd.daemon.engine.llama.sampling import Floats, Sampling, is_simple
 from llmd.daemon.engine.llama.vocabulary import Vocabulary, load, prepare
 from llmd.daemon.engine.types import NO_MASKS, Chunk, Logprob, Masks, ModelInfo, Plan, Sample, SamplingParams, Start
 from llmd.daemon.errors import LlmdError, ModelInvalid, Unavailable
+from llmd.daemon.machine.cores import Alone, Seat, available
 
 # penalties look back this far for `repeat_penalty`, as llama.cpp's own default does
 REPEAT_WINDOW = 64

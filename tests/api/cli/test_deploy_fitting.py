@@ -8,9 +8,9 @@ import pytest
 from scripted_admin import Admin, scripted
 from small_models import ATTENTION, DENSE, model, write
 
-from llmd.daemon import memory
 from llmd.daemon.admin.fitting import Deploying
 from llmd.daemon.errors import Conflict
+from llmd.daemon.machine import memory
 from llmd.daemon.planning import plan
 from llmd.daemon.planning.plan import Placement
 

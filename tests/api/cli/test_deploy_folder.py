@@ -11,13 +11,13 @@ from scripted_admin import Admin, scripted
 from small_models import ATTENTION, DENSE, model, write
 from torch_folders import needs_torch
 
-from llmd.daemon import memory
 from llmd.daemon.admin.fitting import Deploying
 from llmd.daemon.errors import BadRequest
+from llmd.daemon.machine import memory
 from llmd.daemon.models import importing
 from llmd.daemon.planning import plan
 from llmd.daemon.planning.plan import Placement
-from llmd.daemon.records import Form, Model
+from llmd.daemon.state.records import Form, Model
 from llmd.quantize.header import read_header
 from llmd.quantize.shape import shape_of
 

@@ -15,9 +15,9 @@ from fake_nvml import GIB, FakeNvml, h200
 from placing import SHAPE
 from scripted_admin import Admin, scripted
 
-from llmd.daemon import memory
 from llmd.daemon.errors import ModelNotReady
-from llmd.daemon.records import Form
+from llmd.daemon.machine import memory
+from llmd.daemon.state.records import Form
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish
 
 SMALL = replace(SHAPE, layers=(replace(SHAPE.layers[0], nbytes=GIB),) * 32)  # 33 GiB of weights

@@ -265,7 +265,7 @@ def test_a_dict_with_a_bound_is_counted_before_its_entries_are_looked_at() -> No
 
 @pytest.mark.parametrize(
     ("value", "thread"),
-    [(['a, [b], {c}: \\"d\\"'] * (body.LARGE_VALUES // 2), False), ([1] * body.LARGE_VALUES, True)],
+    [(['a, [b], {c}: \\"d\\"'] * (limits.LARGE_VALUES // 2), False), ([1] * limits.LARGE_VALUES, True)],
 )
 async def test_many_values_are_parsed_beside_the_event_loop(
     value: Any, thread: bool, monkeypatch: pytest.MonkeyPatch

@@ -40,7 +40,7 @@ def test_each_event_may_have_the_usage_so_far() -> None:
 
     events: list[Event] = [
         Text(1, 0, "a", 1, 2), Text(1, 1, "b", 3, 2), Reasoning(1, 0, "c", 4, 2),
-        ToolCalled(1, 0, 0, "x", "f", "", 5, 2), Finished(1, 1, "stop", 4, 2), Finished(1, 0, "length", 6, 2),
+        ToolCalled(1, 0, 0, "f", "", 5, 2), Finished(1, 1, "stop", 4, 2), Finished(1, 0, "length", 6, 2),
     ]  # fmt: skip
     for chat in (True, False):
         for usage in (True, False):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from llmd.daemon import confined
 from llmd.daemon.admin import doctor
 from llmd.daemon.audit.offline import verify_file
 from llmd.daemon.config import Config, ConfigError
-from llmd.daemon.groups import Groups
+from llmd.daemon.machine import confined
+from llmd.daemon.machine.groups import Groups
 from llmd.daemon.main import Daemon
 
 DAY = 86400.0

@@ -3,8 +3,8 @@
 import pytest
 import small_models
 
-from llmd.daemon import memory
 from llmd.daemon.errors import Unavailable
+from llmd.daemon.machine import memory
 from llmd.daemon.main import Daemon
 from llmd.quantize.shape import Layer, Shape
 

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 from paged import Pages
 
-from llmd.daemon import cores
-from llmd.daemon.cores import Seat
 from llmd.daemon.engine.answers.answering import Answering, Answers
 from llmd.daemon.engine.answers.formats import HERMES, THINKINGS, Syntax
 from llmd.daemon.engine.fake import FakeRunner, FakeVocabulary, Misuse
@@ -26,6 +24,8 @@ from llmd.daemon.engine.types import (
     SamplingParams,
     Start,
 )
+from llmd.daemon.machine import cores
+from llmd.daemon.machine.cores import Seat
 from llmd.daemon.wire.events import Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
 from llmd.daemon.wire.work import Tool, Wanted
 from llmd.daemon.wire.worker import Step
@@ -45,13 +45,6 @@ def paged(request: pytest.FixtureRequest) -> Iterator[bool]:
     yield request.param
 
 
-class Pieces(FakeVocabulary):
-    """Token n is the n-th of these, whatever else there is."""
-
-    def piece(self, token: int) -> bytes:
-        return self._words[token - 1]
-
-
 class Queued(FakeRunner):
     """Says the given pieces to every sequence, in order; `gate` lets a test hold it between steps."""
 
@@ -60,7 +53,7 @@ class Queued(FakeRunner):
     def __init__(self, pieces: list[bytes], slots: int = 2, eos_after: bool = False) -> None:
         super().__init__(slots=slots, overlaps=self.overlapped)
         self.pieces, self.eos_after = pieces, eos_after
-        self.vocabulary = Pieces(self.info.vocab, pieces, [])
+        self.vocabulary = FakeVocabulary(self.info.vocab, pieces, [])
         self.gate = threading.Semaphore(1_000_000)
         self.steps = 0
 
@@ -165,13 +158,15 @@ def test_text_comes_token_by_token_and_ends_with_length() -> None:
 
 def test_an_end_token_is_not_shown() -> None:
     events = run_one(Queued([b"a", b"b"], eos_after=True))
-    assert "".join(e.text for e in texts(events)) == "ab" and end(events).reason == "stop"
+    assert "".join(e.text for e in texts(events)) == "ab"
+    assert (end(events).reason, end(events).stop) == ("stop", 0), "the token that ends a text"
 
 
 def test_a_stop_string_across_tokens_ends_the_work_and_is_not_shown() -> None:
     runner = Queued([b"one ", b"ST", b"OP", b" two", b" three", b" four"])
     events = run_one(runner, stop=("STOP",))
-    assert "".join(e.text for e in texts(events)) == "one " and end(events).reason == "stop"
+    assert "".join(e.text for e in texts(events)) == "one "
+    assert (end(events).reason, end(events).stop) == ("stop", "STOP")
     assert runner.steps == (4 if runner.info.overlaps else 3), "beside its caller it has begun the next one"
 
 
@@ -443,16 +438,16 @@ def test_a_fault_of_one_request_ends_it_alone(where: str, capfd: pytest.CaptureF
 def test_a_call_is_told_as_it_comes() -> None:
     events = run_held(Spelled(CALL), Wanted(None, (TOOL,)))
     calls = [e for e in events if isinstance(e, ToolCalled)]
-    assert calls[0].name == "weather" and calls[0].call.startswith("call_") and calls[0].arguments == ""
-    assert "".join(e.arguments for e in calls) == '{"days": 2}' and {e.call for e in calls[1:]} == {""}
+    assert calls[0].name == "weather" and calls[0].arguments == ""
+    assert "".join(e.arguments for e in calls) == '{"days": 2}' and {e.name for e in calls[1:]} == {""}
     assert calls[1].tokens == calls[0].tokens, "the first of the arguments comes with the name"
-    assert end(events).reason == "tool_calls" and not any(e.text for e in texts(events))
+    assert (end(events).reason, end(events).calls) == ("stop", 1) and not any(e.text for e in texts(events))
 
 
-def test_several_calls_have_numbers_and_identifiers() -> None:
+def test_several_calls_have_numbers() -> None:
     events = run_held(Spelled(f"{CALL}\n{CALL}"), Wanted(None, (TOOL,)))
-    begun = [e for e in events if isinstance(e, ToolCalled) and e.call]
-    assert [e.number for e in begun] == [0, 1] and begun[0].call != begun[1].call
+    begun = [e for e in events if isinstance(e, ToolCalled) and e.name]
+    assert [e.number for e in begun] == [0, 1]
 
 
 def test_a_call_that_is_cut_ends_with_length() -> None:
@@ -476,9 +471,10 @@ def test_a_stop_string_is_looked_for_in_what_is_said_alone() -> None:
     for stop in ("H", "e", "<", "days", "\n"):
         events = run_held(Spelled(f"<think>Hey, e</think>{CALL}"), Wanted(None, (TOOL,)), syntax, stop=(stop,))
         assert "".join(e.text for e in events if isinstance(e, Reasoning)) == "Hey, e", stop
-        assert end(events).reason == "tool_calls" and end(events).calls == 1, stop
+        assert (end(events).reason, end(events).calls) == ("stop", 1), stop
         events = run_held(Spelled("<think>Hey, e</think>Say: yes"), Wanted(), syntax, stop=(": y", "zz"))
-        assert "".join(e.text for e in texts(events)) == "Say" and end(events).reason == "stop"
+        assert "".join(e.text for e in texts(events)) == "Say"
+        assert (end(events).reason, end(events).stop) == ("stop", ": y")
         assert "".join(e.text for e in events if isinstance(e, Reasoning)) == "Hey, e"
 
 

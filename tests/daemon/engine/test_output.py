@@ -12,7 +12,7 @@ def shown(pieces: list[bytes], stop: tuple[str, ...] = ()) -> list[str]:
     texts = []
     for piece in pieces:
         texts.append(out.push(piece))
-        if out.finished:
+        if out.stopped:
             return texts
     return [*texts, out.flush()]
 
@@ -75,8 +75,8 @@ def with_logprobs(pieces: list[bytes], stop: tuple[str, ...] = ()) -> list[tuple
         rival = TokenLogprob(b"rival", -2.0)
         logprobs.push(out, ChosenLogprob(TokenLogprob(piece, -1.0), (TokenLogprob(piece, -1.0), rival)))
         text = out.push(piece)
-        last = out.finished or number == len(pieces) - 1
-        if last and not out.finished:
+        last = out.stopped or number == len(pieces) - 1
+        if last and not out.stopped:
             text += out.flush()
         entries = logprobs.rest(out.shown) if last else logprobs.release(out.shown)
         assert all(e.top == (e.chosen, rival) for e in entries)

@@ -1,5 +1,5 @@
 """What a worker may reach with and without GPUs, and in which order it gives the rest away. What that means to a
-process is tried in `tests/daemon/test_confined.py`, with GPUs in benchmarks/results/confinement.md."""
+process is tried in `tests/daemon/machine/test_confined.py`, with GPUs in benchmarks/results/confinement.md."""
 
 import glob
 import threading
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llmd.daemon import confined
-from llmd.daemon.confined import NCCL, NO_SOCKETS
 from llmd.daemon.engine import reach
+from llmd.daemon.machine import confined
+from llmd.daemon.machine.confined import NCCL, NO_SOCKETS
 from llmd.daemon.wire.worker import Llama
 
 DEVICES = ["/dev/nvidia0", "/dev/nvidiactl"]

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import small_models
 
-from llmd.daemon.cores import available
 from llmd.daemon.engine.llama.runner import LlamaRunner
 from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.types import Logprob, Request, SamplingParams
+from llmd.daemon.machine.cores import available
 from llmd.quantize import quantizing
 
 Said = list[tuple[int, Logprob | None]]

@@ -8,8 +8,8 @@ import psutil
 import pytest
 from gguf_writer import F32, STR, U32, tiny, tiny_bytes
 
-from llmd.daemon import memory
 from llmd.daemon.errors import ModelInvalid
+from llmd.daemon.machine import memory
 from llmd.daemon.models.checking import check, trial
 from llmd.quantize.check import check_model
 from llmd.quantize.header import read_header

@@ -28,7 +28,7 @@ from llmd.daemon.errors import (
 )
 from llmd.daemon.models import copying, files
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.store import StateThread, Store
 
 
 class Place(NamedTuple):
@@ -436,7 +436,7 @@ KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from llmd.daemon.models import copying, files
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.store import StateThread, Store
 
 folder, file, moment = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 

@@ -18,8 +18,8 @@ from llmd.daemon.models import importing
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.importing import Importer
 from llmd.daemon.models.making import Maker
-from llmd.daemon.records import Job
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.records import Job
+from llmd.daemon.state.store import StateThread, Store
 
 
 class Place:

@@ -9,8 +9,8 @@ import pytest
 
 from llmd.daemon.errors import Conflict, ModelInvalid, NotFound
 from llmd.daemon.models.jobs import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Jobs, Tell
-from llmd.daemon.records import Job
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.records import Job
+from llmd.daemon.state.store import StateThread, Store
 from llmd.daemon.tasks import Tasks
 
 

@@ -16,8 +16,8 @@ from llmd.daemon.models import making
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.making import Asked, Maker
 from llmd.daemon.models.running import lines
-from llmd.daemon.records import Job
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.records import Job
+from llmd.daemon.state.store import StateThread, Store
 
 
 class Place:

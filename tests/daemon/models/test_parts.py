@@ -9,7 +9,7 @@ from small_models import ATTENTION, DENSE, model
 
 from llmd.daemon.errors import LlmdError, ModelInvalid
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.store import StateThread, Store
 from llmd.quantize.header import read_header
 from llmd.quantize.quantizing import parts
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from fake_nvml import GIB, DriverNotLoaded, Error, FakeNvml, NoPermission, h200
 
-from llmd.daemon import memory
 from llmd.daemon.errors import DoesNotFit, Unavailable
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
+from llmd.daemon.machine import memory
 from llmd.daemon.planning.plan import File, Placement, Wish
 from llmd.daemon.planning.planner import IGNORED, Planner
 from llmd.daemon.wire.worker import Llama

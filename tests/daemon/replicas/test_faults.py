@@ -13,10 +13,10 @@ import pytest
 from fake_nvml import GIB, FakeNvml, h200
 from placing import PLACED, Placing, end
 
-from llmd.daemon import memory
 from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
+from llmd.daemon.machine import memory
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Placement, Wish
 from llmd.daemon.replicas import runs as runs_module

@@ -11,11 +11,11 @@ import pytest
 from fake_nvml import GIB, FakeNvml, h200
 from placing import PLACED, Placing, end
 
-from llmd.daemon import memory
 from llmd.daemon.errors import Conflict, DoesNotFit, ModelNotReady
 from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
+from llmd.daemon.machine import memory
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.replicas.deployment import Deployment

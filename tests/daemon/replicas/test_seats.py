@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from llmd.daemon.admin.shown import crowded
+from llmd.daemon.machine.seats import Seats
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.replicas.deployment import Deployment
 from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.replicas.stream import Stream
-from llmd.daemon.seats import Seats
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish
 from llmd.daemon.wire.worker import Busy

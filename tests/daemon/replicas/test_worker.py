@@ -18,7 +18,7 @@ import pytest
 from gguf_writer import F32
 from small_models import ATTENTION, DENSE, model, write
 
-from llmd.daemon import children, limits, memory
+from llmd.daemon import limits
 from llmd.daemon.errors import (
     BadRequest,
     ContextExceeded,
@@ -28,6 +28,7 @@ from llmd.daemon.errors import (
     Unavailable,
     WorkerLost,
 )
+from llmd.daemon.machine import children, memory
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner

@@ -13,7 +13,7 @@ def said(text: str, choice: int = 0) -> Event:
 
 
 def called(number: int, name: str, arguments: str) -> Event:
-    return ToolCalled(1, 0, number, "call_1" if name else "", name, arguments, 1, 0)
+    return ToolCalled(1, 0, number, name, arguments, 1, 0)
 
 
 def end(reason: str = "stop", choice: int = 0, calls: int = 0) -> Event:
@@ -44,7 +44,7 @@ def test_the_strict_tools_calls_are_held() -> None:
               called(1, "", "{}"), called(2, "weather", "[]")]  # fmt: skip
     assert not any(map(one.note, events))
     wanted = [(STRICT.parameters, "tools.weather", text, "a call's arguments") for text in ('{"a": 1}', "[]")]
-    assert one.note(end("tool_calls", calls=3)) == wanted
+    assert one.note(end("stop", calls=3)) == wanted
 
 
 def test_of_calls_that_are_cut_the_whole_ones_are_held() -> None:
@@ -59,4 +59,4 @@ def test_a_call_stands_in_for_the_answer() -> None:
     one = Held(Wanted("{}", (LOOSE,)))
     one.note(said(" "))
     one.note(called(0, "clock", "{}"))
-    assert one.note(end("tool_calls", calls=1)) == []
+    assert one.note(end("stop", calls=1)) == []

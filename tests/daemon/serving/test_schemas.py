@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from llmd.daemon import children, limits
+from llmd.daemon import limits
 from llmd.daemon.errors import AnswerInvalid, SchemaTooComplex, SchemaUnsupported, Unavailable
+from llmd.daemon.machine import children
 from llmd.daemon.serving import schemas
 from llmd.daemon.serving.holding import Whole
 from llmd.daemon.serving.schemas import Schema, Schemas

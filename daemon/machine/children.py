@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 # on x86_64; ioprio_set(2)
@@ -123,7 +123,7 @@ def _take_on(terms: str) -> None:
     if not given["own"]:
         _bring_package()
     if given["reads"] is not None:
-        from llmd.daemon.confined import confine
+        from llmd.daemon.machine.confined import confine
 
         confine(given["reads"], given["writes"], links=given["links"])
     for kind, limit in (

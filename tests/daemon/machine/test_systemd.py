@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from llmd.daemon import logs, process, systemd
+from llmd.daemon import logs
 from llmd.daemon.audit.log import AuditLog
+from llmd.daemon.machine import process, systemd
 from llmd.daemon.tasks import Tasks
 
 

@@ -17,9 +17,9 @@ import pytest
 from gguf_writer import STR
 from small_models import ATTENTION, DENSE, model, write
 
-from llmd.daemon import children
-from llmd.daemon.children import Limits
-from llmd.daemon.confined import lacks
+from llmd.daemon.machine import children
+from llmd.daemon.machine.children import Limits
+from llmd.daemon.machine.confined import lacks
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.models.checking import check, trial
 from llmd.daemon.models.files import QUANTIZING
@@ -30,7 +30,7 @@ from llmd.daemon.wire.events import Failed, Finished
 from llmd.daemon.wire.work import Chat, ChatMessage, Generate, SamplingWish
 from llmd.daemon.wire.worker import Llama
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 # what a program finds refused, and why
 ATTEMPT = """
@@ -147,7 +147,7 @@ async def test_a_kernel_without_landlock_still_takes_the_sockets(
     places: tuple[Path, Path, Path],
 ) -> None:
     mine, out, secret = map(str, places)
-    (places[0] / "sitecustomize.py").write_text("import llmd.daemon.confined as c; c.landlock = lambda: 0")
+    (places[0] / "sitecustomize.py").write_text("import llmd.daemon.machine.confined as c; c.landlock = lambda: 0")
     found = await said("program", mine, out, secret, limits=Limits(reads=(mine,)))
     assert found["makes a socket"] == "Permission denied" and not found["reads a secret"]
 
@@ -174,7 +174,7 @@ async def test_another_interpreter_has_this_package_and_not_its_dependencies(
 SEALED = (
     ATTEMPT
     + """
-from llmd.daemon.confined import seal
+from llmd.daemon.machine.confined import seal
 kept = open("/etc/hostname")
 seal()
 attempt("reads what is open", kept.read)
@@ -199,7 +199,7 @@ LATER = (
     ATTEMPT
     + """
 import threading
-from llmd.daemon.confined import NCCL, hold_to_paths, refuse_calls
+from llmd.daemon.machine.confined import NCCL, hold_to_paths, refuse_calls
 def connects(family, kind, address):
     with socket.socket(family, kind) as sock:
         sock.connect(address)
@@ -248,7 +248,7 @@ async def test_a_process_with_other_threads_is_not_confined_by_halves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "threads.py").write_text(
-        "import json, threading\nfrom llmd.daemon.confined import confine, seal\n"
+        "import json, threading\nfrom llmd.daemon.machine.confined import confine, seal\n"
         "threading.Thread(target=threading.Event().wait, daemon=True).start()\nsaid = []\n"
         "for work in (lambda: confine([]), seal):\n"
         "    try: work()\n    except RuntimeError as e: said.append(str(e))\n"
@@ -260,7 +260,7 @@ async def test_a_process_with_other_threads_is_not_confined_by_halves(
 
 HELD = """
 import json
-from llmd.daemon.confined import confine
+from llmd.daemon.machine.confined import confine
 confine([])
 print("ready", flush=True)
 input()

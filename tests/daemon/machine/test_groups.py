@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmd.daemon import children, groups
-from llmd.daemon.groups import Groups
+from llmd.daemon.machine import children, groups
+from llmd.daemon.machine.groups import Groups
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llmd.daemon import memory
+from llmd.daemon.machine import memory
 
 GIB = 1 << 30
 

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from llmd.daemon import children
-from llmd.daemon.children import Limits
+from llmd.daemon.machine import children
+from llmd.daemon.machine.children import Limits
 
 SAYS = """
 import ctypes, json, os, resource, signal, sys
@@ -117,7 +117,7 @@ async def test_another_interpreter(program: Path, tmp_path: Path) -> None:
 
 PARENT = """
 import asyncio
-from llmd.daemon import children
+from llmd.daemon.machine import children
 async def main():
     child = await children.start("program")
     print(child.pid, flush=True)

@@ -36,7 +36,7 @@ SYSTEM = (
     *PROC, "/sys/devices/system", "/dev/urandom",
 )  # fmt: skip
 SINKS = ("/dev/null",)
-ROOMS = tuple(str(Path(__file__).resolve().parent.parent / room) for room in ("daemon", "quantize", "api"))
+ROOMS = tuple(str(Path(__file__).resolve().parents[2] / room) for room in ("daemon", "quantize", "api"))
 
 # --- seccomp: what is refused on x86_64, by the numbers of arch/x86/entry/syscalls/syscall_64.tbl
 

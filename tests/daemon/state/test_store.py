@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
-from llmd.daemon.records import Form
-from llmd.daemon.schema import VERSION
-from llmd.daemon.store import StateThread, Store
+from llmd.daemon.state.records import Form
+from llmd.daemon.state.schema import VERSION
+from llmd.daemon.state.store import StateThread, Store
 
 INFO = {"architecture": "llama", "parameters": 7}
 

@@ -9,7 +9,8 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from llmd.daemon import confined, files, limits
+from llmd.daemon import files, limits
+from llmd.daemon.machine import confined
 
 log = logging.getLogger("llmd")
 

@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
-from llmd.daemon import files, versions
+from llmd.daemon import files
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
-from llmd.daemon.records import Certificate, Deployment, Form, Job, Model, Principal
-from llmd.daemon.schema import MIGRATIONS, VERSION
+from llmd.daemon.state import versions
+from llmd.daemon.state.records import Certificate, Deployment, Form, Job, Model, Principal
+from llmd.daemon.state.schema import MIGRATIONS, VERSION
 
 # columns that hold JSON
 _JSON = {"info", "placement", "evicted", "asked", "result"}

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from llmd.daemon import children, files
+from llmd.daemon import files
 from llmd.daemon.errors import Unavailable
+from llmd.daemon.machine import children
 
 log = logging.getLogger("llmd.cpu")
 

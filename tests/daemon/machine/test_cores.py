@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmd.daemon import cores
-from llmd.daemon.cores import BACKGROUND, BESIDE, SEATS, SERVING, Alone, Seat, shares
-from llmd.daemon.seats import Seats
+from llmd.daemon.machine import cores
+from llmd.daemon.machine.cores import BACKGROUND, BESIDE, SEATS, SERVING, Alone, Seat, shares
+from llmd.daemon.machine.seats import Seats
 
 # says what it has, each time it is asked: `sit N`, `leave`, `share`
 CHILD = """
 import sys
-from llmd.daemon import cores
+from llmd.daemon.machine import cores
 seat = cores.mine()
 for line in open(int(sys.argv[1])):
     what, *number = line.split()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llmd.daemon import cpu
-from llmd.daemon.cpu import choose, identity
 from llmd.daemon.errors import Unavailable
+from llmd.daemon.machine import cpu
+from llmd.daemon.machine.cpu import choose, identity
 
 TRIALS = """
 import json, os, signal, sys

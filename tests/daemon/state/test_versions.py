@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database, Migrations
 
-from llmd.daemon import schema, store, versions
 from llmd.daemon.errors import Unavailable
-from llmd.daemon.records import Form
-from llmd.daemon.store import Store
+from llmd.daemon.state import schema, store, versions
+from llmd.daemon.state.records import Form
+from llmd.daemon.state.store import Store
 
 NOW = schema.VERSION
 INFO = {"file_type": "Q8_0"}

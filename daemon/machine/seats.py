@@ -9,8 +9,8 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmd.daemon import children
-from llmd.daemon.cores import BYTES, MOST, SEATS, SERVING, VARIABLE, available, word
+from llmd.daemon.machine import children
+from llmd.daemon.machine.cores import BYTES, MOST, SEATS, SERVING, VARIABLE, available, word
 
 
 class Seats:
