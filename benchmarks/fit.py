@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How near `quantize/memory.py` comes to what a device really holds: predicted and measured memory, case by case.
+"""How near `quantize/footprint.py` comes to what a device really holds: predicted and measured memory, case by case.
 
     python benchmarks/fit.py MODELS_DIR --out FILE [--quick] [--cpu]      writes FILE.json and FILE.md
 
@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from llmd.quantize import compute
+from llmd.quantize.footprint import MIB, Calibration, Layout, Load, Measured, Split, need, on_cpu
 from llmd.quantize.header import read_header
-from llmd.quantize.memory import MIB, Calibration, Layout, Load, Measured, Split, need, on_cpu
 from llmd.quantize.shape import Shape, shape_of
 
 BATCH = 2048
@@ -236,7 +236,7 @@ def main() -> None:
     ap.add_argument("--quick", action="store_true", help="two cases a model")
     ap.add_argument("--cpu", action="store_true", help="no GPU: compare with llama.cpp's account")
     ap.add_argument("--seconds", type=float, default=300, help="start no case after this long")
-    ap.add_argument("--calibration", type=Path, help="a JSON list, as quantize/memory.py's Calibration writes it")
+    ap.add_argument("--calibration", type=Path, help="a JSON list, as quantize/footprint.py's Calibration writes it")
     a = ap.parse_args()
     if a.speed:
         speed([shape_of(read_header(path)) for path in sorted(a.models.glob("*.gguf"))])

@@ -39,8 +39,8 @@ TEXT = re.compile(rb'"text":"(\d+):(\d+) "')
 
 def serve(state: str, slots: int, step_seconds: float) -> None:
     """The daemon, with a fake worker as the model `fake`."""
+    from llmd.daemon.composition import Daemon
     from llmd.daemon.config import Config
-    from llmd.daemon.main import Daemon
     from llmd.daemon.planning.plan import Wish
 
     async def main() -> None:

@@ -22,13 +22,13 @@ from typing import Any
 import uvloop
 from run import machine
 
-from llmd.api.admin.routes import ROUTES as ADMIN_ROUTES
+from llmd.api.admin.table import ROUTES as ADMIN_ROUTES
 from llmd.api.http.body import LARGE_BYTES, is_large, made
-from llmd.api.openai.schema import ChatBody
+from llmd.api.openai.bodies import ChatBody
 from llmd.daemon import limits
+from llmd.daemon.composition import CLIENT_ROUTES, Daemon
 from llmd.daemon.config import Config
 from llmd.daemon.errors import BadRequest
-from llmd.daemon.main import CLIENT_ROUTES, Daemon
 from llmd.daemon.planning.plan import Wish
 
 HERE = Path(__file__).parent

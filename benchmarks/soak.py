@@ -29,8 +29,8 @@ import psutil
 import uvloop
 from run import machine
 
+from llmd.daemon.composition import Daemon
 from llmd.daemon.config import Config
-from llmd.daemon.main import Daemon
 from llmd.daemon.planning.plan import Wish
 
 HERE = Path(__file__).parent

@@ -29,7 +29,7 @@ from typing import Any
 import aiohttp
 from run import NAME, llmd, machine
 
-from llmd.daemon.serving.schemas import Schemas
+from llmd.daemon.serving.judging import Schemas
 
 TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 40}
 ITEMS: list[dict[str, Any]] = [

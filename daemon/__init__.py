@@ -1,11 +1,12 @@
 """The llmd daemon: identity, audit, serving. It never imports llama, CUDA or torch.
 
-main.py      `llmd serve`: builds every part, runs them, drains on SIGTERM
-arguments.py what its command line says
+main.py      `llmd`, the command
+composition.py builds every part, runs them, drains on SIGTERM
+command_line.py what its command line says
 banner.py    what `llmd serve` prints once it can answer
 config.py    the one frozen dataclass, its TOML file
 errors.py    the error tree
-files.py     atomic writes
+atomic.py    atomic writes
 gate.py      who waits for whom where only a few can be served at once
 kept.py      what is kept for each client, and for it alone
 limits.py    every limit on what comes in
@@ -21,6 +22,7 @@ gpus/        the GPUs: what they are, how they do
 identity/    who asks, and the built-in CA
 audit/       the hash-chained log
 models/      the model files
+jobs/        what takes a while
 wire/        what the daemon and its workers say to each other
 engine/      what runs in a worker
 machine/     the machine that it runs on

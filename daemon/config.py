@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from llmd.daemon import files
+from llmd.daemon import atomic
 from llmd.daemon.errors import MAX_GIVEN, cut, quoted
 
 DEFAULT_FILE = Path("/etc/llmd/llmd.toml")
@@ -122,7 +122,7 @@ def load(file: Path | None, **given: Any) -> Config:
 
 def _text(where: Path) -> str:
     try:
-        if why := files.foreign(where):
+        if why := atomic.foreign(where):
             raise ConfigError(why)
         return where.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except OSError as e:

@@ -128,7 +128,7 @@ if said != wanted:
 PY
 }
 
-# what another version has more: Python, for daemon/state/schema.py
+# what another version has more: Python, for daemon/state/tables.py
 ADDS='
 @MIGRATIONS()
 def test_adds(db):
@@ -149,7 +149,7 @@ repacked() {
     dpkg-deb -R "$WORK/installed/srv/llmd.deb" "$root"
     code=$root/usr/lib/llmd/lib/python3.11/site-packages/llmd/daemon
     sed -i "s/^Version: .*/Version: $1/" "$root/DEBIAN/control"
-    printf '\n\n%s\nVERSION += 1\n' "$2" >>"$code/state/schema.py"
+    printf '\n\n%s\nVERSION += 1\n' "$2" >>"$code/state/tables.py"
     cat >>"$code/audit/writer.py" <<'PY'
 
 
@@ -161,7 +161,7 @@ def test_adds(db):
 
 chain.SCHEMA_VERSION += 1
 PY
-    /usr/bin/python3.11 -m compileall -q -f --invalidation-mode unchecked-hash "$code/state/schema.py" "$code/audit/writer.py"
+    /usr/bin/python3.11 -m compileall -q -f --invalidation-mode unchecked-hash "$code/state/tables.py" "$code/audit/writer.py"
     rm "$root/DEBIAN/md5sums"
     dpkg-deb -Zgzip -z1 -b "$root" "$WORK/llmd_$1.deb" >/dev/null
     rm -rf "$root"
@@ -220,7 +220,7 @@ killed() {
     # a worker's nursery and renderer are forks of it, with names of their own
     [[ $(on pgrep -u llmd -f "daemon\.engine [0-9]" | wc -l) == $((1 + $(on pgrep -u llmd "llmd-(nursery|render)" | wc -l))) &&
         $(on pgrep -c -u llmd -x llmd-nursery) == 1 ]] || broken "workers of dead daemons are left"
-    [[ $(on pgrep -c -u llmd -f "answers\.check [0-9]") == 1 ]] || broken "other children of dead daemons are left"
+    [[ $(on pgrep -c -u llmd -f "answers\.judge [0-9]") == 1 ]] || broken "other children of dead daemons are left"
 }
 
 socket() {

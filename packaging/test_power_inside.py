@@ -24,7 +24,7 @@ MODEL = "tiny"
 # where tests/probe.py is planted in whatever the service starts, and tells what it reached
 PROBE = Path("/var/lib/llmd/probe")
 DROP_IN = Path("/run/systemd/system/llmd.service.d/probe.conf")
-OPENING, SEALED = {"quantize/check", "engine/trial", "engine/__main__"}, {"answers/check", "llmd-render"}
+OPENING, SEALED = {"quantize/check", "engine/trial", "engine/__main__"}, {"answers/judge", "llmd-render"}
 LANDLOCK = 2  # of Debian 12's kernel
 REVOKE_EVERY = 3
 READY_SECONDS = 240.0

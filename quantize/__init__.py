@@ -7,6 +7,6 @@ check.py     judges a GGUF file; run as a child process
 shape.py     what a model's memory depends on, from its header
 compute.py   the compute buffer's size, as ggml's allocator finds it
 quantizing.py  other forms of a file, and what they would take; run as a child process
-memory.py    the bytes of a model on each device, from its shape alone
+footprint.py the bytes of a model on each device, from its shape alone
 checkpoints/  Hugging Face folders: read, converted, held against the original
 """

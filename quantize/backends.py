@@ -6,7 +6,6 @@ only, besides the engine itself.
 
 import ctypes
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmd.daemon.errors import Unavailable
+from llmd.daemon.machine.telling import verdict
 
 # names the CPU's library; `daemon/machine/cpu.py` finds out which one, and every child of the daemon gets it
 VARIABLE = "GGML_CPU_VARIANT"
@@ -140,4 +140,4 @@ def _load(*, gpus: bool) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asked()))
+    verdict(lambda _: {"architectures": asked()}, "load the engine")

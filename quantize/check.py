@@ -7,14 +7,13 @@ and lets llama.cpp load everything but the weights. It prints one JSON line and 
 """
 
 import difflib
-import json
 import math
-import os
 import sys
 from collections import Counter
 from typing import Any
 
-from llmd.daemon.errors import LlmdError, ModelInvalid
+from llmd.daemon.errors import ModelInvalid
+from llmd.daemon.machine.telling import verdict
 from llmd.quantize import backends
 from llmd.quantize.architectures import KNOWN
 from llmd.quantize.header import Array, Header, generation_defaults, read_header
@@ -177,27 +176,11 @@ def describe(header: Header) -> dict[str, Any]:
 # --- the child
 
 
-def main() -> None:
-    """The child process: one JSON line on what was standard output; libraries that print there are not heard."""
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    answer.write(json.dumps(_verdict(sys.argv[1])) + "\n")
-    answer.flush()
-    os._exit(0)  # llama.cpp's exit handlers have nothing to add
-
-
-def _verdict(path: str) -> dict[str, Any]:
-    try:
-        header = read_header(path)
-        check_model(header)
-        _let_llama_try(path)
-    except LlmdError as e:
-        return {"ok": False, "code": e.code, "message": e.message[:MAX_MESSAGE_CHARS]}
-    except OSError as e:
-        return {"ok": False, "code": ModelInvalid.code, "message": f"the file cannot be read: {e.strerror or e}"}
-    except MemoryError:
-        return {"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to check this file"}
-    return {"ok": True, "info": describe(header)}
+def _checked(path: str) -> dict[str, Any]:
+    header = read_header(path)
+    check_model(header)
+    _let_llama_try(path)
+    return {"info": describe(header)}
 
 
 def _let_llama_try(path: str) -> None:
@@ -231,4 +214,4 @@ def _reason(lines: list[str], path: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    verdict(lambda _: _checked(sys.argv[1]), "check this file")

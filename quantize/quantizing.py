@@ -15,7 +15,6 @@ files.
 """
 
 import ctypes
-import json
 import math
 import os
 import re
@@ -26,7 +25,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
-from llmd.daemon.errors import BadRequest, LlmdError, ModelInvalid, NoSpace
+from llmd.daemon.errors import BadRequest, ModelInvalid, NoSpace
+from llmd.daemon.machine.telling import Tell, verdict
 from llmd.quantize import backends
 from llmd.quantize.header import TENSOR_TYPES, Header, TensorInfo, read_header
 from llmd.quantize.shape import shape_of
@@ -304,38 +304,21 @@ def _base(kind: str) -> str:
 # --- the child
 
 
-def main() -> None:
-    """JSON lines on what was standard output; libraries that print there are not heard."""
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-    def tell(line: dict[str, Any]) -> None:
-        answer.write(json.dumps(line) + "\n")
-        answer.flush()
-
+def _asked(tell: Tell) -> dict[str, Any]:
     what, path, *rest = sys.argv[1:]
-    try:
-        if what == "sizes":
+    match what:
+        case "sizes":
             for size in sizes(path):
                 tell({"size": astuple(size)})
-            tell({"ok": True})
-        elif what == "join":
+        case "join":
             join(path, rest[0], tell)
-            tell({"ok": True})
-        elif what == "speed":
-            tell({"ok": True, "seconds": seconds(path, rest[0], int(rest[1]))})
-        else:
+        case "speed":
+            return {"seconds": seconds(path, rest[0], int(rest[1]))}
+        case "make":
             out, kind, threads, *again = rest
             make(path, out, kind, int(threads), bool(again), tell)
-            tell({"ok": True})
-    except LlmdError as e:
-        tell({"ok": False, "code": e.code, "message": e.message})
-    except OSError as e:
-        tell({"ok": False, "code": ModelInvalid.code, "message": f"the file cannot be read: {e.strerror or e}"})
-    except MemoryError:
-        tell({"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to quantize this file"})
-    os._exit(0)  # llama.cpp's exit handlers have nothing to add
+    return {}
 
 
 if __name__ == "__main__":
-    main()
+    verdict(_asked, "quantize this file")

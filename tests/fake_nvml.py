@@ -25,7 +25,7 @@ from typing import Any
 
 import pynvml
 
-from llmd.daemon.gpus.events import EVENTS
+from llmd.daemon.gpus.event_set import EVENTS
 
 GIB = 1 << 30
 Error = type[Exception]

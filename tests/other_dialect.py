@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from llmd.api.http import streams
 from llmd.api.http.body import Body
-from llmd.api.http.errors import Errors
+from llmd.api.http.error_answers import Errors
 from llmd.api.http.routes import INFER, Asked, Asks, Caller, Route
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.tools import Choice, tool

@@ -10,8 +10,8 @@ from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
 from llmd.daemon.replicas.stream import Stream
+from llmd.daemon.wire.control import Common, Fake, Llama, Settings
 from llmd.daemon.wire.events import Failed, Finished
-from llmd.daemon.wire.worker import Common, Fake, Llama, Settings
 from llmd.quantize.shape import Layer, Shape
 
 LAYER = Layer(k=1024, v=1024, heads=32, kv_heads=8, q=4096, ff=14336, nbytes=2 * GIB)

@@ -14,13 +14,13 @@ from typing import Any
 from fake_nvml import FakeNvml
 from placing import Placing
 
-from llmd.api.admin import routes
+from llmd.api.admin import table
 from llmd.api.http.app import application
 from llmd.api.http.listener import Listener
+from llmd.daemon.composition import Daemon
 from llmd.daemon.config import Config
 from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher
-from llmd.daemon.main import Daemon
 
 LLMCTL = str(Path(sys.executable).parent / "llmctl")
 
@@ -30,20 +30,38 @@ class Admin:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.daemon = Daemon(Config(state_dir=str(folder / "state"), node="test"))
         self.command = [LLMCTL, "--socket", str(folder / "admin.sock")]
+        self._start(FakeNvml.without_driver(), ())
 
     def see(self, fake: FakeNvml, architectures: Sequence[str] = ()) -> Watcher:
+        """As another start of the daemon, with these GPUs."""
+        self.end()
+        self._start(fake, architectures)
+        self.daemon.watcher.refresh()
+        return self.daemon.watcher
+
+    def _start(self, fake: FakeNvml, architectures: Sequence[str]) -> None:
         shutil.rmtree(self.folder / "root", ignore_errors=True)  # of what was seen before
-        watcher = Watcher(Nvml(fake, fake.root(self.folder / "root")))
-        watcher.refresh()
-        self.daemon.service.cards.watcher = self.daemon.service.doctor.watcher = watcher
-        self.planner = Placing(watcher, architectures=architectures)
-        service = self.daemon.service
-        for part in (service, service.cards, service.fitting, service.doctor):
-            part.planner = self.planner
-        self.daemon.pool._planner = self.daemon.pool._runs._planner = self.planner
-        return watcher
+        nvml = Nvml(fake, fake.root(self.folder / "root"))
+
+        def plans(watcher: Watcher, *_: object) -> Placing:
+            return Placing(watcher, architectures=architectures)
+
+        config = Config(state_dir=str(self.folder / "state"), node="test")
+        self.daemon = Daemon(config, nvml=nvml, plans=plans)
+        assert isinstance(self.daemon.planner, Placing)
+        self.planner = self.daemon.planner
+        self.app = application(table.ROUTES, table.who, serving=self.daemon.serving, service=self.daemon.service)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+    def end(self) -> None:
+        """The files of one that has ended."""
+        self.daemon.state.close()
+        self.daemon.store.close()
+        self.daemon.audit.close()
+        os.close(self.daemon._lock)
 
     async def run(self, *arguments: str, code: int = 0) -> str:
         process = await asyncio.create_subprocess_exec(
@@ -66,17 +84,9 @@ class Admin:
 async def scripted(tmp_path: Path) -> AsyncIterator[Admin]:
     """A daemon without clients, behind its admin socket."""
     admin = Admin(tmp_path)
-    daemon = admin.daemon
-    listener = Listener(
-        application(routes.ROUTES, routes.who, serving=daemon.serving, service=daemon.service),
-        refusals=daemon.serving.books.refusals,
-        tasks=daemon.tasks,
-    )
+    listener = Listener(admin, refusals=admin.daemon.serving.books.refusals, tasks=admin.daemon.tasks)
     await listener.start_unix(tmp_path / "admin.sock", 0o660)
     yield admin
     await listener.stop(1)
-    await daemon.pool.close(0)
-    daemon.state.close()
-    daemon.store.close()
-    await asyncio.to_thread(daemon.audit.close)
-    os.close(daemon._lock)
+    await admin.daemon.pool.close(0)
+    await asyncio.to_thread(admin.end)

@@ -22,14 +22,14 @@ import pytest
 from pydantic import BaseModel
 
 from llmd.api.http import body
-from llmd.api.openai import schema as openai
+from llmd.api.openai import bodies as openai
 from llmd.daemon import limits
 from llmd.daemon.engine import layouts, output, prefixes, turns
 from llmd.daemon.engine.answers import (
     arguments,
-    check,
-    fitting,
     grammar,
+    holdable,
+    judge,
     loosening,
     matching,
     places,
@@ -52,7 +52,7 @@ from llmd.daemon.kept import Kept
 from llmd.daemon.replicas import routing
 from llmd.daemon.serving import holding
 from llmd.daemon.serving.ask import Ask
-from llmd.daemon.wire import events, worker
+from llmd.daemon.wire import control, events
 from llmd.daemon.wire import frames as wire
 from llmd.daemon.wire.work import Chat, ChatMessage, Generate, RawText, SamplingWish, Tokenize, Tool, ToolCall, Wanted
 from llmd.quantize import check as quantize_check
@@ -64,11 +64,11 @@ pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[1]
 READING = [
     "api/http/body.py", "api/http/protocol.py",
-    *(f"api/openai/{name}.py" for name in ("given", "messages", "schema", "wanted")),
+    *(f"api/openai/{name}.py" for name in ("bodies", "given", "messages", "wanted")),
     *(f"daemon/{name}.py" for name in ("serving/ask", "serving/holding", "serving/tools", "replicas/routing")),
     *(f"daemon/engine/{name}.py" for name in (
         "layouts", "output", "prefixes", "prompts", "rendering", "templates", "turns")),
-    *(f"daemon/wire/{name}.py" for name in ("events", "frames", "work", "worker")),
+    *(f"daemon/wire/{name}.py" for name in ("control", "events", "frames", "work")),
     *(f"daemon/engine/answers/{file.name}" for file in (ROOT / "daemon" / "engine" / "answers").glob("[a-z]*.py")),
     *(f"quantize/{name}.py" for name in ("check", "header", "shape")),
     *(f"quantize/checkpoints/{name}.py" for name in ("checkpoint", "packing", "safetensors")),
@@ -512,7 +512,7 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     "daemon/engine/answers/arguments.py:Json.read": (
         lambda n: lambda: arguments.Json().read('{"a": [' + '"b\\"", ' * n),
     ),
-    "daemon/engine/answers/fitting.py:whole": of_schemas(lambda made: fitting.whole(json.dumps(made), "a")),
+    "daemon/engine/answers/holdable.py:whole": of_schemas(lambda made: holdable.whole(json.dumps(made), "a")),
     "daemon/engine/answers/rewriting.py:rewritten": (
         *of_schemas(rewritten),
         *(on(rewritten, make) for make in (
@@ -523,8 +523,8 @@ GROWS: dict[str, tuple[Grow, ...]] = {
         )),
     ),
     "daemon/engine/answers/least.py:least": of_schemas(least),
-    "daemon/engine/answers/check.py:answer": of_schemas(
-        lambda made: check.answer(json.dumps(["schemas", [[json.dumps(made), "a", False]], ""]).encode(), Kept(1, 1))
+    "daemon/engine/answers/judge.py:answer": of_schemas(
+        lambda made: judge.answer(json.dumps(["schemas", [[json.dumps(made), "a", False]], ""]).encode(), Kept(1, 1))
     ),
     "daemon/engine/answers/grammar.py:answer": (
         *of_parameters("hermes"), *of_parameters("gemma"), *of_parameters("qwen"), *of_parameters("mistral"),
@@ -563,8 +563,8 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     "daemon/engine/answers/spelling.py:GemmaRules.arguments": of_schemas(lambda made: rules(GemmaRules, made)),
     "daemon/engine/answers/spelling.py:XmlRules.arguments": of_schemas(lambda made: rules(XmlRules, made)),
     "daemon/wire/frames.py:Decoder.feed": (
-        on(frames, lambda n: wire.encode(worker.Cancel(1)) * n),
-        on(frames, lambda n: wire.encode(worker.Open(1, "a", Tokenize("a" * 100 * n)))),
+        on(frames, lambda n: wire.encode(control.Cancel(1)) * n),
+        on(frames, lambda n: wire.encode(control.Open(1, "a", Tokenize("a" * 100 * n)))),
     ),
     "quantize/header.py:read_header": of_gguf(header.read_header),
     "quantize/check.py:check_model": of_gguf(lambda path: quantize_check.check_model(header.read_header(path))),
@@ -632,8 +632,8 @@ BOUNDED: dict[str, str] = {
             "events.py:Text.weight",
             "events.py:Reasoning.weight",
             "events.py:ToolCalled.weight",
-            "worker.py:Ready.positions",
-            "worker.py:Common.holding",
+            "control.py:Ready.positions",
+            "control.py:Common.holding",
         )
     },
     **{
@@ -641,7 +641,6 @@ BOUNDED: dict[str, str] = {
         for name in ("flash", "tensor_split", "quantized_kv", "to_dict")
     },
     "quantize/shape.py:padded": ONE,
-    "quantize/check.py:main": PARTS + "check_model, describe; in a child with limits",
     "api/http/body.py:few": "counts, and refuses",
     "api/http/body.py:read": PARTS + "parse, made",
     "api/http/body.py:is_large": PARTS + "parse",
@@ -655,15 +654,15 @@ BOUNDED: dict[str, str] = {
     "daemon/serving/tools.py:Choice.told": "128 tools at most",
     "daemon/serving/tools.py:Choice.wanted": "128 tools at most",
     "daemon/serving/tools.py:written": PARTS + "tool",
-    "api/openai/schema.py:ChatBody.limit": ONE,
-    "api/openai/schema.py:ChatBody.wanted_logprobs": ONE,
-    "api/openai/schema.py:ChatBody.prompts": PARTS + "the fields below",
-    "api/openai/schema.py:ChatBody.wanted": PARTS + "the fields below",
-    "api/openai/schema.py:ChatBody.told": PARTS + "tool",
-    "api/openai/schema.py:TokenizeBody.text": ONE,
-    "api/openai/schema.py:CompletionBody.limit": ONE,
-    "api/openai/schema.py:CompletionBody.wanted_logprobs": ONE,
-    "api/openai/schema.py:CompletionBody.prompts": PARTS + "the fields below",
+    "api/openai/bodies.py:ChatBody.limit": ONE,
+    "api/openai/bodies.py:ChatBody.wanted_logprobs": ONE,
+    "api/openai/bodies.py:ChatBody.prompts": PARTS + "the fields below",
+    "api/openai/bodies.py:ChatBody.wanted": PARTS + "the fields below",
+    "api/openai/bodies.py:ChatBody.told": PARTS + "tool",
+    "api/openai/bodies.py:TokenizeBody.text": ONE,
+    "api/openai/bodies.py:CompletionBody.limit": ONE,
+    "api/openai/bodies.py:CompletionBody.wanted_logprobs": ONE,
+    "api/openai/bodies.py:CompletionBody.prompts": PARTS + "the fields below",
     "daemon/serving/ask.py:Ask.seconds": ONE,
     **{
         f"daemon/wire/work.py:{kind}.{name}": "one text or list, in one pass"
@@ -704,12 +703,12 @@ BOUNDED: dict[str, str] = {
     "daemon/engine/answers/arguments.py:overlap": WORD,
     "daemon/engine/answers/arguments.py:Gemma.read": PARTS + "Reader.push",
     "daemon/engine/answers/arguments.py:Xml.read": PARTS + "Reader.push",
-    "daemon/engine/answers/fitting.py:held": PARTS + "answer",
+    "daemon/engine/answers/holdable.py:held": PARTS + "answer",
     "daemon/engine/answers/places.py:below": PARTS + "parts",
     "daemon/engine/answers/places.py:refers": PARTS + "parts",
     "daemon/engine/answers/places.py:move_back": PARTS + "moved",
-    "daemon/engine/answers/check.py:validator": PARTS + "check, in a child: 2 s, 2 GiB",
-    "daemon/engine/answers/check.py:main": PARTS + "answer",
+    "daemon/engine/answers/judge.py:validator": PARTS + "check, in a child: 2 s, 2 GiB",
+    "daemon/engine/answers/judge.py:main": PARTS + "answer",
     "daemon/engine/answers/detecting.py:calls_in": RENDERED,
     "daemon/engine/answers/detecting.py:begins_thinking": "a prompt's end",
     "daemon/engine/answers/detecting.py:thinking_in": RENDERED,
@@ -728,7 +727,7 @@ BOUNDED: dict[str, str] = {
     "daemon/engine/answers/matching.py:Masks.of": "llguidance's, under its limits of a step",
     **{f"daemon/engine/answers/reader.py:Reader.{name}": ONE for name in ("thinking", "stopped", "shown")},
     "daemon/engine/answers/reader.py:Reader.end": PARTS + "Reader.push",
-    "daemon/engine/answers/schemas.py:Validator.check": "the library's, in a child: 2 s, 2 GiB (`serving/schemas.py`)",
+    "daemon/engine/answers/schemas.py:Validator.check": "the library's, in a child: 2 s, 2 GiB (`serving/judging.py`)",
     "daemon/engine/answers/schemas.py:field": WORD,
     "daemon/engine/answers/schemas.py:line": "of what a library says, 200 characters",
     "daemon/engine/answers/spelling.py:Rules.add": ONE,
@@ -745,7 +744,6 @@ BOUNDED: dict[str, str] = {
     "quantize/checkpoints/packing.py:check_gptq": PARTS + "read",
     "quantize/checkpoints/checkpoint.py:architecture_of": ONE,
     "quantize/checkpoints/checkpoint.py:text_part": ONE,
-    "quantize/checkpoints/checkpoint.py:main": PARTS + "read",
 }
 
 

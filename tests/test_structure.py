@@ -17,20 +17,22 @@ FILES = sorted(file for top in TOPS for file in (ROOT / top).rglob("*.py"))
 
 LOOSE = {
     f"llmd.daemon.{leaf}"
-    for leaf in ("config", "errors", "files", "gate", "kept", "limits", "logs", "metrics", "tasks", "timers")
+    for leaf in ("atomic", "config", "errors", "gate", "kept", "limits", "logs", "metrics", "tasks", "timers")
 }
 LEAVES = LOOSE | {"llmd.daemon.machine", "llmd.daemon.state"}
 FOR_ENGINES = {
-    "llmd.daemon.machine.confined", "llmd.daemon.machine.cores", "llmd.daemon.errors", "llmd.quantize.backends",
+    "llmd.daemon.machine.confined", "llmd.daemon.machine.cores", "llmd.daemon.machine.telling", "llmd.daemon.errors",
+    "llmd.quantize.backends",
 }  # fmt: skip
 # a room, or one file: what it may import from us. The first that fits counts, so exceptions stand above their room.
 MAY_IMPORT: dict[str, set[str]] = {
-    "daemon/main.py": {"llmd"},  # it wires
+    "daemon/main.py": {"llmd.daemon.composition", "llmd.daemon.command_line", *LEAVES},
+    "daemon/composition.py": {"llmd"},  # it wires
     "api/http/": {"llmd.api.http", "llmd.daemon"},
     "api/openai/": {"llmd.api.openai", "llmd.api.http", "llmd.daemon"},
     "api/admin/": {"llmd.api.admin", "llmd.api.http", "llmd.api.openai", "llmd.daemon"},
     "api/cli/": {"llmd.api.cli", "llmd.daemon.errors", "llmd.daemon.audit.offline"},
-    "daemon/admin/": {"llmd.daemon"},
+    "daemon/admin/": {"llmd.daemon", "llmd.quantize.check"},
     "daemon/serving/": {
         "llmd.daemon.serving", "llmd.daemon.replicas", "llmd.daemon.audit", "llmd.daemon.identity", "llmd.daemon.wire",
         "llmd.daemon.engine.answers.loosening", *LEAVES,
@@ -45,7 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "daemon/gpus/": {"llmd.daemon.gpus", *LEAVES},
     "daemon/identity/": {"llmd.daemon.identity", *LEAVES},
     "daemon/audit/": {"llmd.daemon.audit", *LEAVES},
-    "daemon/models/": {"llmd.daemon.models", "llmd.quantize", *LEAVES},
+    "daemon/models/": {"llmd.daemon.models", "llmd.daemon.jobs", "llmd.quantize", *LEAVES},
+    "daemon/jobs/": {"llmd.daemon.jobs", *LEAVES},
     "daemon/engine/answers/": {
         "llmd.daemon.engine.answers", "llmd.daemon.wire", "llmd.daemon.engine.types", "llmd.daemon.machine.confined",
         "llmd.daemon.errors", "llmd.daemon.kept",
@@ -63,10 +66,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "daemon/machine/": {"llmd.daemon.machine", *LOOSE},
     "daemon/state/": {"llmd.daemon.state", *LOOSE},
     "daemon/": LOOSE | {"llmd.daemon.machine.systemd"},
-    "quantize/checkpoints/": {"llmd.quantize", "llmd.daemon.errors"},
-    "quantize/": {"llmd.quantize", "llmd.daemon.errors"},
+    "quantize/": {"llmd.quantize", "llmd.daemon.errors", "llmd.daemon.machine.telling"},
 }  # fmt: skip
-NOBODY_IMPORTS = {"llmd.daemon.main"}
+# a module, and the files that may import it, whatever their room may
+FEW_IMPORT = {"llmd.daemon.main": (), "llmd.daemon.composition": ("daemon/main.py",)}
 
 # dependency -> the only files that import it
 MAY_USE = {
@@ -77,18 +80,35 @@ MAY_USE = {
     "accelerate": {"quantize/checkpoints/original.py"},
     "conversion": {"quantize/checkpoints/converting.py"},
     "gguf": {"quantize/checkpoints/converting.py"},
-    "sqlite_utils": {"daemon/audit/*.py", "daemon/state/schema.py", "daemon/state/store.py"},
+    "sqlite_utils": {"daemon/audit/*.py", "daemon/state/tables.py", "daemon/state/database.py"},
     "pynvml": {"daemon/gpus/*.py"},
     "prometheus_client": {"daemon/metrics.py"},
     "jinja2": {"daemon/engine/templates.py"},
     "llguidance": {"daemon/engine/answers/matching.py", "daemon/engine/*/vocabulary.py"},
     "jsonschema_rs": {"daemon/engine/answers/schemas.py"},
-    "msgspec": {"daemon/wire/*.py"},
+    "msgspec": {"daemon/wire/*.py", "daemon/state/*.py", "daemon/jobs/*.py", "daemon/models/checking.py"},
     "fastapi": {"api/*"},
     "starlette": {"api/*"},
     "uvicorn": {"api/http/protocol.py", "api/http/listener.py"},
     "httptools": {"api/http/protocol.py", "api/http/listener.py"},
     "sse_starlette": {"api/http/streams.py"},
+}
+
+MOST_LINES = 350
+# what is one thing, and would be harder to follow in two files
+LONGER = {
+    "daemon/audit/chain.py": "a row's form and its proof: `offline.py` reads by it what `writer.py` wrote",
+    "daemon/engine/llama/runner.py": "one step of llama.cpp: its arrays are shared by all that fills and reads them",
+    "daemon/engine/loop.py": "the engine thread: what a step does, in its order",
+    "daemon/engine/templates.py": "what a stranger's template is given, and every bound on it",
+    "daemon/identity/pki.py": "the CA: whatever is signed by its keys, and when",
+    "daemon/models/files.py": "what is on the disk and its rows: no file without one and none without a file",
+    "daemon/planning/placement.py": "one search: its order of choices is its docstring",
+    "daemon/planning/planner.py": "one lock: what is promised of the GPUs from one plan to the next",
+    "daemon/replicas/pool.py": "one owner: each effect that a replica's or a deployment's life has",
+    "daemon/replicas/worker.py": "a process from its start to the reason of its end",
+    "quantize/checkpoints/checkpoint.py": "what a Hugging Face folder must be, by one reader",
+    "quantize/header.py": "GGUF's header, by one reader",
 }
 
 # a file of a stranger must never become code
@@ -127,7 +147,8 @@ def wrong_imports(file: str, module: ast.Module) -> list[str]:
     return [
         name
         for name in ours
-        if not any(within(name, a) for a in allowed) or any(within(name, nobody) for nobody in NOBODY_IMPORTS)
+        if not any(within(name, a) for a in allowed)
+        or any(within(name, one) for one, files in FEW_IMPORT.items() if file not in files)
     ]
 
 
@@ -200,7 +221,12 @@ def test_files_and_functions_are_short(file: Path) -> None:
         and node.end_lineno - node.lineno >= 80
     ]
     assert long == []
-    assert len(file.read_text().splitlines()) <= 400
+    lines = len(file.read_text().splitlines())
+    assert lines <= MOST_LINES or (lines <= 400 and name_of(file) in LONGER), lines
+
+
+def test_the_files_that_may_be_longer_are() -> None:
+    assert {file for file in LONGER if len((ROOT / file).read_text().splitlines()) <= MOST_LINES} == set()
 
 
 @pytest.mark.parametrize(
@@ -214,7 +240,7 @@ def test_files_and_functions_are_short(file: Path) -> None:
         ("daemon/replicas/pool.py", "from llmd.daemon.engine.types import Sequence"),
         ("daemon/identity/pki.py", "from llmd.daemon.audit.log import AuditLog"),
         ("daemon/state/store.py", "from llmd.daemon.replicas.pool import Pool"),
-        ("daemon/admin/service.py", "from llmd.daemon.main import Daemon"),
+        ("daemon/admin/service.py", "from llmd.daemon.composition import Daemon"),
         ("api/http/app.py", "from llmd.api.openai import chat"),
         ("api/cli/main.py", "from llmd.daemon.state.store import Store"),
         ("quantize/check.py", "from llmd.daemon.errorsome import x"),
@@ -240,6 +266,15 @@ def test_the_import_guard_sees(file: str, code: str) -> None:
 )
 def test_the_danger_guard_sees(code: str) -> None:
     assert list(dangers(ast.parse(code)))
+
+
+# what stands in several layers: a command of `llmctl`, the admin socket's routes, and who does it
+IN_LAYERS = {"audit", "chat", "clients", "deployments", "doctor", "forms", "main", "plan"}
+
+
+def test_a_files_name_stands_for_one_thing() -> None:
+    names = [file.stem for file in FILES if not file.stem.startswith("__")]
+    assert {name for name in names if names.count(name) > 1} == IN_LAYERS
 
 
 ROOMS = sorted({file.parent for file in FILES})

@@ -1,6 +1,11 @@
 """The admin socket: the kernel says who calls.
 
-routes.py   what `llmctl` calls
-forms.py    of it, what is about models' forms and jobs
-service.py  who asks, and the daemon's service
+table.py        what `llmctl` calls, all of it
+machine.py      the machine and its daemon
+imported.py     the models that are imported
+forms.py        their forms, and jobs
+deployments.py  what serves
+clients.py      who may connect
+audit.py        the audit log
+parts.py        what these share
 """

@@ -39,11 +39,13 @@ def find() -> str:
     live = _listening()
     for path in SOCKETS:
         if os.path.abspath(path) in live:
-            return path
+            return path  # 1
     others = sorted(path for path in live if os.path.basename(path) == "admin.sock" and _trusted(path))
     if len(others) > 1:
         raise NoDaemon(f"several daemons run here; name one with --socket: {', '.join(others)}")
-    return others[0] if others else next((path for path in SOCKETS if _there(path)), SOCKETS[-1])
+    if others:
+        return others[0]  # 2
+    return next((path for path in SOCKETS if _there(path)), SOCKETS[-1])  # 3
 
 
 def _listening() -> set[str]:

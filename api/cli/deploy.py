@@ -3,14 +3,13 @@
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import click
 
 from llmd.api.cli.completion import models_or_paths
 from llmd.api.cli.connection import Client, DaemonError
 from llmd.api.cli.jobs import DONE, follow
-from llmd.api.cli.sources import is_path, long, made_of
+from llmd.api.cli.sources import fitting, import_file, is_file, is_path, long
 from llmd.api.cli.terminal import Progress, as_json, safe, show_json, size
 
 # what a daemon says where memory does not hold a model
@@ -45,46 +44,70 @@ def deploy(
         raise click.UsageError("--replicas takes a number, or auto")
     count = replicas if replicas == "auto" else int(replicas)
     asked = {"model": model, "gpus": named, "replicas": count, **given}
-    bar = None
     if is_path(model):
-        bar = Progress(f"deploying {safe(Path(model).name)}", shown=not json_)
-        try:
-            model, form = made_of(client, asked, name, yes, bar, json_)
-        except BaseException:
-            bar.end()
-            raise
-        asked |= {"model": model, "form": form}
-    try:
-        last = _deployed(client, asked, json_ or bar is not None)
-    except DaemonError as error:
-        if error.code not in NO_ROOM or asked["form"] or "@" in model:
-            raise
-        made = _make_one_that_fits(client, asked, error, yes, json_)
-        last = _deployed(client, {**asked, "form": made}, json_)
-    finally:
-        if bar:
-            bar.end()
+        last = _of_path(client, asked, name, yes, json_)
+        model = last["model"]
+    else:
+        last = _of_model(client, asked, yes, json_)
     if json_:
         return show_json(last)
     click.echo(
-        f"{safe(model)} is ready: {last['slots']} slots of {last['context']} tokens, keys and values {last['kv']}, "
-        f"on {safe(', '.join(last['gpus'])) or 'the CPU'}{_copies(last)}"
+        f"{safe(model)} is ready: {last['slots']} slots of {last['context']} tokens, keys and values "
+        f"{last['kv']}, on {safe(', '.join(last['gpus'])) or 'the CPU'}{_copies(last)}"
     )
 
 
-def _deployed(client: Client, asked: dict[str, Any], json_: bool) -> dict[str, Any]:
+def _of_path(client: Client, asked: dict[str, Any], name: str | None, yes: bool, json_: bool) -> dict[str, Any]:
+    """A file is imported; what is to be made of a folder is one job of the daemon's, to its end."""
+    bar = Progress(f"deploying {safe(Path(asked['model']).name)}", shown=not json_)
+    try:
+        if is_file(asked["model"]):
+            model = import_file(client, Path(asked["model"]), name, bar)["name"]
+            return _deployed(client, asked | {"model": model}, quiet=True)
+        found = fitting(client, asked, name, yes, json_)
+        if found["there"]:
+            return _deployed(client, asked | {"model": found["model"]}, quiet=True)
+        made = {"type": found["type"], "bytes": found["bytes"]} if found["type"] else None
+        folder = {"model": str(Path(asked["model"]).absolute()), "name": found["model"], "made": made}
+        return _served(client, client.call("POST", "/deploy/folder", asked | folder), json_, bar)
+    finally:
+        bar.end()
+
+
+def _of_model(client: Client, asked: dict[str, Any], yes: bool, json_: bool) -> dict[str, Any]:
+    try:
+        return _deployed(client, asked, quiet=json_)
+    except DaemonError as error:
+        if error.code not in NO_ROOM or asked["form"] or "@" in asked["model"]:
+            raise
+        best = _one_that_fits(client, asked, error, yes, json_)
+    job = client.call("POST", "/deploy/form", {**asked, "type": best["type"], "requantize": best["again"]})
+    return _served(client, job, json_)
+
+
+def _deployed(client: Client, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for last in client.events("POST", "/deploy", asked):
-        if not json_ and last["state"] != "ready":
+        if not quiet and last["state"] != "ready":
             click.echo(f"{safe(asked['model'])}: {last['state']}", err=True)
     return last
 
 
-def _make_one_that_fits(client: Client, asked: dict[str, Any], error: DaemonError, yes: bool, json_: bool) -> str:
-    """The type of a form that was made; raises `error` where none would fit, or nobody wants it."""
+def _served(client: Client, job: dict[str, Any], json_: bool, bar: Progress | None = None) -> dict[str, Any]:
+    """What it serves with once the job is done."""
+    job = follow(client, job["id"], json_, bar)
+    if job["state"] != DONE:
+        why = f"{job['error']}; " if json_ and job["error"] else ""  # people have read it
+        raise DaemonError(f"{job['model']} does not serve: {why}llmctl jobs show {job['id']}")
+    found: dict[str, Any] = job["result"]["serves"]
+    return found
+
+
+def _one_that_fits(client: Client, asked: dict[str, Any], error: DaemonError, yes: bool, json_: bool) -> dict[str, Any]:
+    """The form to make; raises `error` where none would fit, or nobody wants it."""
     model = asked["model"]
     try:
-        best = client.call("POST", "/fitting", asked)
+        best: dict[str, Any] = client.call("POST", "/fitting", asked)
     except DaemonError:
         raise error from None
     click.echo(f"{safe(model)} does not fit: {safe(str(error))}", err=True)
@@ -95,11 +118,7 @@ def _make_one_that_fits(client: Client, asked: dict[str, Any], error: DaemonErro
         if json_ or not sys.stdin.isatty():
             raise DaemonError(f"no form of {model} fits; --yes makes {best['type']}, and deploys that", error.code)
         click.confirm("Make it?", abort=True, err=True)
-    wanted = {"type": best["type"], "requantize": best["again"]}
-    job = client.call("POST", f"/models/{quote(model, safe='')}/quantize", wanted)
-    if follow(client, job["id"], json_)["state"] != DONE:
-        raise DaemonError(f"{model} was not made as {best['type']}: llmctl jobs show {job['id']}")
-    return str(best["type"])
+    return best
 
 
 def _copies(model: dict[str, Any]) -> str:

@@ -43,19 +43,19 @@ def doctor(client: Client, json_: bool) -> None:
 
 
 def _away(reason: str) -> Check:
-    """Why nobody answers: 1. no unit: what connecting says; 2. it was stopped; 3. it fails, with its last words; 4. it
-    starts, or serves: connecting says why not."""
+    """Why nobody answers: 1. it was stopped; 2. it fails: systemd cannot start it, or with its last words, or without;
+    3. it starts or serves, or there is no unit: what connecting says."""
     found = _unit()
     state, words = found.get("ActiveState", ""), found.get("StatusText", "")
-    if state == "inactive":
+    if state == "inactive":  # 1
         reason, fix = "it is stopped", "systemctl start llmd"
-    elif found.get("ExecMainStatus") == NO_CREDENTIAL:
+    elif found.get("ExecMainStatus") == NO_CREDENTIAL:  # 2
         reason, fix = "systemd cannot hand in the CA's key: its file is away", "put it back, or llmctl ca-key --none"
     elif words.startswith("failed: "):
         reason, fix = words.removeprefix("failed: "), "do what it says: systemd starts it again by itself"
     elif state in ("failed", "activating"):
         reason, fix = f"it does not come up ({found.get('Result') or state})", "journalctl -u llmd -n 30"
-    else:
+    else:  # 3
         fix = "systemctl start llmd, or llmd serve"
     return {"name": "daemon", "ok": False, "message": reason, "fix": fix}
 

@@ -9,8 +9,6 @@ from llmd.api.cli.connection import Client
 from llmd.api.cli.terminal import Progress, as_json, facts, json_before, moment, safe, show_json, size, table
 
 DONE = "done"
-# a bar that goes on behind a job has this share more
-BEHIND = 1.1
 SIZES = {"bytes", "read", "size", "done", "total"}
 
 
@@ -49,8 +47,7 @@ def show(client: Client, number: int, wait: bool, json_: bool) -> None:
     if json_:
         show_json(job)
     elif not wait:
-        told = {**job.pop("asked"), **job.pop("result"), **job}
-        told.pop("proof", None)  # llmctl model show has it in words
+        told = {**_flat(job.pop("asked")), **_flat(job.pop("result")), **job}
         facts({key.replace("_", " "): size(told[key]) if key in SIZES else value for key, value in told.items()})
     if wait and job["state"] != DONE:
         sys.exit(1)
@@ -82,13 +79,13 @@ def logs(client: Client, number: int, json_: bool) -> None:
 def follow(client: Client, number: int, json_: bool, bar: Progress | None = None) -> dict[str, Any]:
     """A bar until it has ended, and how. Ctrl-C goes away from it. `bar`: one that goes on behind it."""
     job: dict[str, Any] = {}
-    own = bar is None
+    own = bar is None  # else whoever gave it ends it
     try:
         for event in client.events("POST", f"/jobs/{number}/follow"):
             job = event["job"]
             if job.get("total"):
                 bar = bar or Progress(f"job {number}, {_what(job)} of {safe(job['model'])}", shown=not json_)
-                bar.at(job["done"], job["total"] if own else int(job["total"] * BEHIND))
+                bar.at(job["done"], job["total"])
     except KeyboardInterrupt:
         if bar:
             bar.end()
@@ -101,6 +98,14 @@ def follow(client: Client, number: int, json_: bool, bar: Progress | None = None
     if not json_ and (own or job["state"] != DONE):
         click.echo(_ended(job), err=job["state"] != DONE)
     return job
+
+
+def _flat(told: dict[str, Any]) -> dict[str, Any]:
+    """Without names within names. A proof is what `llmctl model show` has in words."""
+    found: dict[str, Any] = {}
+    for name, value in told.items():
+        found |= _flat(value) if isinstance(value, dict) and name != "proof" else {name: value}
+    return {name: value for name, value in found.items() if name not in ("proof", "replicas")}
 
 
 def _what(job: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from llmd.api.cli.connection import Client, DaemonError
-from llmd.api.cli.jobs import DONE, follow
+from llmd.api.cli.jobs import follow
 from llmd.api.cli.terminal import Progress, safe, size, span
 
 
@@ -35,36 +35,21 @@ def import_folder(client: Client, folder: Path, name: str | None, *, wait: bool,
     return follow(client, job["id"], json_) if wait else job
 
 
-def made_of(
-    client: Client, asked: dict[str, Any], name: str | None, yes: bool, bar: Progress, json_: bool
-) -> tuple[str, str | None]:
-    """The model that was made of the file or folder `asked["model"]`, and the type of the form to deploy (None: the
-    largest that fits)."""
-    # a folder's name may end so too; one that this user may not look into is the daemon's to read
-    if Path(asked["model"]).is_file() or (asked["model"].endswith(".gguf") and not Path(asked["model"]).is_dir()):
-        return str(import_file(client, Path(asked["model"]), name, bar)["name"]), asked["form"]
-    return _made_of_folder(client, asked, name, yes, bar, json_)
+def is_file(path: str) -> bool:
+    """Whether it is a GGUF file, and no folder: a folder's name may end so too; one that this user may not look into is
+    the daemon's to read."""
+    return Path(path).is_file() or (path.endswith(".gguf") and not Path(path).is_dir())
 
 
-def _made_of_folder(
-    client: Client, asked: dict[str, Any], name: str | None, yes: bool, bar: Progress, json_: bool
-) -> tuple[str, str | None]:
-    """One question at most, at the beginning."""
+def fitting(client: Client, asked: dict[str, Any], name: str | None, yes: bool, json_: bool) -> dict[str, Any]:
+    """What is to be made of the folder `asked["model"]`, as the daemon says it. One question at most."""
     folder = Path(asked["model"]).absolute()
     if not json_:
         click.echo(f"looking at {safe(folder.name)}", err=True)
-    found = client.call("POST", "/fitting/folder", {**asked, "model": str(folder), "name": name})
-    model, kind = str(found["model"]), found["type"]
-    if found["there"]:
-        return model, asked["form"]
-    if kind:
+    found: dict[str, Any] = client.call("POST", "/fitting/folder", {**asked, "model": str(folder), "name": name})
+    if found["type"]:
         _ask(found, yes, json_)
-    wanted = {"type": kind, "bytes": found["bytes"]} if kind else None
-    job = client.call("POST", "/models/folders", {"path": str(folder), "name": model, "form": wanted})
-    job = follow(client, job["id"], json_, bar)
-    if job["state"] != DONE:
-        raise DaemonError(f"{model} was not made: llmctl jobs show {job['id']}")
-    return model, kind
+    return found
 
 
 def _ask(found: dict[str, Any], yes: bool, json_: bool) -> None:

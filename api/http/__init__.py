@@ -6,7 +6,7 @@ protocol.py    HTTP/1.1 on one connection, with deadlines, bounds and the peer's
 body.py        strict JSON from outside
 routes.py      the table of routes, and who may call them
 app.py         an application of routes
-errors.py      how an error is written, for every dialect
+error_answers.py how an error is written, for every dialect
 streams.py     answers that take long: Server-Sent Events, clients that leave or do not read
 openapi.py     /openapi.json
 probes.py      what machines ask: alive, ready, metrics

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmd.api.http import errors
+from llmd.api.http import error_answers
 from llmd.api.http.body import LARGE_AT_ONCE, explain
 from llmd.api.http.routes import GuardedRoute, Refused, Route, Who, table
 from llmd.daemon.audit.refusals import Refusals
@@ -26,7 +26,7 @@ def application(routes: Sequence[Route], who: Who, refused: Refused = lambda *_:
     """What answers on a listener: `routes`, and nothing else. `who` says who calls, `refused` is told who may not;
     `state` is what endpoints ask for.
 
-    Every error is written as its route says (`errors.py`).
+    Every error is written as its route says (`error_answers.py`).
     """
     # the interactive pages load scripts from the internet; /openapi.json is a route of ours. A redirect would go where
     # the client's own Host header says
@@ -94,21 +94,21 @@ def noted(refusals: Refusals) -> Refused:
 
 async def _known(request: Request, error: Exception) -> Response:
     assert isinstance(error, LlmdError)
-    return errors.response(error, request)
+    return error_answers.response(error, request)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         meant = _meant(request)
-        return errors.response(NotFound(f"there is no such route{f'; there is {meant}' if meant else ''}"))
+        return error_answers.response(NotFound(f"there is no such route{f'; there is {meant}' if meant else ''}"))
     if error.status_code == 405:
         methods = {method for route in _matching(request.app, request.url.path) for method in route.methods or ()}
         allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
-        response = errors.response(MethodNotAllowed(f"this route does not take that method; it takes {allowed}"))
+        response = error_answers.response(MethodNotAllowed(f"this route does not take that method; it takes {allowed}"))
         response.headers["Allow"] = allowed
         return response
-    return errors.response(BadRequest(str(error.detail)), request)
+    return error_answers.response(BadRequest(str(error.detail)), request)
 
 
 def _matching(app: FastAPI, path: str) -> list[GuardedRoute]:
@@ -128,12 +128,12 @@ def _meant(request: Request) -> str | None:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # FastAPI begins with where it was: query or path
-    return errors.response(explain([{**e, "loc": e["loc"][1:]} for e in error.errors()]), request)
+    return error_answers.response(explain([{**e, "loc": e["loc"][1:]} for e in error.errors()]), request)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
     log.error("an unexpected error on %s", request.scope.get("path", "")[:100].encode("unicode_escape"), exc_info=error)
-    return errors.response(LlmdError("an internal error; the server's log holds the cause"), request)
+    return error_answers.response(LlmdError("an internal error; the server's log holds the cause"), request)
 
 
 async def _left(_: Request, __: Exception) -> Response:

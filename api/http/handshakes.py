@@ -99,10 +99,10 @@ class Handshakes:
 
     def begin(self, connection: socket.socket, address: str, room: bool = True) -> None:
         """`room`: there may be one more connection than there are."""
-        if not self._rates.allows(address) or not (room or self.count):
+        if not self._rates.allows(address) or not (room or self.count):  # 1
             refuse(connection)
             return
-        if self.count >= limits.MAX_HANDSHAKES or not room:
+        if self.count >= limits.MAX_HANDSHAKES or not room:  # 2
             self._give_way()
         handshake = _Handshake(connection)
         task = asyncio.create_task(self._run(connection, address, handshake), name="handshake")
@@ -127,7 +127,7 @@ class Handshakes:
     async def _run(self, connection: socket.socket, address: str, handshake: _Handshake) -> None:
         HANDSHAKE.set(handshake)
         try:
-            await self._shake(connection)
+            await self._shake(connection)  # 3: it has a timeout
         except OSError:  # among them TLS's own, and a timeout
             await handshake.drain()
         finally:

@@ -24,7 +24,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from llmd.api.http.errors import openai
+from llmd.api.http.error_answers import openai
 from llmd.daemon import limits
 from llmd.daemon.audit.refusals import Refusals
 from llmd.daemon.errors import BadRequest, BodyTimeout, CertificateRevoked, Forbidden, LlmdError, NotFound

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope
 
 from llmd.api.http.body import Body, aside, read
-from llmd.api.http.errors import OPENAI, Errors
+from llmd.api.http.error_answers import OPENAI, Errors
 from llmd.daemon.errors import BadRequest, Forbidden, LlmdError
 from llmd.daemon.identity.principal import ROLES, Principal
 from llmd.daemon.serving.answer import Serving

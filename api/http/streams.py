@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmd.api.http.errors import openai
+from llmd.api.http.error_answers import openai
 from llmd.daemon import limits
 from llmd.daemon.errors import LlmdError
 

@@ -17,8 +17,8 @@ from llmd.api.openai.answers import (
     DetokenizeAnswer,
     TokenizeAnswer,
 )
-from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, Generation, StreamOptions, TokenizeBody
-from llmd.api.openai.stream import Counts, EventEncoder, Shape, encoded, whole
+from llmd.api.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, Generation, StreamOptions, TokenizeBody
+from llmd.api.openai.encoding import Counts, EventEncoder, Shape, encoded, whole
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.serving.answer import Answer, Serving
 from llmd.daemon.serving.ask import Ask

@@ -76,11 +76,11 @@ def remember(store: Store, rows: Iterable[Entry]) -> int:
             lost.append((row, body))
         if row.kind == REVOKE:
             revoked |= dict.fromkeys(str(body.get("serials")).split(), _seconds(row.ts))
-    for row, body in lost:
+    for row, body in lost:  # 1
         name, begin = str(body["client"]), _seconds(row.ts)
         end = body.get("not_after") or begin + DAY_SECONDS * int(body["days"])
         store.add_client(name, roles[name], str(body["serial"]), begin, float(end))
-    store.mark_revoked(revoked)
+    store.mark_revoked(revoked)  # 2
     return len(lost)
 
 
@@ -97,9 +97,9 @@ def reconcile(store: Store, authority: Authority, lost: Iterable[Entry]) -> int:
     before = len(store.revoked_certificates())
     for entry in lost:
         if entry.kind == REVOKE:
-            _revoke_again(store, authority, parsed(entry.body))
+            _revoke_again(store, authority, parsed(entry.body))  # 1
     listed = {f"{serial:x}": one.when.timestamp() for serial, one in authority.revocations.items()}
-    store.mark_revoked(listed)
+    store.mark_revoked(listed)  # 2
     return len(store.revoked_certificates()) - before
 
 
@@ -175,8 +175,8 @@ class Clients:
         """Revoke all of a client's certificates, or the one whose serial number begins with `serial`: new connections,
         kept ones and open streams end. Raises NotFound, Conflict.
 
-        In this order: 1. they are refused, in memory; 2. the list is on disk; 3. the state database. Whatever fails or
-        dies in between, they stay refused, and a start completes what is lacking.
+        In this order: 1. they are refused, in memory, and the list is on disk; 2. the state database; 3. connections
+        end. Whatever fails or dies in between, they stay refused, and a start completes what is lacking.
         """
         good: list[Certificate] = []
         cut = 0
@@ -184,15 +184,15 @@ class Clients:
         def work() -> None:
             good.extend(self.store.good_certificates(name, serial))
             if good:
-                self.authority.revoke({int(c.serial, 16): _utc(c.not_after) for c in good})
-                self.store.mark_revoked({c.serial: time.time() for c in good})
+                self.authority.revoke({int(c.serial, 16): _utc(c.not_after) for c in good})  # 1
+                self.store.mark_revoked({c.serial: time.time() for c in good})  # 2
 
         async with self.acts(REVOKE, actor, takes_away=True, client=name, of=serial or None) as result:
             try:
                 await self.state.run(work)
             finally:
                 refused = [c.serial for c in good if int(c.serial, 16) in self.authority.revoked]
-                cut = sum(self.connections.abort(int(one, 16)) for one in refused)
+                cut = sum(self.connections.abort(int(one, 16)) for one in refused)  # 3
                 result |= {"certificates": len(refused), "serials": " ".join(refused), "connections": cut}
         return {"client": name, "revoked": [c.serial for c in good], "connections": cut}
 

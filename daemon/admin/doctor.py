@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llmd.daemon import files
+from llmd.daemon import atomic
 from llmd.daemon.config import Config, ConfigError, Current, changes
 from llmd.daemon.errors import AuditUnavailable
 from llmd.daemon.gpus.inventory import Gpu
@@ -18,7 +18,7 @@ from llmd.daemon.identity.register import Register
 from llmd.daemon.machine import confined, systemd
 from llmd.daemon.machine.cpu import Choice
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.planning.architectures import cuda_engine
+from llmd.daemon.planning.gpu_code import cuda_engine
 from llmd.daemon.planning.planner import IGNORED, Planner
 from llmd.daemon.replicas.deployment import Deployment
 from llmd.daemon.replicas.lifecycle import QUARANTINED
@@ -217,7 +217,7 @@ class Doctor:
         key = self.current.now.state / "audit.key"
         if not key.exists():
             yield check("audit.key", False, "is missing", "put back a copy before llmd is restarted")
-        elif files.exposed(key):
+        elif atomic.exposed(key):
             yield check("audit.key", False, "may be read or written by others", f"chmod 600 {key}")
         here = self.current.now.state / "pki" / "root.key"
         if here.exists() and systemd.credential(here.name):

@@ -12,7 +12,7 @@ from llmd.daemon.models.checking import check
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.importing import HEAD_BYTES, Importer
 from llmd.daemon.models.making import Maker, Size
-from llmd.daemon.planning.plan import File, Placement, Wish, forms
+from llmd.daemon.planning.plan import ON_CPU, File, Placement, Wish, forms
 from llmd.daemon.planning.planner import Planner
 from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.state.records import Form, Model
@@ -23,12 +23,22 @@ MIN_CONTEXT, MAX_CONTEXT = 256, 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Deploying:
-    """What is asked of a deployment, by hand: the rest is the configuration's or the plan's."""
+    """What is asked of a deployment, by hand: the rest is the configuration's or the plan's. `replicas` 0: one on each
+    GPU that holds it whole; `evict`: take idle models out of service where it finds no room, None: as the configuration
+    says."""
 
-    ctx: int | None
-    slots: int | None
-    placement: Placement
+    ctx: int | None = None
+    slots: int | None = None
+    placement: Placement = ON_CPU
     replicas: int = 1
+    evict: bool | None = None
+
+    def of_form(self, kind: str | None) -> "Deploying":
+        """With the form that the model's name says. Raises BadRequest where that is another one."""
+        return replace(self, placement=self.placement.of_form(kind))
+
+
+PLAIN = Deploying()
 
 
 @dataclass(slots=True)
@@ -45,7 +55,7 @@ class Fitting:
         """What is asked of a deployment, with the configuration's defaults. `own`: the model's forms, where it is not
         here. Raises BadRequest for more context than the model was trained for, NotFound for a form that it has not."""
         c, ctx, slots = self.current.now, asked.ctx, asked.slots
-        trained = int(model.info.get("context_length") or 0)
+        trained = model.info.context_length
         least, most = min(MIN_CONTEXT, trained or MIN_CONTEXT), trained or MAX_CONTEXT
         if ctx and not least <= ctx <= most:
             raise BadRequest(
@@ -54,12 +64,12 @@ class Fitting:
         asked_for = c.context if ctx is None else ctx
         context = min(asked_for or trained, trained or asked_for)
         there = self.forms(model.name, asked.placement.form) if own is None else own
-        files = [File(f.name, str(self.models.file(f.digest)), f.size, f.digest, f.info.get("shape")) for f in there]
+        files = [File(f.name, str(self.models.file(f.digest)), f.size, f.digest, f.info.shape) for f in there]
         first, *others = sorted(files, key=lambda one: one.digest != model.digest)
         return Wish(
             first.path, slots or c.slots, context, c.batch, c.chunk, c.threads, asked.placement, first.shape,
             first.size, digest=first.digest, form=first.name, others=tuple(others), keep_context=bool(ctx),
-            keep_slots=slots is not None, syntax=str(model.info.get("syntax_said", "")),
+            keep_slots=slots is not None, syntax=model.info.syntax_said,
         )  # fmt: skip
 
     def whole(self, model: Model, asked: Deploying) -> Wish:
@@ -98,11 +108,11 @@ class Fitting:
         if there := await self.importer.held(path, name):
             return {"model": there.name, "there": True, "type": None}
         name, job = await self.importer.asked(path, name)
-        folder, kind = Path(job["path"]), asked.placement.form and asked.placement.form.upper()
+        folder, kind = Path(job.path), asked.placement.form and asked.placement.form.upper()
         async with self.importer.outlined(folder) as file:
             info = await check(file)
-            model = Model(name, "", int(info["size"]), str(folder), 0.0, info)
-            whole = Form(name, str(info["file_type"]), "", model.size, info)
+            model = Model(name, "", info.size, str(folder), 0.0, info)
+            whole = Form(name, info.file_type, "", model.size, info)
             plain = replace(asked, placement=replace(asked.placement, form=None))
             wish = self.wish(model, plain, [whole])
             why = await self._why_not(name, wish, plain)
@@ -113,7 +123,7 @@ class Fitting:
         self.models.make_room(model.size + HEAD_BYTES + (size.bytes if size else 0))
         return {
             "model": name, "there": False, "type": size and size.type, "bytes": size and size.bytes, "now": model.size,
-            "read": job["read"], "method": job["method"],
+            "read": job.read, "method": job.method,
             "why": why and why.message, "seconds": round(seconds, 1), "free": self.models.free(),
         }  # fmt: skip
 

@@ -2,23 +2,36 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
 from llmd.daemon.admin.doctor import rfc3339
+from llmd.daemon.admin.fitting import Deploying
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.errors import BadRequest, Conflict
+from llmd.daemon.jobs.queue import ENDED, Jobs, Kind
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.models.importing import Importer
-from llmd.daemon.models.jobs import ENDED, Jobs
-from llmd.daemon.models.making import Asked, Maker, check_type
+from llmd.daemon.models.importing import Importer, Importing, Wanted
+from llmd.daemon.models.making import Asked, Maker, Making, check_type
 from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.state.records import Job, of_form
 from llmd.daemon.state.store import StateThread
 
-QUANTIZE, IMPORT = "quantize", "import"
+QUANTIZE, IMPORT, DEPLOY = "quantize", "import", "deploy"
 FOLLOW_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Bringing:
+    """What a job of kind DEPLOY is to do: a `folder` is converted, or of a model that is here a form of this `type` is
+    made (which takes so many `bytes`; `again`: of what is quantized already), and that is deployed."""
+
+    deploying: Deploying
+    type: str | None
+    bytes: int
+    again: bool = False
+    folder: Importing | None = None
 
 
 @dataclass(slots=True)
@@ -37,15 +50,27 @@ class Forms:
         told = [asdict(size) for size in await self.maker.sizes(name)]
         return [{name: value for name, value in size.items() if name != "shape"} for size in told]
 
-    async def quantize(self, name: str, asked: Asked, actor: str) -> Job:
-        """Queue a job that makes this form. Raises ModelNotFound, BadRequest, Conflict, NoSpace, ModelInvalid."""
+    def kinds(self) -> tuple[Kind[Making], Kind[Importing]]:
+        """The jobs that make something, and nothing else."""
+        return (
+            Kind(QUANTIZE, Making, lambda job, asked, tell: self.maker.make(job.model, asked, tell)),
+            Kind(IMPORT, Importing, lambda job, asked, tell: self.importer.make(job.model, asked, tell)),
+        )
+
+    async def quantize(self, name: str, asked: Asked, actor: str, deploying: Deploying | None = None) -> Job:
+        """Queue a job that makes this form, and deploys it where it is told how. Raises ModelNotFound, BadRequest,
+        Conflict, NoSpace, ModelInvalid."""
         await self._whole(name)
         model = await self.state.run(lambda: self.models.show(name))
         size = await self.maker.chosen(model, asked)
         self.models.make_room(size.bytes)
-        wanted = {"type": size.type, "bytes": size.bytes, "digest": model.digest, "again": asked.again}
         async with self.acts("admin.model_quantize", actor, model=name, type=size.type) as result:
-            job = await self.jobs.add(QUANTIZE, name, wanted, actor)
+            if deploying:
+                wanted = Bringing(deploying.of_form(size.type), size.type, size.bytes, asked.again)
+                job = await self.jobs.add(DEPLOY, name, wanted, actor)
+            else:
+                making = Making(size.type, size.bytes, model.digest, asked.again)
+                job = await self.jobs.add(QUANTIZE, name, making, actor)
             result["job"] = job.id
         return job
 
@@ -56,15 +81,23 @@ class Forms:
             await self.state.run(lambda: self.models.form(model, kind))
             raise BadRequest(f"{name} is a form: others are made of what was imported, {model}", param="name")
 
-    async def import_folder(self, path: str, name: str | None, form: dict[str, Any] | None, actor: str) -> Job:
-        """Queue a job that makes a model of a Hugging Face folder, and of that the form of this `type`. Raises
-        BadRequest, ModelInvalid, Conflict, NoSpace, and Unavailable where nothing here converts."""
+    async def import_folder(
+        self, path: str, name: str | None, form: Wanted | None, actor: str, deploying: Deploying | None = None
+    ) -> Job:
+        """Queue a job that makes a model of a Hugging Face folder, and of that a form, and deploys that where it is
+        told how. Raises BadRequest, ModelInvalid, Conflict, NoSpace, and Unavailable where nothing here converts."""
         async with self.acts("admin.model_import", actor, file=PurePath(path).name, model=name) as result:
             if form:
-                check_type(form["type"])
-            name, wanted = await self.importer.asked(path, name)
-            wanted |= {"form": form} if form else {}
-            job = await self.jobs.add(IMPORT, name, wanted, actor)
+                check_type(form.type)
+            name, found = await self.importer.asked(path, name)
+            folder = replace(found, form=form)
+            if deploying:
+                kind, size = form.type if form else None, folder.bytes + (form.bytes if form else 0)
+                job = await self.jobs.add(
+                    DEPLOY, name, Bringing(deploying.of_form(kind), kind, size, folder=folder), actor
+                )
+            else:
+                job = await self.jobs.add(IMPORT, name, folder, actor)
             result |= {"model": name, "job": job.id}
         return job
 

@@ -6,7 +6,7 @@ from typing import Any
 from llmd.daemon.admin.doctor import rfc3339
 from llmd.daemon.replicas.deployment import Deployment, Replica
 from llmd.daemon.state.records import Form
-from llmd.daemon.wire.worker import Busy
+from llmd.daemon.wire.control import Busy
 
 
 def made_room(other: str, at: float) -> str:
@@ -16,7 +16,8 @@ def made_room(other: str, at: float) -> str:
 
 def made(form: Form) -> dict[str, Any]:
     """Of one that was made here: of what, and by which versions."""
-    return {"made": form.info["made"]} if "made" in form.info else {}
+    told = form.info.to_dict()
+    return {"made": told["made"]} if "made" in told else {}
 
 
 def deployed(d: Deployment, note: Callable[[tuple[str, int]], str]) -> dict[str, Any]:

@@ -245,19 +245,19 @@ def verify(rows: Iterable[Row], state: State) -> Break | None:
 def _check(row: Row, state: State) -> Break | None:
     """1. types  2. seq  3. link to the row before  4. own hash  5. one admit, then one finish, a request."""
     expected = state.seq + 1
-    if not _well_formed(row):
+    if not _well_formed(row):  # 1
         return Break(
             row.seq if isinstance(row.seq, int) else expected, "malformed", "a column has the wrong type or size"
         )
-    if row.seq > expected:
+    if row.seq > expected:  # 2
         return Break(row.seq, "gap", f"row {row.seq} follows row {state.seq}: {row.seq - expected} rows are missing")
     if row.seq < expected:
         return Break(row.seq, "order", f"row {row.seq} comes where row {expected} is due")
-    if row.prev != state.head:
+    if row.prev != state.head:  # 3
         return Break(row.seq, "prev", "its link does not match the row before it: one of the two was changed")
-    if row.hash != row_hash(row.seq, row.prev, row.kind, row.ts, row.request, row.body):
+    if row.hash != row_hash(row.seq, row.prev, row.kind, row.ts, row.request, row.body):  # 4
         return Break(row.seq, "hash", "its contents do not match its hash: the row was changed")
-    if row.kind == "admit" and str(row.request) in state.open:
+    if row.kind == "admit" and str(row.request) in state.open:  # 5
         return Break(row.seq, "admit", f"request {row.request!r} is admitted a second time")
     if row.kind == "finish" and str(row.request) not in state.open:
         return Break(row.seq, "finish", f"request {row.request!r} finishes without an open admit, or a second time")

@@ -21,7 +21,7 @@ from typing import Any
 
 from sqlite_utils import Database, Migrations
 
-from llmd.daemon import files
+from llmd.daemon import atomic
 from llmd.daemon.audit import chain, starts
 from llmd.daemon.audit.chain import COLUMNS, GENESIS, Entry, Value
 from llmd.daemon.errors import AuditUnavailable, Conflict
@@ -166,7 +166,7 @@ class Writer:
         closing = False
         pause = RETRY_SECONDS if not self.writable else 0.0 if self._todo else None
         with suppress(queue.Empty):
-            item = self._queue.get(timeout=pause)
+            item = self._queue.get(timeout=pause)  # 1
             while item is not None:
                 if isinstance(item, Read):
                     reads.append(item)
@@ -179,13 +179,13 @@ class Writer:
                 item = self._queue.get_nowait()
             closing = item is None
         try:
-            self._flush(db)
+            self._flush(db)  # 2
         except Exception as error:
             for read in reads:
                 read.future.set_exception(error)
             raise
         for read in reads:
-            _answer(read, db)
+            _answer(read, db)  # 3
         if closing:
             self._last_words(db)
         return not closing
@@ -311,7 +311,7 @@ def _explain(error: Exception) -> Exception:
     if isinstance(error, NotALog):
         return Conflict(f"the audit log's file cannot be used: {error}")
     if isinstance(error, sqlite3.Error | OSError):
-        why = files.why(error) if isinstance(error, OSError) else error
+        why = atomic.why(error) if isinstance(error, OSError) else error
         return AuditUnavailable(f"the audit log cannot be opened: {why}")
     return error
 

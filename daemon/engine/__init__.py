@@ -11,7 +11,7 @@ slots.py       pure: which slot holds them, and what is shared
 loop.py        the engine thread
 deadline.py    a deadline for work that nothing else can stop
 fair.py        what several owners ask of one thread
-faults.py      what is told of an exception that nobody expected
+failures.py    what is told of an exception that nobody expected
 reach.py       what a worker and a trial may reach
 prompts.py     messages or text to tokens
 rendering.py   a chat as its template lays it out, and the one error of a prompt that is too long

@@ -3,7 +3,7 @@
 Threads: the main thread is the engine; `read` takes frames in; `prepare_all` has templates rendered (`renderers.py`)
 and tokenizes, so that a long text never holds up a step; `bind_all` compiles grammars, so that they hold up no other
 prompt; `beat` says once a second that the process lives and for how long the step has been running. What a request
-meets there ends the request (`faults.py`). What a thread itself does not expect ends the process: it never goes on
+meets there ends the request (`failures.py`). What a thread itself does not expect ends the process: it never goes on
 without one of them.
 
 Before it opens the model, and before there is a second thread, it gives away what it does not need (`reach.py`).
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from llmd.daemon.engine import faults, reach
+from llmd.daemon.engine import failures, reach
 from llmd.daemon.engine.answers.answering import Answering, Answers
 from llmd.daemon.engine.answers.formats import Thoughts
 from llmd.daemon.engine.answers.least import least
@@ -37,10 +37,7 @@ from llmd.daemon.errors import BadRequest, LlmdError, SchemaTooComplex, SchemaUn
 from llmd.daemon.machine import cores
 from llmd.daemon.machine.confined import lacks
 from llmd.daemon.wire import frames
-from llmd.daemon.wire.events import Detokenized, Failed, Started, Tokenized
-from llmd.daemon.wire.frames import Decoder
-from llmd.daemon.wire.work import Chat, Detokenize, Generate, Prompt, RawText, Tokenize, Tokens, Wanted
-from llmd.daemon.wire.worker import (
+from llmd.daemon.wire.control import (
     Beat,
     Cancel,
     Fake,
@@ -54,6 +51,9 @@ from llmd.daemon.wire.worker import (
     Step,
     ToWorker,
 )
+from llmd.daemon.wire.events import Detokenized, Failed, Started, Tokenized
+from llmd.daemon.wire.frames import Decoder
+from llmd.daemon.wire.work import Chat, Detokenize, Generate, Prompt, RawText, Tokenize, Tokens, Wanted
 
 BIND_SECONDS = 2.0
 
@@ -137,7 +137,7 @@ class Worker:
                 self._refuse(message.id, e)
 
     def _refuse(self, id_: int, error: BaseException) -> None:
-        told = faults.of_request(error)
+        told = failures.of_request(error)
         self.send(Step((Failed(id_, told.code, told.message, told.param),)))
 
     def _prepare(self, message: Open) -> None:
@@ -292,8 +292,8 @@ def _llama(s: Llama) -> Callable[[cores.Seat], Runner]:
 
 def die(args: threading.ExceptHookArgs) -> None:
     if args.exc_value:
-        faults.told(f"the thread {args.thread and args.thread.name}", args.exc_value, faults.LAST_WORDS_SECONDS)
-    os._exit(faults.EXIT_SOFTWARE)
+        failures.told(f"the thread {args.thread and args.thread.name}", args.exc_value, failures.LAST_WORDS_SECONDS)
+    os._exit(failures.EXIT_SOFTWARE)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from llmd.daemon.engine.answers.answering import Answering, Choice
 from llmd.daemon.engine.answers.matching import Masks, Matcher
 from llmd.daemon.engine.answers.reader import Argued, Called, Piece, Said, Thought
-from llmd.daemon.engine.faults import of_request
+from llmd.daemon.engine.failures import of_request
 from llmd.daemon.engine.output import LogprobOutput, TextOutput
 from llmd.daemon.engine.pace import Pace
 from llmd.daemon.engine.protocols import Runner, Space
@@ -27,8 +27,8 @@ from llmd.daemon.engine.scheduler import Scheduler
 from llmd.daemon.engine.threads import Threads
 from llmd.daemon.engine.types import NO_MASKS, Logprob, Mask, Plan, Request, Sequence, Token
 from llmd.daemon.machine.cores import Alone, Idle, Seat
+from llmd.daemon.wire.control import Busy, Step
 from llmd.daemon.wire.events import ChosenLogprob, Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
-from llmd.daemon.wire.worker import Busy, Step
 
 BURST = 512
 # who has answered a request often has the next one soon: its cores are not dealt anew for less

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 from llmd.daemon.machine import confined
 from llmd.daemon.machine.confined import NCCL, NO_SOCKETS
-from llmd.daemon.wire.worker import Settings
+from llmd.daemon.wire.control import Settings
 
 DRIVER = ("/proc/driver", "/proc/devices")
 DEVICES, THREADS, SHARED, TOPOLOGY = "/dev/nvidia*", "/proc/self/task", "/dev/shm", "/sys"

@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llmd.daemon.engine import faults
+from llmd.daemon.engine import failures
 from llmd.daemon.engine.answers.detecting import name_of
 from llmd.daemon.engine.answers.formats import CALLS, Syntax, thinking_named
 from llmd.daemon.engine.rendering import Rendering, Terms, Written
@@ -64,8 +64,8 @@ class Nursery:
             try:
                 socket.send_fds(self._sock, [b"one"], [theirs.fileno()])
             except OSError as e:
-                faults.told("what starts renderers", e, faults.LAST_WORDS_SECONDS)
-                os._exit(faults.EXIT_SOFTWARE)
+                failures.told("what starts renderers", e, failures.LAST_WORDS_SECONDS)
+                os._exit(failures.EXIT_SOFTWARE)
         return ours
 
     def close(self) -> None:
@@ -229,5 +229,5 @@ def _rendered(rendering: Rendering, data: bytes) -> tuple[dict[str, Any], bytes]
     except UnicodeEncodeError:
         error = BadRequest("the model's chat template makes half a character of these messages", param="messages")
     except Exception as e:
-        error = faults.of_request(e)
+        error = failures.of_request(e)
     return {"code": error.code, "message": error.message, "param": error.param}, b""

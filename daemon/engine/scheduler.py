@@ -113,8 +113,8 @@ class Scheduler:
             if len(sequence.tokens) - sequence.computed != 1 and not (sequence.repeats and sequence.prefilled):
                 behind.append(sequence)
             elif not space.bounded or self._room(sequence, sequence.computed + 1):
-                single.append(sequence)
-        self._deal([one for one in behind if one not in self._lost] if self._lost else behind)
+                single.append(sequence)  # 1
+        self._deal([one for one in behind if one not in self._lost] if self._lost else behind)  # 2
         plan = Plan(list(self._starts.values()))
         for sequence in [one for one in single if one not in self._lost] if self._lost else single:
             at, sample = sequence.computed, not sequence.repeats or len(sequence.tokens) - sequence.computed == 1

@@ -1,14 +1,13 @@
 """Does a library of the engine run on this CPU? Asked in a child process, as the wrong one kills it.
 
-    python -P -m llmd.daemon.engine.selftest           {"variants": {NAME: SCORE}}
-    python -P -m llmd.daemon.engine.selftest NAME      {"ok": true}, or {"ok": false, "why": TEXT}
+    python -P -m llmd.daemon.engine.selftest           {"ok": true, "variants": {NAME: SCORE}}
+    python -P -m llmd.daemon.engine.selftest NAME      {"ok": true}, or {"ok": false, "message": TEXT}
 
 It multiplies matrices of every kind of weights that models have, one row and many at a time, and holds the products
 against numpy's. `daemon/machine/cpu.py` runs it.
 """
 
 import ctypes
-import json
 import sys
 from ctypes import POINTER, Structure, c_bool, c_float, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from llmd.daemon.errors import Unavailable
 from llmd.daemon.machine import cores
+from llmd.daemon.machine.telling import Tell, verdict
 from llmd.quantize import backends
 
 # ggml's numbers, and how far a product may be off, as a share of the largest
@@ -102,18 +103,19 @@ def fails(where: Path, library: Path) -> str:
     return ""
 
 
-def main() -> None:
+def _asked(_: Tell) -> dict[str, Any]:
     where = backends.folder()
     known = backends.variants(where)
     if len(sys.argv) < 2:
-        print(json.dumps({"variants": {name: backends.score(file) for name, file in known.items()}}))
-        return
+        return {"variants": {name: backends.score(file) for name, file in known.items()}}
     try:
         why = fails(where, known[sys.argv[1]]) if where else "there are no libraries"
     except OSError as e:
         why = str(e)
-    print(json.dumps({"ok": not why, "why": why}))
+    if why:
+        raise Unavailable(why)
+    return {}
 
 
 if __name__ == "__main__":
-    main()
+    verdict(_asked, "try this library")

@@ -13,8 +13,6 @@ false, "code": CODE, "message": TEXT}`.
 `daemon/models/checking.py` runs it.
 """
 
-import json
-import os
 import sys
 from typing import Any
 
@@ -25,6 +23,7 @@ from llmd.daemon.engine.rendering import Terms
 from llmd.daemon.engine.templates import CONVERSATIONS, WEATHER
 from llmd.daemon.errors import LlmdError, ModelInvalid
 from llmd.daemon.machine import cores
+from llmd.daemon.machine.telling import verdict
 from llmd.daemon.wire.frames import decode_chat
 from llmd.daemon.wire.work import Chat
 from llmd.quantize import backends
@@ -59,47 +58,38 @@ def syntax(rendered: Rendered) -> str:
         return ""
 
 
-def _verdict(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
-    try:
-        hold_trial(path)
-        backends.engine()
-        from llmd.daemon.engine.llama.vocabulary import of_file  # here: it imports llama.cpp
+def _tried(nursery: Nursery, path: str, wanted: str) -> dict[str, Any]:
+    hold_trial(path)
+    backends.engine()
+    from llmd.daemon.engine.llama.vocabulary import of_file  # here: it imports llama.cpp
 
-        vocabulary = of_file(path)
-        terms = Terms(
-            vocabulary.chat_template or "", vocabulary.bos_text, vocabulary.eos_text, most=MAX_PROMPT_CHARS,
-            tool_template=vocabulary.tool_template or "",
-        )  # fmt: skip
-        rendered = Rendered(nursery, terms)
-        if wanted.isdecimal():
-            with open(int(wanted), "rb") as file:
-                return {"ok": True, "prompt": rendered.text(decode_chat(file.read()))[0]}
-        if not vocabulary.samples:
-            raise ModelInvalid("it gives no text, as models that embed texts do not: llmd serves models that answer")
-        if not vocabulary.ends:
-            raise ModelInvalid("the tokenizer has no token that ends a text: no answer would end")
-        (found, laid), written = conversations(rendered), syntax(rendered)
-        if wanted == "token":
-            from llmd.daemon.engine.llama.runner import LlamaRunner  # here: the rest needs no numpy
+    vocabulary = of_file(path)
+    terms = Terms(
+        vocabulary.chat_template or "", vocabulary.bos_text, vocabulary.eos_text, most=MAX_PROMPT_CHARS,
+        tool_template=vocabulary.tool_template or "",
+    )  # fmt: skip
+    rendered = Rendered(nursery, terms)
+    if wanted.isdecimal():
+        with open(int(wanted), "rb") as file:
+            return {"prompt": rendered.text(decode_chat(file.read()))[0]}
+    if not vocabulary.samples:
+        raise ModelInvalid("it gives no text, as models that embed texts do not: llmd serves models that answer")
+    if not vocabulary.ends:
+        raise ModelInvalid("the tokenizer has no token that ends a text: no answer would end")
+    (found, laid), written = conversations(rendered), syntax(rendered)
+    if wanted == "token":
+        from llmd.daemon.engine.llama.runner import LlamaRunner  # here: the rest needs no numpy
 
-            # it computes a token as it loads; putting gigabytes into a CPU's own order for one takes longer
-            LlamaRunner(path, slots=1, context=CONTEXT, batch=64, seat=cores.mine(), reorder=False)
-    except LlmdError as e:
-        return {"ok": False, "code": e.code, "message": e.message}
-    except MemoryError:
-        return {"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to try this model"}
+        # it computes a token as it loads; putting gigabytes into a CPU's own order for one takes longer
+        LlamaRunner(path, slots=1, context=CONTEXT, batch=64, seat=cores.mine(), reorder=False)
     shown = [text[:MAX_END_CHARS] for text in vocabulary.end_texts[:MAX_ENDS]]
-    return {"ok": True, "conversations": found, "laid": laid, "syntax": written, "ends": shown}
+    return {"conversations": found, "laid": laid, "syntax": written, "ends": shown}
 
 
 def main() -> None:
-    """The child process: one JSON line on what was standard output; libraries that print there are not heard."""
-    nursery = Nursery()
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    answer.write(json.dumps(_verdict(nursery, sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "")) + "\n")
-    answer.flush()
-    os._exit(0)  # llama.cpp's exit handlers have nothing to add
+    nursery = Nursery()  # before anything else: what renders has no way to answer in this process' place
+    wanted = sys.argv[2] if len(sys.argv) > 2 else ""
+    verdict(lambda _: _tried(nursery, sys.argv[1], wanted), "try this model")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 asking.py     one guarded query at a time, and what NVML's errors mean
 links.py      how two GPUs reach each other
-events.py     NVML's event set
+event_set.py  NVML's event set
 inventory.py  what is known of them at one moment: plain values
 nvml.py       asks for it, and waits for events
 faults.py     what follows from a fault: a pure table

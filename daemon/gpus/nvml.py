@@ -16,7 +16,7 @@ from typing import Any, Final
 import pynvml
 
 from llmd.daemon.gpus.asking import SILENT, Asking, Lost, cuda_version, missing, nothing, pci_address, reason
-from llmd.daemon.gpus.events import EVENTS, EventSet
+from llmd.daemon.gpus.event_set import EVENTS, EventSet
 from llmd.daemon.gpus.inventory import RECOVERY, Event, Gpu, Inventory, Process
 from llmd.daemon.gpus.links import Link, topology
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmd.daemon import files
+from llmd.daemon import atomic
 from llmd.daemon.identity import certificates
 from llmd.daemon.identity.certificates import Certificate, Key, RevocationList, Signer
 from llmd.daemon.machine import systemd
@@ -79,7 +79,7 @@ def read(folder: Path) -> Contents:
     damages = [
         Damage(name, "may be read or written by others", f"chmod 600 {folder / name}", stops=True)
         for name in _KEYS
-        if (folder / name).exists() and files.exposed(folder / name)
+        if (folder / name).exists() and atomic.exposed(folder / name)
     ]
     key, kept, root_damages = _root_key(folder)
     issuers, issuer_damages = _issuers(folder)

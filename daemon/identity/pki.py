@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from llmd.daemon import files
+from llmd.daemon import atomic
 from llmd.daemon.errors import BadRequest, Conflict, NoSpace, Unavailable
 from llmd.daemon.identity import certificates, folder
 from llmd.daemon.identity.certificates import Certificate, PeerIdentity, RevocationList, Signer, Span, peer_identity
@@ -241,19 +241,19 @@ class Authority:
         4. the lists, where an issuer has none, one is of the future, somebody was revoked, or a day is over.
         """
         now, done = self._now(), []
-        if self.clock_problem():
+        if self.clock_problem():  # 1
             return []
-        if self._issuer_due(now) and self._signer is not None:
+        if self._issuer_due(now) and self._signer is not None:  # 2
             made = certificates.new_issuer(self.node, self._signer, self._span(ISSUER_LIFE, self._signer.span.end))
             issuers = (*self._issuers, made)
             self._write(folder.ISSUERS, b"".join(one.pem for one in issuers), 0o600)
             self._issuers = issuers
             done.append("issuer")
         issuer = self._issuer(now)
-        if issuer is not None and self._server_due(now, issuer):
+        if issuer is not None and self._server_due(now, issuer):  # 3
             self._make_server(issuer)
             done.append("server certificate")
-        if self._lists_due(now):
+        if self._lists_due(now):  # 4
             self._sign_lists()
             done.append("revocation list")
         return done
@@ -329,7 +329,7 @@ class Authority:
 
     def _write(self, name: str, data: bytes, mode: int) -> None:
         try:
-            files.write(self._folder / name, data, mode)
+            atomic.write(self._folder / name, data, mode)
         except OSError as e:
             kind = NoSpace if e.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
             raise kind(f"the CA's files cannot be written ({e.strerror})") from e
@@ -351,7 +351,7 @@ def _adopt(at: Path) -> None:
     """A CA from before issuers were renewed."""
     key, certificate = at / "issuer.key", at / "issuer.crt"
     if key.exists() and certificate.exists() and not (at / folder.ISSUERS).exists():
-        files.write(at / folder.ISSUERS, key.read_bytes() + certificate.read_bytes(), 0o600)
+        atomic.write(at / folder.ISSUERS, key.read_bytes() + certificate.read_bytes(), 0o600)
     for old in (key, certificate, at / "clients-ca.crt"):
         if (at / folder.ISSUERS).exists():
             old.unlink(missing_ok=True)

@@ -40,17 +40,17 @@ class Identity:
     def principal(self, peer: PeerIdentity | None, address: str) -> Principal:
         """Who `peer` is. Raises Forbidden, in this order: 1. no certificate; 2. revoked; 3. expired; 4. of another
         node; 5. not issued here, or nothing here remembers it, be it for a client that there is."""
-        if peer is None:
+        if peer is None:  # 1
             raise Forbidden("a client certificate is required")
-        if peer.serial in self._revoked():
+        if peer.serial in self._revoked():  # 2
             raise CertificateRevoked("this client certificate is revoked")
-        if peer.not_after <= datetime.now(UTC):
+        if peer.not_after <= datetime.now(UTC):  # 3
             raise CertificateExpired("this client certificate has expired")
         name = peer.uri.removeprefix(self._prefix)
-        if name == peer.uri:
+        if name == peer.uri:  # 4
             raise ClientUnknown("this client certificate was made for another node")
         known, role = self._register.knows(peer, name), self._role(name)
-        if not known or role is None:
+        if not known or role is None:  # 5
             raise ClientUnknown(
                 "this certificate is not among those that this server remembers: ask its administrator for another one "
                 f"(llmctl client issue {name} --again)"

@@ -3,6 +3,8 @@
 children.py  the one way to start a child process
 confined.py  what a child that works on a stranger's files may reach
 cores.py     who computes on how many cores: a page of memory that children share
+verdicts.py  the one way to ask a program for a verdict
+telling.py   that program's side
 seats.py     the daemon's side of that page
 cpu.py       which of the engine's libraries runs on this CPU
 memory.py    what a new process can have

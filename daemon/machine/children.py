@@ -57,6 +57,14 @@ NO_LIMITS = Limits()
 MAX_LINE_BYTES = 1 << 20  # of what a child prints, where it is read line by line
 
 
+def signal_name(code: int) -> str:
+    """Of what ended a process, from its exit code, which is below 0."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # the real-time signals have no names
+        return f"signal {-code}"
+
+
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """What of this process's environment a child gets, and over it `given`."""
     kept = {k: v for k, v in os.environ.items() if k in NAMES or k.startswith(PREFIXES)}
@@ -74,11 +82,12 @@ async def start(
     stdout: int | None = None,
     stderr: int | None = None,
     interpreter: str = sys.executable,
+    most_line: int = MAX_LINE_BYTES,
 ) -> asyncio.subprocess.Process:
     """Run `module` in a process of its own, with nothing on its standard input. Raises OSError.
 
     `variables` are added to its environment, `group` is the control group that it runs in, `interpreter` the Python
-    that has what the module needs; it need not have this package.
+    that has what the module needs; it need not have this package; `most_line`: bytes of a line that is read of it.
     """
     given = {"parent": os.getpid(), "group": os.fspath(group) if group else "", "own": interpreter == sys.executable}
     terms = json.dumps({**given, **asdict(limits)})
@@ -94,7 +103,7 @@ async def start(
         stderr=stderr,
         pass_fds=descriptors,
         start_new_session=True,
-        limit=MAX_LINE_BYTES,
+        limit=most_line,
         env=environment(variables or {}),
     )
 

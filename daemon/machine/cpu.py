@@ -5,20 +5,19 @@ first token. So each is tried, the best first, until one computes what it should
 identity and tried again when that is another one. An engine compiled for this machine has no libraries to choose from.
 """
 
-import asyncio
 import hashlib
 import importlib.util
 import json
 import logging
 import os
-import signal
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from llmd.daemon import files
+from llmd.daemon import atomic
 from llmd.daemon.errors import Unavailable
-from llmd.daemon.machine import children
+from llmd.daemon.machine import verdicts
+from llmd.daemon.machine.verdicts import NoVerdict, Refused
 
 log = logging.getLogger("llmd.cpu")
 
@@ -52,7 +51,7 @@ async def choose(state: Path) -> Choice:
     if found is None:
         found = await _try_all(now)
         try:
-            files.write(state / FILE, json.dumps(asdict(found)).encode(), 0o600)
+            atomic.write(state / FILE, json.dumps(asdict(found)).encode(), 0o600)
         except OSError as e:  # a full disk: the next start tries them again
             log.warning("%s cannot be written: %s", FILE, e.strerror)
     os.environ[VARIABLE] = found.variant
@@ -82,35 +81,25 @@ def _kept(file: Path, now: str) -> Choice | None:
 
 
 async def _try_all(now: str) -> Choice:
-    said = (await _ask()).get("variants")
-    scores = {str(name): int(score) for name, score in said.items()} if isinstance(said, dict) else {}
     failed: dict[str, str] = {}
-    for name in sorted((name for name, score in scores.items() if score), key=lambda name: -scores[name]):
-        answer = await _ask(name)
-        if answer.get("ok"):
+    try:
+        scores = await _scores()
+        for name in sorted((name for name, score in scores.items() if score), key=lambda name: -scores[name]):
+            try:
+                await verdicts.asked(PROGRAM, name, seconds=TRIAL_SECONDS)
+            except (Refused, NoVerdict) as e:
+                failed[name] = str(e)
+                log.warning("the engine's library %s does not run on this CPU: %s", name, e)
+                continue
             log.info("the engine's library for this CPU: %s", name)
             return Choice(now, name, failed)
-        failed[name] = str(answer.get("why"))
-        log.warning("the engine's library %s does not run on this CPU: %s", name, failed[name])
+    except (Refused, NoVerdict) as e:
+        failed["the list of them"] = str(e)
     told = "; ".join(f"{name}: {why}" for name, why in failed.items())
     raise Unavailable(f"no library of the engine runs on this CPU ({told or 'none was found'})")
 
 
-async def _ask(*arguments: str) -> dict[str, object]:
-    process = await children.start(
-        PROGRAM, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        async with asyncio.timeout(TRIAL_SECONDS):
-            out, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        return {"why": "it does not end"}
-    code = process.returncode or 0
-    if code < 0:
-        return {"why": f"it ends with {signal.Signals(-code).name}"}
-    try:
-        return dict(json.loads(out))
-    except (ValueError, TypeError):
-        return {"why": f"it says nothing (exit {code})"}
+async def _scores() -> dict[str, int]:
+    """How well each fits, as it says itself; 0: it does not run here."""
+    said = (await verdicts.asked(PROGRAM, seconds=TRIAL_SECONDS)).get("variants")
+    return {str(name): int(score) for name, score in said.items()} if isinstance(said, dict) else {}

@@ -9,7 +9,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from llmd.daemon import files, limits
+from llmd.daemon import atomic, limits
 from llmd.daemon.machine import confined
 
 log = logging.getLogger("llmd")
@@ -85,11 +85,11 @@ def audit_key(state: Path) -> bytes:
     where it is missing, damaged or open to others: with another one, nothing in the log could be proven any more."""
     file, begun = state / "audit.key", (state / "audit.db").exists()
     if not file.exists() and not begun:
-        files.write(file, secrets.token_bytes(KEY_BYTES), 0o600)
+        atomic.write(file, secrets.token_bytes(KEY_BYTES), 0o600)
     lost = "put back a copy of it, or move audit.db and audit.db-wal away as well to begin a new log"
     if not file.exists():
         raise Fatal(f"{file} is missing, which the audit log was written with: {lost}")
-    if files.exposed(file):
+    if atomic.exposed(file):
         raise Fatal(f"{file} may be read or written by others: chmod 600 {file}")
     key = file.read_bytes()
     if len(key) != KEY_BYTES:

@@ -7,5 +7,4 @@ files.py     content-addressed files: import, list, remove, forms
 running.py   a program in a child process that says how it does
 making.py    other forms of a model, quantized in a child process
 importing.py  models that come as a Hugging Face folder: converted in child processes, as a job
-jobs.py      what takes a while: a queue that outlives a restart
 """

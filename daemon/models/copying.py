@@ -13,8 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from llmd.daemon.atomic import sync_folder
 from llmd.daemon.errors import BadRequest, LlmdError, NoSpace, NotFound, Unavailable, cut
-from llmd.daemon.files import sync_folder
 from llmd.quantize.header import HEAD_BYTES, refuse_foreign
 
 CHUNK_BYTES = 8 << 20

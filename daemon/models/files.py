@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llmd.daemon.atomic import sync_folder
 from llmd.daemon.errors import BadRequest, Conflict, LlmdError, NoSpace, NotFound, Unavailable
-from llmd.daemon.files import sync_folder
 from llmd.daemon.machine.children import Limits
 from llmd.daemon.machine.seats import Seats
 from llmd.daemon.models import copying
@@ -31,7 +31,7 @@ from llmd.daemon.models.copying import FILE, UNSETTLED, Progress, Whole, in_thre
 from llmd.daemon.models.names import checked, name_of
 from llmd.daemon.models.running import lines
 from llmd.daemon.state.damage import damage, repair
-from llmd.daemon.state.records import Form, Model
+from llmd.daemon.state.records import Converted, Form, Info, Model, Proof
 from llmd.daemon.state.store import StateThread, Store
 from llmd.quantize.quantizing import PART, parts
 
@@ -154,14 +154,15 @@ class ModelStore:
         """
         report = on_loop(progress)
         stop = threading.Event()
+        # 1
         source, fd = await in_thread(lambda: copying.opened(Path(path)), stop, undo=lambda found: os.close(found[1]))
         try:
             whole = PART.sub(r"\1.gguf", str(path))
-            name = await name_of(Path(whole), source) if name is None else checked(name)
+            name = await name_of(Path(whole), source) if name is None else checked(name)  # 2
             if len(found := parts(str(source))) > 1:
                 return await self._join(found, name, report)
             before = os.fstat(fd)
-            if same := await self._same(name, fd, before.st_size, report, stop):
+            if same := await self._same(name, fd, before.st_size, report, stop):  # 3
                 return same
             return await self._copy_in(fd, before, name, str(source), report)
         finally:
@@ -240,7 +241,7 @@ class ModelStore:
             del self._owed[stage]
             await in_thread(lambda: shutil.rmtree(stage, ignore_errors=True))
 
-    async def add_form(self, stage: Path, whole: Whole, model: Model, kind: str, info: dict[str, object]) -> Form:
+    async def add_form(self, stage: Path, whole: Whole, model: Model, kind: str, info: Info) -> Form:
         """The staged file is that form of the model. `whole`: its digest and size (`copying.reading`). Raises
         ModelNotFound where that is gone, Conflict where it is another one by now or has such a form."""
         digest, size = await whole
@@ -257,12 +258,13 @@ class ModelStore:
         return await self._state.run(lambda: self._install(stage, digest, write, intact))
 
     async def take_in(
-        self, stage: Path, whole: Whole, name: str, source: str, info: dict[str, object], *, tried: bool
+        self, stage: Path, whole: Whole, name: str, source: str, proof: Proof, converted: Converted, *, tried: bool
     ) -> Model:
-        """The staged file, which was made of `source`, is a model of that name; `info` is told of it beside what a
-        check finds. `tried`: it has computed already. Raises ModelInvalid, Conflict where the name is taken."""
+        """The staged file, which was converted from `source`, is a model of that name. `tried`: it has computed
+        already. Raises ModelInvalid, Conflict where the name is taken."""
         found = await self._checked(stage, background=True, tried=tried)
-        return await self._keep(stage, Model(name, *await whole, source, 0.0, found | info))
+        info = found.but(proof=proof, converted=converted)
+        return await self._keep(stage, Model(name, *await whole, source, 0.0, info))
 
     # --- an import's steps
 
@@ -279,7 +281,7 @@ class ModelStore:
 
     async def _copy_in(self, fd: int, before: os.stat_result, name: str, source: str, report: Progress) -> Model:
         size, stop = before.st_size, threading.Event()
-        async with self.stage(size) as (stage, count):
+        async with self.stage(size) as (stage, count):  # 4
 
             def said(done: int, total: int) -> None:
                 count(done, total)
@@ -294,8 +296,9 @@ class ModelStore:
                     )
                 return digest
 
-            digest = await in_thread(copy, stop)
-            return await self._keep(stage, Model(name, digest, size, source, 0.0, await self._checked(stage)))
+            digest = await in_thread(copy, stop)  # 5
+            info = await self._checked(stage)  # 6
+            return await self._keep(stage, Model(name, digest, size, source, 0.0, info))
 
     async def _join(self, found: Sequence[str], name: str, report: Progress) -> Model:
         """The parts as one file, under that name."""
@@ -311,14 +314,14 @@ class ModelStore:
                 info = await self._checked(stage)
                 return await self._keep(stage, Model(name, *await whole, found[0], 0.0, info))
 
-    async def _checked(self, stage: Path, *, background: bool = False, tried: bool = False) -> dict[str, Any]:
+    async def _checked(self, stage: Path, *, background: bool = False, tried: bool = False) -> Info:
         """What the staged file is. Raises ModelInvalid."""
         file, given = stage / FILE, dict[str, Any](background=background, seats=self.seats)
-        return await check(file, **given) | await trial(file, file.stat().st_size, tried=tried, **given)
+        return (await check(file, **given)).but(**await trial(file, file.stat().st_size, tried=tried, **given))
 
     async def _keep(self, stage: Path, model: Model) -> Model:
         """Put the staged file in its place with its row."""
-        await in_thread(lambda: copying.seal(stage))
+        await in_thread(lambda: copying.seal(stage))  # 7
 
         def write() -> Model:
             held = self._held(model.name)  # another import may have been faster
@@ -327,7 +330,7 @@ class ModelStore:
             return held or self._store.add_model(model.name, model.digest, model.size, model.source, model.info)
 
         intact = await self._intact(model.digest, model.size, None)
-        return await self._state.run(lambda: self._install(stage, model.digest, write, intact))
+        return await self._state.run(lambda: self._install(stage, model.digest, write, intact))  # 8
 
     def free(self) -> int:
         """Bytes that a new file may have, beside what others have still to write."""

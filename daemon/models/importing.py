@@ -11,22 +11,21 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from llmd.daemon.errors import BadRequest, Conflict, ModelInvalid, Unavailable, cut
+from llmd.daemon.jobs.queue import Tell
 from llmd.daemon.machine import children
 from llmd.daemon.machine.children import Limits
-from llmd.daemon.models.checking import failed
 from llmd.daemon.models.copying import FILE, begin, in_thread, reading
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.models.jobs import Tell
-from llmd.daemon.models.making import Maker
+from llmd.daemon.models.making import Maker, Making
 from llmd.daemon.models.names import checked, name_of_folder
-from llmd.daemon.models.running import lines
-from llmd.daemon.state.records import Job, Model
+from llmd.daemon.models.running import lines, no_verdict
+from llmd.daemon.state.records import Converted, Model, Proof
 from llmd.daemon.state.store import StateThread
 from llmd.quantize.checkpoints.checkpoint import Checkpoint, blobs
 from llmd.quantize.checkpoints.proof import MOST_DIFFERENCE
@@ -51,13 +50,49 @@ MAX_REASON = 400
 LIMITS = Limits(address_space=8 << 30, cpu_seconds=120)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A form to make behind an import: its type, and about how many bytes it takes."""
+
+    type: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Importing:
+    """What a job is to do: convert the folder at `path`, which takes so many `bytes` of which `read` are read, of an
+    `architecture` whose weights are packed by a `method` ("": not at all), and make a `form` of that."""
+
+    path: str
+    bytes: int
+    read: int
+    architecture: str
+    method: str
+    form: Wanted | None = None
+
+    @property
+    def type(self) -> str | None:
+        return self.form.type if self.form else None
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """`digest` and `size` are the form's, where one was made (MODEL@TYPE)."""
+
+    model: str
+    digest: str
+    size: int
+    proof: Proof
+    form: str | None = None
+
+
 class Importer:
     """`threads` tells how many there are for the file's own first words."""
 
     def __init__(self, models: ModelStore, maker: Maker, state: StateThread, threads: Callable[[], int]) -> None:
         self._models, self._maker, self._state, self._threads = models, maker, state, threads
 
-    async def asked(self, path: str, name: str | None) -> tuple[str, dict[str, Any]]:
+    async def asked(self, path: str, name: str | None) -> tuple[str, Importing]:
         """The name that a folder's model gets, and what a job is to do. Raises BadRequest, ModelInvalid, Conflict where
         the name is taken, Unavailable where nothing here converts, NoSpace."""
         folder = await in_thread(lambda: _folder(path))
@@ -70,10 +105,7 @@ class Importer:
             )
         interpreter()
         self._models.make_room(found.converted + HEAD_BYTES)
-        return name, {
-            "path": str(folder), "bytes": found.converted, "read": found.bytes, "architecture": found.architecture,
-            "method": found.method,
-        }  # fmt: skip
+        return name, Importing(str(folder), found.converted, found.bytes, found.architecture, found.method)
 
     async def held(self, path: str, name: str | None) -> Model | None:
         """The model that was made of this folder already. Raises BadRequest."""
@@ -104,7 +136,7 @@ class Importer:
                 said = [line async for line in lines(what, CHECKPOINT, str(folder), limits=limits)]
             return Checkpoint(**said[-1]["checkpoint"])
         except (TimeoutError, KeyError, TypeError) as e:
-            raise failed(what) from e
+            raise no_verdict(what) from e
 
     @contextlib.asynccontextmanager
     async def outlined(self, folder: Path) -> AsyncIterator[Path]:
@@ -115,11 +147,11 @@ class Importer:
                 pass
             yield stage / FILE
 
-    async def make(self, job: Job, tell: Tell) -> dict[str, Any]:
-        """What a job of kind `import` does; its result. Raises LlmdError."""
-        folder, size = await in_thread(lambda: _folder(job.asked["path"])), int(job.asked["bytes"])
+    async def make(self, name: str, asked: Importing, tell: Tell) -> Imported:
+        """A model of that name. Raises LlmdError."""
+        folder, size, form = await in_thread(lambda: _folder(asked.path)), asked.bytes, asked.form
         async with self._models.stage(size + HEAD_BYTES) as (stage, count):
-            form, unproven = job.asked.get("form"), ""
+            unproven = ""
             whole = int(size * (COMPUTED + PROVEN + TRIED + (1 if form else 0)))
             async for line in self._convert("convert", folder, stage, os.fspath(stage / SCRATCH / LOGITS)):
                 share = int(line.get("done", 0)) / max(1, int(line.get("total", 1)))
@@ -128,25 +160,22 @@ class Importer:
                 if "done" in line:
                     count(int(line["done"]), max(size + HEAD_BYTES, int(line["done"])))
             async with reading(stage, background=True) as read:
-                proof = {"unproven": unproven} if unproven else await self._proof(stage)
+                proof = Proof(unproven=unproven) if unproven else await self._proof(stage)
                 tell(int(size * (COMPUTED + PROVEN)), whole, _words(proof))
                 await in_thread(lambda: shutil.rmtree(stage / SCRATCH))
-                made = {
-                    "from": job.asked["architecture"], "method": job.asked["method"],
-                    "llama_cpp": version("llama-cpp-python"), "llmd": version("llmd-appliance"),
-                }  # fmt: skip
-                info: dict[str, object] = {"proof": proof, "converted": made}
-                model = await self._models.take_in(stage, read, job.model, str(folder), info, tried=not unproven)
-        done = {"model": model.name, "digest": model.digest, "size": model.size, "proof": proof}
+                by = version("llama-cpp-python"), version("llmd-appliance")
+                converted = Converted(asked.architecture, asked.method, *by)
+                model = await self._models.take_in(stage, read, name, str(folder), proof, converted, tried=not unproven)
         if form is None:
             tell(whole, whole, "")
-            return done
+            return Imported(model.name, model.digest, model.size, proof)
 
         def beside(at: int, total: int, line: str) -> None:
             share = at / total if total else 0
             tell(whole - size + int(size * share), whole if total else 0, line)
 
-        return done | await self._maker.make(replace(job, asked={**form, "digest": model.digest}), beside)
+        made = await self._maker.make(name, Making(form.type, form.bytes, model.digest), beside)
+        return Imported(model.name, made.digest, made.size, proof, made.form)
 
     async def _convert(self, what: str, folder: Path, stage: Path, *more: str) -> AsyncIterator[dict[str, Any]]:
         def start() -> None:
@@ -163,7 +192,7 @@ class Importer:
         async for line in said:
             yield line
 
-    async def _proof(self, stage: Path) -> dict[str, Any]:
+    async def _proof(self, stage: Path) -> Proof:
         """How far the file's first logits are from the original's. Raises ModelInvalid where that is too far."""
         what = "the proof of this conversion"
         limits = Limits(background=True, reads=(str(stage),))
@@ -173,14 +202,14 @@ class Importer:
             apart, kl = float(said["difference"]), float(said["kl"])
             count, same = int(said["tokens"]), bool(said["same_tokens"])
         except (KeyError, TypeError, ValueError) as e:
-            raise failed(what) from e
+            raise no_verdict(what) from e
         if not apart <= MOST_DIFFERENCE:
             raise ModelInvalid(
                 f"what was converted does not compute what the original does: its first {count} logits differ by "
                 f"{100 * apart:.0f} % of theirs, and {100 * MOST_DIFFERENCE:g} % are the most. The converter does not "
                 "read this model rightly: import a GGUF file that its maker made"
             )
-        return {"difference": apart, "kl": kl, "tokens": count, "same_tokens": same}
+        return Proof(apart, kl, count, same)
 
 
 def interpreter() -> str:
@@ -215,7 +244,7 @@ def _folder(path: str) -> Path:
         raise BadRequest(f"{shown!r} cannot be opened: {getattr(e, 'strerror', None) or e}", param="path") from e
 
 
-def _words(proof: dict[str, Any]) -> str:
-    if "unproven" in proof:
-        return f"not held against the original: {proof['unproven']}"
-    return f"differs from the original's first {proof['tokens']} logits by {100 * proof['difference']:.2g} %"
+def _words(proof: Proof) -> str:
+    if proof.difference is None:
+        return f"not held against the original: {proof.unproven}"
+    return f"differs from the original's first {proof.tokens} logits by {100 * proof.difference:.2g} %"

@@ -12,16 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from llmd.daemon.errors import BadRequest, Conflict
+from llmd.daemon.jobs.queue import Tell
 from llmd.daemon.machine.children import Limits
-from llmd.daemon.models.checking import check, failed, trial
+from llmd.daemon.models.checking import check, trial
 from llmd.daemon.models.copying import FILE, begin, in_thread, reading
 from llmd.daemon.models.files import QUANTIZING, ModelStore, shown
-from llmd.daemon.models.jobs import Tell
-from llmd.daemon.models.running import lines
-from llmd.daemon.state.records import Form, Job, Model
+from llmd.daemon.models.running import lines, no_verdict
+from llmd.daemon.state.records import Form, Made, Model
 from llmd.daemon.state.store import StateThread
 from llmd.quantize.quantizing import STANDARD, TYPES, WHOLE
 from llmd.quantize.quantizing import Size as Size
@@ -40,6 +39,24 @@ class Asked:
     budget: int | None = None
     bits: float | None = None
     again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What a job is to make: a form of this `type` and about so many `bytes`, of the file `digest`; `again`: which is
+    quantized already."""
+
+    type: str
+    bytes: int
+    digest: str
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FormMade:
+    form: str  # MODEL@TYPE
+    digest: str
+    size: int
 
 
 class Maker:
@@ -64,7 +81,7 @@ class Maker:
             if {s.type for s in said} != TYPES.keys() or not all(type(s.bytes) is int for s in said):
                 raise ValueError("types are missing")
         except (TimeoutError, KeyError, TypeError, ValueError) as e:
-            raise failed(WHAT) from e
+            raise no_verdict(WHAT) from e
         return sorted(said, key=lambda s: -s.bytes)
 
     async def smaller(self, model: Model) -> list[Size]:
@@ -88,7 +105,7 @@ class Maker:
         limits = Limits(reads=(os.fspath(path),))
         said = [line async for line in lines(WHAT, QUANTIZING, "speed", *given, limits=limits)]
         if not isinstance(said[-1].get("seconds"), int | float):
-            raise failed(WHAT)
+            raise no_verdict(WHAT)
         return float(said[-1]["seconds"])
 
     def again(self, model: Model) -> bool:
@@ -121,32 +138,32 @@ class Maker:
             )  # fmt: skip
         return size
 
-    async def make(self, job: Job, tell: Tell) -> dict[str, Any]:
-        """What a job of kind `quantize` does; its result. Raises LlmdError."""
-        model = await self._state.run(lambda: self._models.show(job.model))
-        if model.digest != job.asked["digest"]:
+    async def make(self, name: str, asked: Making, tell: Tell) -> FormMade:
+        """A form of that model. Raises LlmdError."""
+        model = await self._state.run(lambda: self._models.show(name))
+        if model.digest != asked.digest:
             raise Conflict(f"{model.name} is another model by now")
-        kind = str(job.asked["type"])
-        async with self._models.stage(int(job.asked["bytes"])) as (stage, count):
+        kind = asked.type
+        async with self._models.stage(asked.bytes) as (stage, count):
             await in_thread(lambda: begin(stage))
             out = stage / FILE
             source = os.fspath(self._models.file(model.digest))
             limits = Limits(background=True, reads=(source,), writes=(os.fspath(stage),))
             given = ["make", source, os.fspath(out), kind, str(self._threads())]
-            again = ["again"] if job.asked.get("again") else []
+            again = ["again"] if asked.again else []
             async for line in lines(WHAT, QUANTIZING, *given, *again, limits=limits):
                 tell(int(line.get("done", 0)), int(line.get("total", 0)), str(line.get("log", "")))
                 with contextlib.suppress(OSError):
-                    count(out.stat().st_size, int(job.asked["bytes"]))
+                    count(out.stat().st_size, asked.bytes)
             tell(0, 0, "checking what was made")
             size = out.stat().st_size
             async with reading(stage, background=True) as whole:
                 info = await check(out, background=True, seats=self._models.seats)
-                info |= await trial(out, size, background=True, seats=self._models.seats)
-                info["made"] = {"from": model.digest, "type": kind, "llama_cpp": version("llama-cpp-python"),
-                                "llmd": version("llmd-appliance")}  # fmt: skip
+                tried = await trial(out, size, background=True, seats=self._models.seats)
+                made = Made(model.digest, kind, version("llama-cpp-python"), version("llmd-appliance"))
+                info = info.but(**tried, made=made)
                 form: Form = await self._models.add_form(stage, whole, model, kind, info)
-        return {"form": form.name, "digest": form.digest, "size": form.size}
+        return FormMade(form.name, form.digest, form.size)
 
 
 def check_type(kind: str) -> None:
@@ -157,7 +174,7 @@ def check_type(kind: str) -> None:
 
 def held_as(model: Model) -> str:
     """The type of its weights, or how they were packed before they were unpacked."""
-    return str(model.info.get("converted", {}).get("method") or model.info.get("file_type"))
+    return (model.info.converted.method if model.info.converted else "") or model.info.file_type
 
 
 def _largest(found: list[Size], asked: Asked) -> Size:

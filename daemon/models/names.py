@@ -25,7 +25,7 @@ async def name_of(path: Path, source: Path) -> str:
     name to give, where it holds letters that a model's name cannot keep, or is a blob's hash."""
     stem = path.name.removesuffix(".gguf").removesuffix(".GGUF")
     if _HASH.fullmatch(stem):
-        title = (await check(source))["name"]
+        title = (await check(source)).name
         raise BadRequest(
             f"the file is named after its content: give the model a name, as in --name {proposed(title)}", param="name"
         )

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmd.daemon.wire.worker import Fake, Llama
-from llmd.quantize.memory import Layout, Load, Need
+from llmd.daemon.wire.control import Fake, Llama
+from llmd.quantize.footprint import Layout, Load, Need
 from llmd.quantize.shape import Shape
 
 

@@ -6,11 +6,11 @@ import logging
 from importlib.metadata import version
 
 from llmd.daemon.gpus.watch import Watcher
-from llmd.daemon.planning.architectures import cuda_engine
+from llmd.daemon.planning.gpu_code import cuda_engine
 from llmd.daemon.planning.planner import Planner
 from llmd.daemon.state.store import StateThread, Store
 from llmd.daemon.tasks import Tasks
-from llmd.quantize.memory import KEPT_MEASUREMENTS, Calibration, Measured
+from llmd.quantize.footprint import KEPT_MEASUREMENTS, Calibration, Measured
 
 log = logging.getLogger("llmd.planner")
 

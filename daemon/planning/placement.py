@@ -23,8 +23,8 @@ from typing import Any, TypeAlias
 from llmd.daemon.errors import BadRequest, DoesNotFit
 from llmd.daemon.gpus.links import NVLINK_RANK, Link
 from llmd.daemon.planning.engines import ENGINES, Arithmetic
-from llmd.daemon.wire.worker import Llama
-from llmd.quantize.memory import Calibration, Layout, Need, Split
+from llmd.daemon.wire.control import Llama
+from llmd.quantize.footprint import Calibration, Layout, Need, Split
 from llmd.quantize.shape import Shape
 
 GIB = 1 << 30
@@ -160,10 +160,11 @@ class _Search:
         if self.asked.below:
             context, slots, kv = self.asked.below
             self.steps.append(Step(f"{slots} slots of {context} tokens, {kv}", False, "it ran out of memory with them"))
-        for context, slots, kv in rungs(self.asked):
+        for context, slots, kv in rungs(self.asked):  # 1
             fits = [form for form in forms if kv == "f16" or form.shape.quantized_kv()]
             before, self.miss = self.miss, None
-            for form, ubatch in itertools.product(fits, (self.asked.ubatch,) if self.asked.ubatch else UBATCHES):
+            sizes = (self.asked.ubatch,) if self.asked.ubatch else UBATCHES
+            for form, ubatch in itertools.product(fits, sizes):  # 2, 3
                 found = self._on_fewest(form, Layout(context, slots, kv, ubatch, max(ubatch, UBATCHES[0])))
                 if found:
                     self.steps.append(Step(told(found.layout), True, self._why(found)))
@@ -175,13 +176,13 @@ class _Search:
 
     def _on_fewest(self, form: Form, layout: Layout) -> Placed | None:
         rooms = sorted((device.room for device in self.devices), reverse=True)
-        for count in range(1, min(len(self.devices), MOST_GPUS) + 1):
+        for count in range(1, min(len(self.devices), MOST_GPUS) + 1):  # 4
             # a choice that lacks something is known already: GPUs that cannot hold the weights tell no more
             if self.miss and self._least(form, layout) > sum(rooms[:count]):
                 continue
             found = [placed for group in self._groups(count) if (placed := self._on(form, layout, group))]
             if found:
-                return min(found, key=self._order)
+                return min(found, key=self._order)  # 5, 6
         return None
 
     def _groups(self, count: int) -> Iterator[tuple[Device, ...]]:

@@ -6,8 +6,8 @@ from typing import Any
 from llmd.daemon.errors import BadRequest, Unavailable, cut
 from llmd.daemon.planning.engines import ENGINES
 from llmd.daemon.planning.placement import gib
-from llmd.daemon.wire.worker import Fake, Llama, Settings
-from llmd.quantize.memory import Layout, Need, on_cpu
+from llmd.daemon.wire.control import Fake, Llama, Settings
+from llmd.quantize.footprint import Layout, Need, on_cpu
 from llmd.quantize.shape import Shape
 
 

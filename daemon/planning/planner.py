@@ -35,9 +35,9 @@ from llmd.daemon.planning.placement import (
 )
 from llmd.daemon.planning.plan import Placement, Wish
 from llmd.daemon.state.damage import damage, repair
-from llmd.daemon.wire.worker import Settings
+from llmd.daemon.wire.control import Settings
 from llmd.quantize import backends
-from llmd.quantize.memory import MIB, Calibration, Layout, Measured
+from llmd.quantize.footprint import MIB, Calibration, Layout, Measured
 
 log = logging.getLogger("llmd.planner")
 

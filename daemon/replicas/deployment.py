@@ -10,7 +10,7 @@ from llmd.daemon.replicas.rollout import Change, Seen, change
 from llmd.daemon.replicas.routing import Candidate, Router
 from llmd.daemon.replicas.worker import Worker
 from llmd.daemon.state.records import of_form
-from llmd.daemon.wire.worker import Ready
+from llmd.daemon.wire.control import Ready
 
 
 class Replica:

@@ -39,8 +39,8 @@ from llmd.daemon.replicas.rollout import Add, Release, Replace
 from llmd.daemon.replicas.runs import Runs
 from llmd.daemon.replicas.worker import NO_GROUPS, Worker
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.control import Ready
 from llmd.daemon.wire.work import GENERATE_SECONDS
-from llmd.daemon.wire.worker import Ready
 
 log = logging.getLogger("llmd.pool")
 

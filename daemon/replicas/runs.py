@@ -18,7 +18,7 @@ from llmd.daemon.replicas import trials
 from llmd.daemon.replicas.deployment import Deployment, Replica
 from llmd.daemon.replicas.lifecycle import Down, Drained, Event, Up, Withdrawn
 from llmd.daemon.replicas.worker import Worker
-from llmd.daemon.wire.worker import Settings
+from llmd.daemon.wire.control import Settings
 
 log = logging.getLogger("llmd.pool")
 

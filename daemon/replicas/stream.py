@@ -7,8 +7,8 @@ from typing import Protocol
 from llmd.daemon import limits
 from llmd.daemon.errors import ClientTooSlow, LlmdError
 from llmd.daemon.metrics import ModelMetrics
+from llmd.daemon.wire.control import Cancel
 from llmd.daemon.wire.events import Answered, Event, Failed, Finished, Reasoning, Text, ToolCalled
-from llmd.daemon.wire.worker import Cancel
 
 
 class Source(Protocol):

@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import logging
 import os
-import signal
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -34,9 +33,9 @@ from llmd.daemon.planning.engines import ENGINES
 from llmd.daemon.replicas import aborts
 from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.wire import frames
+from llmd.daemon.wire.control import Beat, Busy, Fatal, FromWorker, Load, Open, Ready, Settings, Step, ToWorker
 from llmd.daemon.wire.events import Event, Failed, Started
 from llmd.daemon.wire.work import Work
-from llmd.daemon.wire.worker import Beat, Busy, Fatal, FromWorker, Load, Open, Ready, Settings, Step, ToWorker
 
 log = logging.getLogger("llmd.worker")
 
@@ -375,7 +374,4 @@ def _ended(code: int) -> str:
     """Why a process is gone, from its exit code."""
     if code >= 0:
         return f"it ended by itself (exit {code}); the log holds the cause"
-    try:
-        return f"it was ended by {signal.Signals(-code).name}"
-    except ValueError:  # the real-time signals have no names
-        return f"it was ended by signal {-code}"
+    return f"it was ended by {children.signal_name(code)}"

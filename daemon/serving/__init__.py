@@ -5,7 +5,7 @@ tools.py       which tools an answer may call, in whatever dialect it was asked 
 admission.py   who is let in: a count of what runs and waits
 answer.py      one request from its `admit` row to its `finish` row
 books.py       what is written and counted of it
-schemas.py     asks a process whether answers can be held to the schemas that requests bring, and whether they fit
+judging.py     asks a process whether answers can be held to the schemas that requests bring, and whether they fit
 holding.py     pure: what a request's whole answers are held against
 poison.py      requests that end the process that answers them
 """

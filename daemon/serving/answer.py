@@ -21,10 +21,11 @@ from llmd.daemon.serving.admission import Admission, Place
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.books import NOTHING, Books, Entry, Usage
 from llmd.daemon.serving.holding import Check, Held, held
+from llmd.daemon.serving.judging import Schemas
 from llmd.daemon.serving.poison import Poison
-from llmd.daemon.serving.schemas import Schemas
 from llmd.daemon.state.records import of_form
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.control import Ready
 from llmd.daemon.wire.events import (
     Answered,
     Event,
@@ -36,7 +37,6 @@ from llmd.daemon.wire.events import (
     ToolCalled,
 )
 from llmd.daemon.wire.work import Work
-from llmd.daemon.wire.worker import Ready
 
 # a request that was cancelled is followed for so long
 FOLLOW_SECONDS = 5.0

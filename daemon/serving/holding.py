@@ -1,5 +1,5 @@
 """What a request's whole answers are held against, gathered from its events: its schema, and those of its strict tools.
-What checks them is `schemas.py`."""
+What checks them is `judging.py`."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
@@ -25,6 +27,71 @@ class Certificate:
     issued: float
 
 
+class Proof(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the first `tokens` logits of a converted file differ from its original's: `difference` as a share of theirs,
+    `kl` in nats; `same_tokens`: its tokenizer cuts a sample as the original's. Or why it is `unproven`."""
+
+    difference: float | None = None
+    kl: float | None = None
+    tokens: int | None = None
+    same_tokens: bool | None = None
+    unproven: str = ""
+
+
+class Converted(msgspec.Struct, frozen=True, omit_defaults=True, rename={"of": "from"}):
+    """From which architecture a file was converted, by which versions; `method`: how its weights were packed there."""
+
+    of: str
+    method: str = ""
+    llama_cpp: str = ""
+    llmd: str = ""
+
+
+class Made(msgspec.Struct, frozen=True, rename={"of": "from"}):
+    """From which file (a digest) a form was made, as what, by which versions."""
+
+    of: str
+    type: str
+    llama_cpp: str
+    llmd: str
+
+
+class Info(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known of a model's file. The fields down to `shape` are what its check tells (`quantize/check.py`:
+    INFO_FIELDS), those down to `tried` its trial (`models/checking.py`: None where it was never tried, as before there
+    were trials); an admin says `syntax_said`; the others tell where it comes from."""
+
+    architecture: str = ""
+    name: str = ""
+    parameters: int = 0
+    file_type: str = ""
+    context_length: int = 0  # tokens
+    embedding_length: int = 0
+    block_count: int = 0
+    vocab: int = 0
+    chat_template: bool = False
+    size: int = 0  # bytes
+    generation: dict[str, float] = {}
+    shape: dict[str, Any] | None = None
+    conversations: dict[str, str] | None = None
+    laid: dict[str, str] | None = None
+    syntax: str | None = None
+    ends: list[str] | None = None
+    tried: bool | None = None
+    syntax_said: str = ""
+    proof: Proof | None = None
+    converted: Converted | None = None
+    made: Made | None = None
+
+    def but(self, **changes: Any) -> "Info":
+        return msgspec.structs.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; without what nobody said."""
+        told: dict[str, Any] = msgspec.to_builtins(self)
+        return told
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A name for a model file. `digest` is its SHA-256 in hex, `size` is in bytes, `source` is the file it came
@@ -35,7 +102,7 @@ class Model:
     size: int
     source: str
     imported: float
-    info: dict[str, Any]
+    info: Info
 
 
 def of_form(name: str) -> tuple[str, str | None]:
@@ -52,7 +119,7 @@ class Form:
     type: str
     digest: str
     size: int
-    info: dict[str, Any]
+    info: Info
 
     @property
     def name(self) -> str:
@@ -77,8 +144,8 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Work on a model that takes a while. `state` is queued, running, done, failed or cancelled; `asked` and `result`
-    depend on `kind`; `log` is what it said last. `started` and `ended` are None before."""
+    """Work on a model that takes a while. `state` is queued, running, done, failed or cancelled; its `kind` says what
+    `asked` and `result` are (`jobs/`); `log` is what it said last. `started` and `ended` are None before."""
 
     id: int
     kind: str

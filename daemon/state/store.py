@@ -7,27 +7,18 @@ fsync. Everything here is kept across restarts; what can be derived is not store
 import asyncio
 import contextlib
 import json
-import os
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlite_utils import Database
+from llmd.daemon.errors import Conflict, ModelNotFound, NotFound
+from llmd.daemon.state.database import JSON, StateFile, packed, unpacked
+from llmd.daemon.state.records import Certificate, Deployment, Form, Info, Job, Model, Principal
+from llmd.daemon.state.versions import Restored
 
-from llmd.daemon import files
-from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
-from llmd.daemon.state import versions
-from llmd.daemon.state.records import Certificate, Deployment, Form, Job, Model, Principal
-from llmd.daemon.state.schema import MIGRATIONS, VERSION
-
-# columns that hold JSON
-_JSON = {"info", "placement", "evicted", "asked", "result"}
 T = TypeVar("T")
-Row = TypeVar("Row", Principal, Certificate, Model, Form, Deployment, Job)
 
 
 class StateThread:
@@ -53,80 +44,42 @@ class StateThread:
 
 
 class Store:
-    """The tables of `path`, made when missing; None keeps them in memory. `clock` gives Unix seconds.
-
-    Every method raises NoSpace when the disk is full and Unavailable when the file is damaged or cannot be written; the
-    constructor also when a newer llmd wrote the file and there is no copy from before. `restored`: such a copy was
-    taken.
-    """
+    """The tables of `path`, made when missing; None keeps them in memory. `clock` gives Unix seconds. Raises what its
+    file does (`StateFile`)."""
 
     def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self.restored: versions.Restored | None = None
-        with _explained():
-            if path is not None:
-                self.restored = versions.back(path, VERSION)
-                # SQLite would create it readable for all; its -wal and -shm files take over this mode
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-                path.chmod(0o600)
-            connection = sqlite3.connect(path or ":memory:", timeout=5.0, check_same_thread=False)
-            try:
-                self._db = Database(connection, execute_plugins=False, strict=True)
-                self._prepare(path)
-            except BaseException:
-                connection.close()
-                raise
+        self._clock, self._file = clock, StateFile(path)
 
-    def _prepare(self, path: Path | None) -> None:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
-            self._db.execute(f"PRAGMA {pragma}").fetchall()
-        verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise Unavailable("the state database is damaged: restore it from a backup")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if not 0 <= version <= VERSION:
-            raise Unavailable(
-                f"a newer llmd wrote the state database (version {version}, known {VERSION}), and there is no copy "
-                "from before: upgrade llmd"
-            )
-        if path and 0 < version < VERSION:
-            versions.keep(self._db.conn, path, version)
-        try:
-            with self._db.atomic():
-                MIGRATIONS.apply(self._db)
-        except Exception as e:
-            if not version:
-                raise
-            raise Unavailable(
-                f"the state database could not be brought from version {version} to {VERSION} ({e}): it is as it was, "
-                "install the earlier llmd again"
-            ) from e
+    @property
+    def restored(self) -> Restored | None:
+        """A copy from before a newer llmd that was taken."""
+        return self._file.restored
 
     def close(self) -> None:
-        self._db.close()
+        self._file.close()
 
     # --- principals
 
     def add_principal(self, name: str, role: str) -> Principal:
         """Raises Conflict when the name is taken."""
         made = Principal(name, role, self._clock())
-        self._insert("principals", made, f"there is a client {name} already")
+        self._file.insert("principals", made, f"there is a client {name} already")
         return made
 
     def principal(self, name: str) -> Principal:
         """Raises NotFound."""
-        found = self._rows(Principal, "SELECT * FROM principals WHERE name = ?", name)
+        found = self._file.rows(Principal, "SELECT * FROM principals WHERE name = ?", name)
         if not found:
             raise NotFound.among("client", (p.name for p in self.principals()))
         return found[0]
 
     def principals(self) -> list[Principal]:
-        return self._rows(Principal, "SELECT * FROM principals ORDER BY name")
+        return self._file.rows(Principal, "SELECT * FROM principals ORDER BY name")
 
     def set_role(self, name: str, role: str) -> Principal:
         """Raises NotFound."""
         self.principal(name)
-        self._write("UPDATE principals SET role = ? WHERE name = ?", role, name)
+        self._file.write("UPDATE principals SET role = ? WHERE name = ?", role, name)
         return self.principal(name)
 
     # --- certificates
@@ -134,7 +87,7 @@ class Store:
     def add_client(self, name: str, role: str, serial: str, not_before: float, not_after: float) -> None:
         """A certificate, and its principal where there is none yet: both or neither. Raises Conflict when the serial is
         there."""
-        with _explained(), self._db.atomic():
+        with self._file.atomic():
             if not any(p.name == name for p in self.principals()):
                 self.add_principal(name, role)
             self.add_certificate(serial, name, not_before, not_after)
@@ -143,12 +96,12 @@ class Store:
         """Raises NotFound without that principal, Conflict when the serial is there."""
         self.principal(principal)
         made = Certificate(serial.lower(), principal, not_before, not_after, None, self._clock())
-        self._insert("certificates", made, f"there is a certificate {serial} already")
+        self._file.insert("certificates", made, f"there is a certificate {serial} already")
         return made
 
     def certificates(self, principal: str | None = None) -> list[Certificate]:
         """All, or one principal's, the oldest first."""
-        return self._rows(
+        return self._file.rows(
             Certificate,
             "SELECT * FROM certificates WHERE ?1 IS NULL OR principal = ?1 ORDER BY issued, serial",
             principal,
@@ -169,48 +122,48 @@ class Store:
         """Serial to the moment of its revocation; one that was revoked before keeps its own, and one that is not known
         here is passed over. The serials that were good until now, all or none of them."""
         revoke = "UPDATE certificates SET revoked_at = ? WHERE serial = ? AND revoked_at IS NULL"
-        with _explained(), self._db.atomic():
-            return [serial for serial, when in serials.items() if self._write(revoke, when, serial)]
+        with self._file.atomic():
+            return [serial for serial, when in serials.items() if self._file.write(revoke, when, serial)]
 
     def revoked_certificates(self) -> list[Certificate]:
-        return self._rows(Certificate, "SELECT * FROM certificates WHERE revoked_at IS NOT NULL ORDER BY serial")
+        return self._file.rows(Certificate, "SELECT * FROM certificates WHERE revoked_at IS NOT NULL ORDER BY serial")
 
     # --- models
 
-    def add_model(self, name: str, digest: str, size: int, source: str, info: dict[str, Any]) -> Model:
+    def add_model(self, name: str, digest: str, size: int, source: str, info: Info) -> Model:
         """With its first form. Raises Conflict when the name is taken."""
         made = Model(name, digest, size, source, self._clock(), info)
-        with _explained(), self._db.atomic():
-            self._insert("models", made, f"there is a model {name} already")
-            self.add_form(Form(name, str(info.get("file_type") or "GGUF"), digest, size, info))
+        with self._file.atomic():
+            self._file.insert("models", made, f"there is a model {name} already")
+            self.add_form(Form(name, info.file_type or "GGUF", digest, size, info))
         return made
 
     def add_form(self, form: Form) -> None:
         """Raises Conflict when the model has one of this type."""
-        self._insert("forms", form, f"there is a form {form.name} already")
+        self._file.insert("forms", form, f"there is a form {form.name} already")
 
     def forms(self, model: str) -> list[Form]:
         """The largest first. Raises ModelNotFound."""
         self.model(model)
-        return self._rows(Form, "SELECT * FROM forms WHERE model = ? ORDER BY size DESC, type", model)
+        return self._file.rows(Form, "SELECT * FROM forms WHERE model = ? ORDER BY size DESC, type", model)
 
     def model(self, name: str) -> Model:
         """Raises ModelNotFound."""
-        found = self._rows(Model, "SELECT * FROM models WHERE name = ?", name)
+        found = self._file.rows(Model, "SELECT * FROM models WHERE name = ?", name)
         if not found:
             raise ModelNotFound.among("imported model", (m.name for m in self.models()), param="model")
         return found[0]
 
     def models(self) -> list[Model]:
-        return self._rows(Model, "SELECT * FROM models ORDER BY name")
+        return self._file.rows(Model, "SELECT * FROM models ORDER BY name")
 
     def with_file(self, digest: str) -> list[Form]:
         """The forms that one file is."""
-        return self._rows(Form, "SELECT * FROM forms WHERE digest = ? ORDER BY model, type", digest)
+        return self._file.rows(Form, "SELECT * FROM forms WHERE digest = ? ORDER BY model, type", digest)
 
     def files(self) -> set[str]:
         """The digests of every form."""
-        return {form.digest for form in self._rows(Form, "SELECT * FROM forms")}
+        return {form.digest for form in self._file.rows(Form, "SELECT * FROM forms")}
 
     def remove_form(self, model: str, kind: str) -> Form:
         """Raises ModelNotFound, NotFound, and Conflict for the form that was imported: it goes with its model."""
@@ -219,33 +172,33 @@ class Store:
             raise NotFound.among(f"form of {model}", (form.type for form in self.forms(model)), param="form")
         if found[0].digest == self.model(model).digest:
             raise Conflict(f"{found[0].name} is what was imported: it goes with its model")
-        self._write("DELETE FROM forms WHERE model = ? AND type = ?", model, kind)
+        self._file.write("DELETE FROM forms WHERE model = ? AND type = ?", model, kind)
         return found[0]
 
     def rename_model(self, name: str, new: str) -> Model:
         """Its deployment goes with it. Raises ModelNotFound, Conflict when `new` is taken."""
         self.model(name)
-        with _explained(f"there is a model {new} already"):
-            self._write("UPDATE models SET name = ? WHERE name = ?", new, name)
+        with self._file.atomic(f"there is a model {new} already"):
+            self._file.write("UPDATE models SET name = ? WHERE name = ?", new, name)
         return self.model(new)
 
-    def set_info(self, name: str, info: dict[str, Any]) -> None:
+    def set_info(self, name: str, info: Info) -> None:
         """Of every name of the file. Raises ModelNotFound."""
         digest = self.model(name).digest
         for table in ("models", "forms"):
-            self._write(f"UPDATE {table} SET info = ? WHERE digest = ?", json.dumps(info), digest)
+            self._file.write(f"UPDATE {table} SET info = ? WHERE digest = ?", packed(info), digest)
 
     def remove_model(self, name: str) -> Model:
         """Raises ModelNotFound, Conflict while it is deployed."""
         gone = self.model(name)
-        with _explained(f"the model {name} is deployed: undeploy it first"):
-            self._write("DELETE FROM models WHERE name = ?", name)
+        with self._file.atomic(f"the model {name} is deployed: undeploy it first"):
+            self._file.write("DELETE FROM models WHERE name = ?", name)
         return gone
 
     # --- deployments
 
     def deployments(self) -> list[Deployment]:
-        return self._rows(Deployment, "SELECT * FROM deployments ORDER BY model")
+        return self._file.rows(Deployment, "SELECT * FROM deployments ORDER BY model")
 
     def set_deployment(
         self,
@@ -260,136 +213,85 @@ class Store:
         values = model, ctx, slots, self._clock(), json.dumps(placement or {}), replicas
         columns = ("ctx", "slots", "placement", "replicas")
         replaced = ", ".join(f"{column} = excluded.{column}" for column in columns)
-        self._write(
+        self._file.write(
             "INSERT INTO deployments (model, ctx, slots, created, placement, replicas) VALUES (?, ?, ?, ?, ?, ?) "
             f"ON CONFLICT (model) DO UPDATE SET {replaced}, evicted = '{{}}'", *values,
         )  # fmt: skip
-        return self._rows(Deployment, "SELECT * FROM deployments WHERE model = ?", model)[0]
+        return self._file.rows(Deployment, "SELECT * FROM deployments WHERE model = ?", model)[0]
 
     def set_evicted(self, model: str, other: str) -> float:
         """It made room for another one. Tells when."""
         now = self._clock()
-        self._write("UPDATE deployments SET evicted = ? WHERE model = ?", json.dumps({"for": other, "at": now}), model)
+        self._file.write(
+            "UPDATE deployments SET evicted = ? WHERE model = ?", json.dumps({"for": other, "at": now}), model
+        )
         return now
 
     def clear_evicted(self, model: str) -> None:
         """It serves on."""
-        self._write("UPDATE deployments SET evicted = '{}' WHERE model = ?", model)
+        self._file.write("UPDATE deployments SET evicted = '{}' WHERE model = ?", model)
 
     def remove_deployment(self, model: str) -> None:
         """Raises ModelNotFound when it is not deployed."""
-        if not self._write("DELETE FROM deployments WHERE model = ?", model):
+        if not self._file.write("DELETE FROM deployments WHERE model = ?", model):
             raise ModelNotFound.among("deployed model", (d.model for d in self.deployments()), param="model")
 
     # --- jobs
 
     def add_job(self, kind: str, model: str, asked: dict[str, Any], actor: str) -> Job:
         """At the queue's end."""
-        values = kind, model, json.dumps(asked), actor, self._clock()
-        with _explained(), self._db.atomic():
-            made = self._db.execute(
-                "INSERT INTO jobs (kind, model, asked, actor, created, state) VALUES (?, ?, ?, ?, ?, 'queued')", values
-            )
-        return self.job(int(made.lastrowid or 0))
+        add = "INSERT INTO jobs (kind, model, asked, actor, created, state) VALUES (?, ?, ?, ?, ?, 'queued')"
+        return self.job(self._file.add(add, kind, model, packed(asked), actor, self._clock()))
 
     def job(self, number: int) -> Job:
         """Raises NotFound."""
-        found = self._rows(Job, "SELECT * FROM jobs WHERE id = ?", number)
+        found = self._file.rows(Job, "SELECT * FROM jobs WHERE id = ?", number)
         if not found:
             raise NotFound.among("job", (str(job.id) for job in self.jobs()[-20:]), param="job")
         return found[0]
 
     def jobs(self) -> list[Job]:
         """The oldest first."""
-        return self._rows(Job, "SELECT * FROM jobs ORDER BY id")
+        return self._file.rows(Job, "SELECT * FROM jobs ORDER BY id")
 
     def set_job(self, number: int, **values: Any) -> Job:
         """Columns that change: state, started, ended, error, result, log."""
-        given = {k: json.dumps(v) if k in _JSON else v for k, v in values.items()}
-        self._write(f"UPDATE jobs SET {', '.join(f'{k} = ?' for k in given)} WHERE id = ?", *given.values(), number)
+        given = {k: packed(v) if k in JSON else v for k, v in values.items()}
+        self._file.write(
+            f"UPDATE jobs SET {', '.join(f'{k} = ?' for k in given)} WHERE id = ?", *given.values(), number
+        )
         return self.job(number)
 
     def forget_jobs(self, most: int) -> None:
         """Only the last `most` that have ended stay."""
         ended = "SELECT id FROM jobs WHERE ended IS NOT NULL ORDER BY id DESC LIMIT -1 OFFSET ?"
-        self._write(f"DELETE FROM jobs WHERE id IN ({ended})", most)
+        self._file.write(f"DELETE FROM jobs WHERE id IN ({ended})", most)
 
     # --- GPUs
 
     def ignored_gpus(self) -> frozenset[str]:
         """The UUIDs of those that are kept out of every plan."""
-        with _explained():
-            return frozenset(row[0] for row in self._db.execute("SELECT uuid FROM ignored_gpus"))
+        return frozenset(uuid for (uuid,) in self._file.all("SELECT uuid FROM ignored_gpus"))
 
     def ignore_gpu(self, uuid: str) -> None:
-        self._write("INSERT INTO ignored_gpus VALUES (?, ?) ON CONFLICT DO NOTHING", uuid, self._clock())
+        self._file.write("INSERT INTO ignored_gpus VALUES (?, ?) ON CONFLICT DO NOTHING", uuid, self._clock())
 
     def use_gpu(self, uuid: str) -> None:
-        self._write("DELETE FROM ignored_gpus WHERE uuid = ?", uuid)
+        self._file.write("DELETE FROM ignored_gpus WHERE uuid = ?", uuid)
 
     # --- what was measured
 
     def measurements(self, build: str) -> list[dict[str, Any]]:
         """What was kept of an engine's build, the oldest first."""
         query = "SELECT overhead FROM calibration WHERE build = ? ORDER BY measured"
-        with _explained():
-            return [_unpacked(row[0]) for row in self._db.execute(query, (build,))]
+        return [unpacked(text) for (text,) in self._file.all(query, build)]
 
     def keep_measurement(self, conditions: str, build: str, measured: dict[str, Any], most: int) -> None:
         """It replaces one of the same conditions; only the last `most` stay, and none of another build."""
-        self._write(
+        self._file.write(
             "INSERT INTO calibration (conditions, build, measured, overhead) VALUES (?1, ?2, ?3, ?4) ON CONFLICT "
             "(conditions) DO UPDATE SET build = ?2, measured = ?3, overhead = ?4",
             conditions, build, self._clock(), json.dumps(measured),
         )  # fmt: skip
         last = "SELECT conditions FROM calibration WHERE build = ?1 ORDER BY measured DESC LIMIT ?2"
-        self._write(f"DELETE FROM calibration WHERE conditions NOT IN ({last})", build, most)
-
-    # --- rows
-
-    def _rows(self, kind: type[Row], query: str, *values: Any) -> list[Row]:
-        with _explained():
-            found = self._db.execute(query, values)
-            names = [column[0] for column in found.description]
-            rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in found]
-        for row in rows:
-            for column in _JSON & row.keys():
-                row[column] = _unpacked(row[column])
-        return [kind(**row) for row in rows]
-
-    def _insert(self, table: str, row: Any, taken: str) -> None:
-        values = {f.name: getattr(row, f.name) for f in fields(row)}
-        with _explained(taken), self._db.atomic():
-            self._db.table(table).insert({k: json.dumps(v) if isinstance(v, dict) else v for k, v in values.items()})
-
-    def _write(self, statement: str, *values: Any) -> int:
-        """How many rows changed."""
-        with _explained(), self._db.atomic():
-            return int(self._db.execute(statement, values).rowcount)
-
-
-def _unpacked(text: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError) as e:
-        raise Unavailable("the state database is damaged: restore it from a backup") from e
-
-
-@contextlib.contextmanager
-def _explained(conflict: str = "") -> Iterator[None]:
-    """SQLite's errors as ours. With `conflict`, a broken constraint is a Conflict with these words."""
-    try:
-        yield
-    except sqlite3.IntegrityError as e:
-        if not conflict:
-            raise
-        raise Conflict(conflict) from e
-    except sqlite3.Error as e:
-        code = getattr(e, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
-            raise NoSpace("the disk with the state database is full") from e
-        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            raise Unavailable("the state database is damaged: restore it from a backup") from e
-        raise Unavailable(f"the state database cannot be used: {e}") from e
-    except OSError as e:
-        raise Unavailable(f"the state database cannot be opened: {files.why(e)}") from e
+        self._file.write(f"DELETE FROM calibration WHERE conditions NOT IN ({last})", build, most)

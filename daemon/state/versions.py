@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llmd.daemon import files
+from llmd.daemon import atomic
 
 # who may connect; these columns are there since the first version
 _IDENTITY = (
@@ -135,4 +135,4 @@ def _put(part: Path, file: Path) -> None:
         with suppress(OSError):
             part.unlink()
         raise
-    files.sync_folder(file.parent)
+    atomic.sync_folder(file.parent)

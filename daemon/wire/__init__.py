@@ -2,7 +2,7 @@
 
 work.py     what a model can be asked, and what each kind of it says of itself
 events.py   what answers it
-worker.py   how a worker is started, what it is told, and what it tells of itself
+control.py  how a worker is started, what it is told, and what it tells of itself
 message.py  what they all are
 frames.py   how they travel
 """

@@ -5,8 +5,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from llmd.daemon.wire.control import FromWorker, ToWorker
 from llmd.daemon.wire.work import Chat
-from llmd.daemon.wire.worker import FromWorker, ToWorker
 
 # a request body's limit and what msgpack adds; a frame that is larger is a broken peer
 MAX_FRAME = 64 * 1024 * 1024

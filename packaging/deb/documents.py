@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from llmd.api.cli.main import main as llmctl
-from llmd.daemon.arguments import arguments
+from llmd.daemon.command_line import arguments
 
 WHEN = datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", "0")), UTC)
 

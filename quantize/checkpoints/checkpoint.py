@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmd.daemon.errors import MAX_NAMES, LlmdError, ModelInvalid
+from llmd.daemon.errors import MAX_NAMES, ModelInvalid
+from llmd.daemon.machine.telling import verdict
 from llmd.quantize.architectures import CHECKPOINTS, OTHERS
 from llmd.quantize.checkpoints import packing
 from llmd.quantize.checkpoints.safetensors import MAX_TENSORS, Tensor, read_header, shown
@@ -364,17 +365,5 @@ def _converted(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
 # --- the child
 
 
-def main() -> None:
-    try:
-        said: dict[str, Any] = {"ok": True, "checkpoint": asdict(read(sys.argv[1]))}
-    except LlmdError as e:
-        said = {"ok": False, "code": e.code, "message": e.message}
-    except OSError as e:
-        said = {"ok": False, "code": ModelInvalid.code, "message": f"a file of it cannot be read: {e.strerror}"}
-    except MemoryError:
-        said = {"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to read this folder"}
-    print(json.dumps(said))
-
-
 if __name__ == "__main__":
-    main()
+    verdict(lambda _: {"checkpoint": asdict(read(sys.argv[1]))}, "read this folder")

@@ -13,7 +13,6 @@ holds, and written to their places.
 """
 
 import errno
-import json
 import logging
 import os
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from llmd.daemon.errors import LlmdError, ModelInvalid, NoSpace
+from llmd.daemon.machine.telling import Tell, verdict
 from llmd.quantize.checkpoints import checkpoint, ends
 from llmd.quantize.header import ENDS
 
@@ -32,7 +32,6 @@ FLIGHT_BYTES = 3 << 30  # of tensors that are computed at once; a larger one is 
 CHECK_ELEMENTS = 1 << 24
 MAX_LINE = 400
 
-Tell = Callable[[dict[str, Any]], None]
 # before torch is imported: oneDNN's AMX kernels kill the process where a hypervisor shows AMX and does not carry it out
 os.environ.update(
     ONEDNN_MAX_CPU_ISA="AVX512_CORE_FP16", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", NO_LOCAL_GGUF="1",
@@ -266,10 +265,25 @@ class _Held:
 # --- the child
 
 
+def _asked(tell: Tell) -> dict[str, Any]:
+    what, folder, out, *rest = sys.argv[1:]
+    try:
+        return _run(what, Path(folder), Path(out), rest, tell)
+    except (LlmdError, MemoryError):
+        raise
+    except OSError as e:
+        # numpy's own has no number: it is raised where a disk has no room for an array
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, None):
+            raise
+        raise NoSpace("the disk became full while the model was converted: remove a model or enlarge the disk") from e
+    except Exception as e:  # the converter's own, of any kind: it says what it does not read
+        raise ModelInvalid(_refused(e, Path(folder))) from e
+
+
 def _run(what: str, folder: Path, out: Path, rest: list[str], tell: Tell) -> dict[str, Any]:
     model = described(folder, out, tell)
     if what == "outline":
-        return {"ok": True, "bytes": outline(model)}
+        return {"bytes": outline(model)}
     convert(model, tell)
     del model
     from llmd.quantize.checkpoints import original
@@ -277,43 +291,9 @@ def _run(what: str, folder: Path, out: Path, rest: list[str], tell: Tell) -> dic
     try:
         original.write_logits(folder, Path(rest[0]), tell)
     except original.Unproven as e:
-        return {"ok": True, "unproven": str(e)[:MAX_LINE]}
-    return {"ok": True, "unproven": ""}
-
-
-def main() -> None:
-    """JSON lines on what was standard output; libraries that print there are not heard."""
-    answer, lock = os.fdopen(os.dup(1), "w"), threading.Lock()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-    def tell(line: dict[str, Any]) -> None:
-        with lock:
-            answer.write(json.dumps(line) + "\n")
-            answer.flush()
-
-    what, folder, out, *rest = sys.argv[1:]
-    try:
-        tell(_run(what, Path(folder), Path(out), rest, tell))
-    except LlmdError as e:
-        tell({"ok": False, "code": e.code, "message": e.message})
-    except MemoryError:
-        tell({"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to convert this model"})
-    except OSError as e:
-        # numpy's own has no number: it is raised where a disk has no room for an array
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT, None)
-        words = "the disk became full while the model was converted: remove a model or enlarge the disk"
-        code = NoSpace.code if full else ModelInvalid.code
-        tell(
-            {
-                "ok": False,
-                "code": code,
-                "message": words if full else f"a file cannot be read or written: {e.strerror}",
-            }
-        )
-    except Exception as e:  # the converter's own, of any kind: it says what it does not read
-        tell({"ok": False, "code": ModelInvalid.code, "message": _refused(e, Path(folder))})
-    os._exit(0)  # exit handlers of the libraries have nothing to add
+        return {"unproven": str(e)[:MAX_LINE]}
+    return {"unproven": ""}
 
 
 if __name__ == "__main__":
-    main()
+    verdict(_asked, "convert this model")

@@ -12,14 +12,14 @@ weights are read through the page cache, so that it takes little memory of its o
 """
 
 import ctypes
-import json
 import os
 import sys
 from typing import Any
 
 import numpy as np
 
-from llmd.daemon.errors import LlmdError, ModelInvalid
+from llmd.daemon.errors import ModelInvalid
+from llmd.daemon.machine.telling import Tell, verdict
 from llmd.quantize import backends
 
 # llama.cpp rounds what it multiplies with bfloat16 weights to bfloat16, transformers here computes in float32: that is
@@ -103,22 +103,12 @@ def _computed(path: str, text: bytes, ids: Any, threads: int) -> tuple[Any, list
 # --- the child
 
 
-def main() -> None:
-    """One JSON line on what was standard output; libraries that print there are not heard."""
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _asked(_: Tell) -> dict[str, Any]:
     try:
-        said: dict[str, Any] = {"ok": True, **measured(sys.argv[1], sys.argv[2], int(sys.argv[3]))}
-    except LlmdError as e:
-        said = {"ok": False, "code": e.code, "message": e.message}
+        return measured(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     except (OSError, ValueError, KeyError) as e:  # of what is held against it
-        said = {"ok": False, "code": ModelInvalid.code, "message": f"the proof cannot be read: {type(e).__name__}"}
-    except MemoryError:
-        said = {"ok": False, "code": ModelInvalid.code, "message": "there is not enough memory to try this model"}
-    answer.write(json.dumps(said) + "\n")
-    answer.flush()
-    os._exit(0)  # llama.cpp's exit handlers have nothing to add
+        raise ModelInvalid(f"the proof cannot be read: {type(e).__name__}") from e
 
 
 if __name__ == "__main__":
-    main()
+    verdict(_asked, "try this model")

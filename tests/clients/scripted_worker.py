@@ -10,7 +10,7 @@ from llmd.daemon.machine.cores import Seat
 from llmd.daemon.engine import __main__ as worker
 from llmd.daemon.engine.protocols import Runner
 from llmd.daemon.engine.types import NO_MASKS, Masks, Plan, Sample
-from llmd.daemon.wire.worker import Settings
+from llmd.daemon.wire.control import Settings
 
 SCRIPT = re.compile(r"⟦(.*?)⟧", re.DOTALL)
 TURN = "<|im_start|>assistant"

@@ -24,13 +24,13 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from llmd.daemon.composition import Daemon
 from llmd.daemon.config import Config
 from llmd.daemon.errors import Forbidden
 from llmd.daemon.identity import certificates
 from llmd.daemon.identity.pki import Authority, PeerIdentity
 from llmd.daemon.identity.principal import Identity
 from llmd.daemon.identity.tls import server_context
-from llmd.daemon.main import Daemon
 
 LATER = timedelta(days=400)  # the issuer is due by then
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from llmd.daemon import files
+from llmd.daemon import atomic
 
 
 def test_it_replaces_content_and_permissions(tmp_path: Path) -> None:
     file = tmp_path / "key"
-    files.write(file, b"old", 0o644)
+    atomic.write(file, b"old", 0o644)
     umask = os.umask(0o077)
-    files.write(file, b"new", 0o640)
+    atomic.write(file, b"new", 0o640)
     os.umask(umask)
     assert file.read_bytes() == b"new" and stat.S_IMODE(file.stat().st_mode) == 0o640
     assert [p.name for p in tmp_path.iterdir()] == ["key"]
@@ -21,17 +21,17 @@ def test_it_replaces_content_and_permissions(tmp_path: Path) -> None:
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "key"
-    files.write(file, b"old", 0o600)
+    atomic.write(file, b"old", 0o600)
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        files.write(file, b"new", 0o600)
+        atomic.write(file, b"new", 0o600)
     monkeypatch.undo()
     assert file.read_bytes() == b"old"
-    files.write(file, b"newer", 0o600)
+    atomic.write(file, b"newer", 0o600)
     assert file.read_bytes() == b"newer" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -51,5 +51,5 @@ def test_the_content_is_on_disk_before_its_name_and_its_name_before_it_returns(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", replaced)
-    files.write(tmp_path / "key", b"x", 0o600)
+    atomic.write(tmp_path / "key", b"x", 0o600)
     assert order == ["file", "rename", "folder"]

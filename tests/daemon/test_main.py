@@ -22,9 +22,8 @@ import small_models
 from forked import forker
 from real_daemon import Llmd, llmctl, start_llmd
 
+from llmd.daemon import atomic, composition
 from llmd.daemon import config as config_module
-from llmd.daemon import files
-from llmd.daemon import main as main_module
 from llmd.daemon.admin import upkeep as upkeep_module
 from llmd.daemon.audit.offline import verify_file
 from llmd.daemon.config import ConfigError
@@ -33,7 +32,8 @@ from llmd.daemon.identity.pki import Authority
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.machine import memory
 from llmd.daemon.serving.ask import Ask
-from llmd.daemon.state.store import Store
+from llmd.daemon.state.database import StateFile
+from llmd.daemon.state.records import Info
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish, Tokenize
 
 
@@ -340,7 +340,7 @@ def test_a_reload_uses_what_the_file_says_now(llmd: Llmd) -> None:
 async def test_what_a_reload_has_read_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: 100 << 30)
     new = [config_module.Config(state_dir=str(tmp_path))]
-    daemon = main_module.Daemon(new[0], lambda: new[0])
+    daemon = composition.Daemon(new[0], lambda: new[0])
     new[0] = dataclasses.replace(
         new[0], queue=1, drain_seconds=3, slots=2, context=512, batch=128, chunk=64, threads=1, audit_on_failure="serve"
     )
@@ -349,9 +349,9 @@ async def test_what_a_reload_has_read_is_used(tmp_path: Path, monkeypatch: pytes
         "audit_on_failure", "batch", "chunk", "context", "drain_seconds", "queue", "slots", "threads",
     ]  # fmt: skip
     assert "configuration" not in {check["name"] for check in await daemon.service.doctor.checks()}
-    daemon.store.add_model("m", "0" * 64, 1 << 20, "m.gguf", {"context_length": 4096})
+    daemon.store.add_model("m", "0" * 64, 1 << 20, "m.gguf", Info(context_length=4096))
     small_models.stored(tmp_path / "models", "0" * 64, 1 << 20)
-    wish = (await daemon.service.deploy("m", None, None, "me"))[0].wanted
+    wish = (await daemon.service.deployments.deploy("m", "me"))[0].wanted
     assert wish and (wish.slots, wish.context, wish.batch, wish.chunk, wish.threads) == (2, 512, 128, 64, 1)
     assert daemon.seats.total == daemon.service.forms.maker._threads() == 1
     daemon.serving.admission._slots = lambda model: 2
@@ -434,7 +434,7 @@ async def test_upkeep_that_fails_is_tried_again_and_told_of_meanwhile(
 ) -> None:
     """The task that renews certificates ended at its first unexpected exception, and nobody was told."""
     monkeypatch.setattr(upkeep_module, "RETRY_SECONDS", 0.05)
-    daemon = main_module.Daemon(config_module.Config(state_dir=str(tmp_path)))
+    daemon = composition.Daemon(config_module.Config(state_dir=str(tmp_path)))
     calls = 0
 
     def maintain() -> list[str]:
@@ -473,7 +473,7 @@ async def test_a_reload_that_fails_takes_nothing_from_what_serves(
         return config_module.Config(state_dir=str(tmp_path))
 
     reads = [True, False]
-    daemon = main_module.Daemon(read(), read)
+    daemon = composition.Daemon(read(), read)
     daemon.upkeep.reload()
     async with asyncio.timeout(5):
         while "reload failed" not in caplog.text:
@@ -487,23 +487,23 @@ async def test_what_an_admin_does_reads_and_writes_the_state_in_its_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A commit or a signature waits for the disk: on the event loop it would hold up every stream."""
-    daemon = main_module.Daemon(config_module.Config(state_dir=str(tmp_path)))
+    daemon = composition.Daemon(config_module.Config(state_dir=str(tmp_path)))
     threads: set[str] = set()
-    for kind, name in ((Store, "_rows"), (Store, "_insert"), (Store, "_write"), (Authority, "issue_client")):
+    for kind, name in ((StateFile, "rows"), (StateFile, "insert"), (StateFile, "write"), (Authority, "issue_client")):
         monkeypatch.setattr(kind, name, _noted(threads, getattr(kind, name)))
-    monkeypatch.setattr(files, "write", _noted(threads, files.write))
+    monkeypatch.setattr(atomic, "write", _noted(threads, atomic.write))
     small_models.stored(tmp_path / "models", "d" * 64, 1)
-    daemon.store.add_model("m", "d" * 64, 1, "", {})
+    daemon.store.add_model("m", "d" * 64, 1, "", Info())
     threads.clear()
     service = daemon.service
     await service.clients.issue("alice", 30, "test")
     await service.clients.list()
     await service.clients.set_role("alice", "operator", "test")
     await service.clients.revoke("alice", "test")
-    await service.deploy("m", None, None, "test")
+    await service.deployments.deploy("m", "test")
     await service.imported()
     await service.show("m")
-    await service.undeploy("m", "test")
+    await service.deployments.undeploy("m", "test")
     await service.status()
     await service.doctor.checks()
     await service.remove_model("m", "test")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmd.daemon.machine import children
-from llmd.daemon.planning import architectures
+from llmd.daemon.planning import gpu_code
 from llmd.quantize import backends
 
 
@@ -75,13 +75,13 @@ async def test_an_engine_without_that_file_is_asked_in_a_child(tmp_path: Path, m
     kept = children.environment
     monkeypatch.setattr(children, "environment", lambda more: {**kept(more), "PYTHONPATH": str(tmp_path)})
     monkeypatch.setattr(backends, "folder", lambda: package / "lib")
-    assert await architectures.known() == ("80", "90")
+    assert await gpu_code.known() == ("80", "90")
     compiled(package / "lib", "libggml-cuda.so", CUDA % "nothing")
-    assert await architectures.known() == (), "an answer that is none is none"
+    assert await gpu_code.known() == (), "an answer that is none is none"
     (package / "lib" / "libggml-cuda.so").write_bytes(b"no library")
-    assert await architectures.known() == ()
+    assert await gpu_code.known() == ()
     (package / "lib" / "libggml-cuda.architectures").write_text("90-real")
-    assert await architectures.known() == ("90-real",)
+    assert await gpu_code.known() == ("90-real",)
     (package / "lib" / "libggml-cuda.so").unlink()
     (package / "lib" / "libggml-cuda.architectures").unlink()
-    assert await architectures.known() == ()
+    assert await gpu_code.known() == ()

@@ -10,10 +10,10 @@ schemas.py    JSON schemas: which an answer can be held to, and whether it fits
 loosening.py  pure, but for who refuses: what of a schema that need not hold answers are held to
 least.py      pure: how many characters JSON that fits a schema has at least
 rewriting.py  pure: what a schema says in words that no grammar has, in words that grammars have
-fitting.py    what grammars are made of for schemas
+holdable.py   what grammars are made of for schemas
 grammar.py    pure: what an answer may be, as a grammar's text
 spelling.py   pure: arguments that are no JSON, as rules of a grammar
 matching.py   llguidance: grammars compiled, followed, and which tokens may come next
 answering.py  one request's answers: the parts above together
-check.py      a program: can answers be held to these schemas?
+judge.py      a program: can answers be held to these schemas?
 """

@@ -16,7 +16,7 @@ from llmd.daemon.wire.work import Wanted
 @dataclass(frozen=True, slots=True)
 class Answering:
     """Made once a request, by `Answers`. Whether a whole answer fits its schema is not seen here: a schema may make
-    that take any time (`check.py`)."""
+    that take any time (`judge.py`)."""
 
     syntax: Syntax
     wanted: Wanted

@@ -1,7 +1,7 @@
 """Grammars in llguidance: compiled once, followed token by token, and which tokens may come next.
 
 This and an engine's vocabulary are the only files that import llguidance. What it is given to compile has been tried in
-a process of its own before (`check.py`), and every step is bounded by LIMITS.
+a process of its own before (`judge.py`), and every step is bounded by LIMITS.
 """
 
 import os

@@ -116,7 +116,7 @@ class LlamaRunner:
         params.n_seq_max = slots
         params.n_outputs_max = slots  # a gigabyte less where a pass has 2,048 tokens and a vocabulary 128,000
         params.n_batch = self.batch
-        # the CPU gets its calls piece by piece: longer passes would only take memory (`quantize/memory.py: on_cpu`)
+        # the CPU gets its calls piece by piece: longer passes would only take memory (`quantize/footprint.py: on_cpu`)
         params.n_ubatch = min(self.batch, self._ubatch if self._gpu else max(2 * BLOCK, slots))
         params.type_k = params.type_v = self._kv_type
         params.n_threads = params.n_threads_batch = self.threads

@@ -8,11 +8,15 @@ import pytest
 from scripted_admin import Admin, scripted
 from small_models import ATTENTION, DENSE, model, write
 
+from llmd.daemon.admin import deployments
 from llmd.daemon.admin.fitting import Deploying
+from llmd.daemon.admin.forms import Bringing
 from llmd.daemon.errors import Conflict
 from llmd.daemon.machine import memory
+from llmd.daemon.models.making import Asked
 from llmd.daemon.planning import plan
 from llmd.daemon.planning.plan import Placement
+from llmd.daemon.state.records import Job
 
 
 @pytest.fixture
@@ -77,3 +81,50 @@ async def test_what_no_form_fits_is_refused_as_before(admin: Admin, monkeypatch:
 async def test_who_names_a_form_gets_no_other(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
     short_of(admin, monkeypatch, 3_500_000)
     assert "As Q8_0" not in await said(admin, "--form", "F32", "--yes", code=1)
+
+
+async def ended(admin: Admin, job: Job) -> Job:
+    await admin.daemon.jobs.wait(job.id, 60)
+    return await admin.daemon.jobs.show(job.id)
+
+
+async def test_what_is_begun_serves_whoever_goes_away(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One job makes the form and deploys it: nobody need wait for it, and one that was cut off makes nothing twice."""
+    short_of(admin, monkeypatch, 3_500_000)
+    forms, asked = admin.daemon.service.forms, Deploying(256, 1)
+    done = await ended(admin, await forms.quantize("small", Asked("Q8_0"), "uid:7", asked))
+    assert done.state == "done" and done.kind == "deploy" and done.result["form"] == "small@Q8_0", done.error
+    assert done.result["serves"]["slots"] == 1 and admin.daemon.pool.find("small").ready
+    rows = [row["body"] for row in await admin.daemon.audit.tail(100) if row["kind"] == "admin.deploy"]
+    assert [(row["actor"], row["form"]) for row in rows if row["result"] == "done"] == [("uid:7", "Q8_0")]
+    shown = await admin.run("jobs", "show", str(done.id))
+    assert "small@Q8_0" in shown and "{" not in shown
+
+    async def twice(*_: object) -> None:
+        raise AssertionError("it is there")
+
+    monkeypatch.setattr(forms.maker, "make", twice)
+    told: list[tuple[int, int, str]] = []
+    again = Bringing(asked.of_form("Q8_0"), "Q8_0", 1)
+    came = await admin.daemon.service.deployments.bring(done, again, lambda *what: told.append(what))
+    assert came.form == "small@Q8_0" and ("small: ready" in told[-2][2]) and told[-1][0] == told[-1][1]
+
+
+async def test_a_form_that_does_not_fit_when_it_is_made_stays(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of(admin, monkeypatch, 3_500_000)
+    job = await admin.daemon.service.forms.quantize("small", Asked("Q6_K"), "test", Deploying(256, 1))
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    failed = await ended(admin, job)
+    assert failed.state == "failed" and failed.error.startswith("the model needs")
+    assert {form.type for form in admin.daemon.store.forms("small")} == {"F32", "Q6_K"}
+    assert admin.daemon.pool.all() == []
+
+
+async def test_a_job_whose_model_does_not_come_ends(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next job waits for it."""
+    short_of(admin, monkeypatch, 3_500_000)
+    monkeypatch.setattr(deployments, "LOAD_SECONDS", 0.0)
+    job = await admin.daemon.service.forms.quantize("small", Asked("Q8_0"), "test", Deploying(256, 1))
+    failed = await ended(admin, job)
+    assert failed.state == "failed" and failed.error.startswith("small is deployed, and not ready yet")
+    await admin.run("undeploy", "small")

@@ -15,9 +15,10 @@ from llmd.daemon.admin.fitting import Deploying
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.machine import memory
 from llmd.daemon.models import importing
+from llmd.daemon.models.importing import Wanted
 from llmd.daemon.planning import plan
 from llmd.daemon.planning.plan import Placement
-from llmd.daemon.state.records import Form, Model
+from llmd.daemon.state.records import Form, Info, Model
 from llmd.quantize.header import read_header
 from llmd.quantize.shape import shape_of
 
@@ -44,7 +45,7 @@ async def said(admin: Admin, *arguments: str, code: int = 0) -> str:
 
 def in_full(admin: Admin, file: Path) -> int:
     """Bytes that a converted file needs."""
-    info = {"shape": shape_of(read_header(file)).to_dict()}
+    info = Info(shape=shape_of(read_header(file)).to_dict())
     whole = Form("m", "BF16", "", file.stat().st_size, info)
     model = Model("m", "", whole.size, "", 0.0, info)
     return plan.memory(admin.daemon.service.fitting.wish(model, Deploying(256, 1, Placement()), [whole])).total
@@ -76,7 +77,7 @@ async def test_a_file_is_imported_and_served(admin: Admin, tmp_path: Path) -> No
 async def test_a_form_that_is_no_type_is_refused_before_there_is_a_job(admin: Admin, tmp_path: Path) -> None:
     folder = Folder().write(tmp_path / "good")
     with pytest.raises(BadRequest, match="there is no type 'Q9': F32, F16"):
-        await admin.daemon.service.forms.import_folder(str(folder), None, {"type": "Q9", "bytes": 1}, "test")
+        await admin.daemon.service.forms.import_folder(str(folder), None, Wanted("Q9", 1), "test")
     with pytest.raises(BadRequest, match="there is no type 'Q9'"):
         await admin.daemon.service.forms.maker.smaller_of(folder / "none", 1, "Q9")
 
@@ -102,8 +103,8 @@ async def test_one_command_imports_quantizes_and_serves(
     shown = await admin.json("model", "show", "llama-spm")
     assert shown["info"]["proof"]["difference"] < 0.01 and len(shown["forms"]) == 2
     (job,) = await admin.json("jobs", "list")
-    assert job["kind"] == "import" and job["result"]["form"] == worker.settings.form
+    assert job["kind"] == "deploy" and job["result"]["form"] == worker.settings.form
     # once more: it is there
-    told = await said(admin, "deploy", str(folder), *few, "--form", job["asked"]["form"]["type"])
+    told = await said(admin, "deploy", str(folder), *few, "--form", job["asked"]["type"])
     assert "is ready" in told and len(await admin.json("jobs", "list")) == 1
     assert json.dumps(shown).count(str(folder)) == 1, "its source, and nowhere else"

@@ -17,7 +17,7 @@ from scripted_admin import Admin, scripted
 
 from llmd.daemon.errors import ModelNotReady
 from llmd.daemon.machine import memory
-from llmd.daemon.state.records import Form
+from llmd.daemon.state.records import Form, Info
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish
 
 SMALL = replace(SHAPE, layers=(replace(SHAPE.layers[0], nbytes=GIB),) * 32)  # 33 GiB of weights
@@ -28,7 +28,7 @@ async def admin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr(memory, "available", lambda: 500 * GIB)
     async with scripted(tmp_path) as admin:
         for name, shape, size in (("large", SHAPE, 66), ("small", SMALL, 34), ("other", SMALL, 35)):
-            info = {"context_length": 131072, "shape": shape.to_dict()}
+            info = Info(context_length=131072, shape=shape.to_dict())
             small_models.stored(admin.daemon.config.state / "models", name[0] * 64, size * GIB)
             admin.daemon.store.add_model(name, name[0] * 64, size * GIB, f"{name}.gguf", info)
         yield admin
@@ -104,7 +104,7 @@ async def test_idle_models_go_for_another_one_only_when_told_and_the_cheapest_fi
     assert stored == {"large": None, "other": None, "small": "large"}
 
     del admin.daemon.pool._deployed["small"]
-    admin.daemon.service.restore()  # as after a restart
+    admin.daemon.service.deployments.restore()  # as after a restart
     assert [d.model for d in admin.daemon.pool.away()] == ["small"]
     with pytest.raises(ModelNotReady, match="made room for large"):
         admin.daemon.pool.serves("small")
@@ -123,7 +123,7 @@ async def test_a_form_can_be_pinned_and_the_log_has_what_serves(admin: Admin) ->
     fake = FakeNvml(h200(0))
     admin.see(fake)
     small_models.stored(admin.daemon.config.state / "models", "4" * 64, 34 * GIB)
-    admin.daemon.store.add_form(Form("large", "Q4_K_M", "4" * 64, 34 * GIB, {"shape": SMALL.to_dict()}))
+    admin.daemon.store.add_form(Form("large", "Q4_K_M", "4" * 64, 34 * GIB, Info(shape=SMALL.to_dict())))
     assert (await admin.json("plan", "large"))["form"] == "large@GGUF"
     assert (await admin.json("plan", "large", "--form", "Q4_K_M"))["form"] == "large@Q4_K_M"
     assert "there is GGUF, Q4_K_M" in await fails(admin, "deploy", "large", "--form", "Q2_K")

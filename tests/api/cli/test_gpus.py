@@ -15,6 +15,7 @@ from fake_nvml import GIB, FakeNvml, NoPermission, a100_mig, gb10, h200, old_car
 from real_daemon import Llmd
 from scripted_admin import Admin, scripted
 
+from llmd.daemon.state.records import Info
 from llmd.quantize.shape import Layer, Shape
 
 ONE, TWO = h200(0).uuid, h200(1).uuid
@@ -242,7 +243,7 @@ SHAPE = Shape("llama", 131072, 128256, 4096, (LAYER,) * 32, 128, 128, host=300 <
 
 
 def import_model(admin: Admin) -> None:
-    info = {"context_length": 131072, "shape": SHAPE.to_dict()}
+    info = Info(context_length=131072, shape=SHAPE.to_dict())
     small_models.stored(admin.daemon.config.state / "models", "0" * 64, 5 * GIB)
     admin.daemon.store.add_model("m", "0" * 64, 5 * GIB, "m.gguf", info)
 

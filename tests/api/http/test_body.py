@@ -10,14 +10,14 @@ import pytest
 from fastapi import Request
 from pydantic import ValidationError, field_validator
 
-from llmd.api.admin.routes import ROUTES as ADMIN_ROUTES
+from llmd.api.admin.table import ROUTES as ADMIN_ROUTES
 from llmd.api.http import body, routes
 from llmd.api.http.app import application
-from llmd.api.openai.schema import ChatBody
+from llmd.api.openai.bodies import ChatBody
 from llmd.daemon import limits
+from llmd.daemon.composition import CLIENT_ROUTES
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.identity.principal import Principal
-from llmd.daemon.main import CLIENT_ROUTES
 
 ALICE = Principal("alice", "infer", "", "")
 APP = application((), lambda _: ALICE)

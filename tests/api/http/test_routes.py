@@ -12,15 +12,15 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from real_daemon import Llmd
 
-from llmd.api.admin import routes as admin
+from llmd.api.admin import table as admin
 from llmd.api.http import openapi
 from llmd.api.http.app import application
 from llmd.api.http.openapi import described
 from llmd.api.http.probes import METRICS_TYPE
 from llmd.api.http.routes import INFER, OPERATOR, GuardedRoute, Route, table
 from llmd.api.http.streams import progress
+from llmd.daemon.composition import CLIENT_ROUTES
 from llmd.daemon.identity.principal import ROLES, Principal
-from llmd.daemon.main import CLIENT_ROUTES
 
 JSON_TYPE = {"Content-Type": "application/json"}
 CHAT = [{"role": "user", "content": "Say hello."}]

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from llmd.api.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from llmd.api.openai.chat import ROUTES, ask_of
-from llmd.api.openai.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.wire.work import Chat, ChatMessage, Detokenize, Generate, RawText, Tokenize

@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from llmd.daemon.composition import Daemon
 from llmd.daemon.config import Config
-from llmd.daemon.main import Daemon
+from llmd.daemon.machine.groups import Groups
 
 
 @pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
-    daemon = Daemon(Config(state_dir=str(tmp_path / "state"), node="test"))
+def groups() -> Groups | None:
+    """A module's tests may have others."""
+    return None
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path, groups: Groups | None) -> AsyncIterator[Daemon]:
+    daemon = Daemon(Config(state_dir=str(tmp_path / "state"), node="test"), groups=groups)
     yield daemon
     await daemon.pool.close(0)
     daemon.state.close()

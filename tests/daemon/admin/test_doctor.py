@@ -9,10 +9,10 @@ import pytest
 
 from llmd.daemon.admin import doctor
 from llmd.daemon.audit.offline import verify_file
+from llmd.daemon.composition import Daemon
 from llmd.daemon.config import Config, ConfigError
 from llmd.daemon.machine import confined
 from llmd.daemon.machine.groups import Groups
-from llmd.daemon.main import Daemon
 
 DAY = 86400.0
 
@@ -136,10 +136,10 @@ async def test_the_configuration_file_as_it_is_now(daemon: Daemon) -> None:
     assert ok is False and "no setting 'quue'; the next start would fail | correct it" in said
 
 
-async def test_limits_on_memory_that_there_are_not(daemon: Daemon) -> None:
-    assert "memory limits" not in await named(daemon)
-    daemon.pool.groups = Groups(reason="the kernel does not")
-    assert (await named(daemon))["memory limits"][0] is None
+@pytest.mark.parametrize("groups", [Groups(), Groups(reason="the kernel does not")], ids=["limits", "none"])
+async def test_limits_on_memory_that_there_are_not(daemon: Daemon, groups: Groups) -> None:
+    found = (await named(daemon)).get("memory limits")
+    assert found is None if not groups.reason else found and found[0] is None and groups.reason in found[1]
 
 
 async def test_a_key_that_is_handed_in_and_lies_here_too(

@@ -26,9 +26,9 @@ from llmd.daemon.engine.types import (
 )
 from llmd.daemon.machine import cores
 from llmd.daemon.machine.cores import Seat
+from llmd.daemon.wire.control import Step
 from llmd.daemon.wire.events import Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
 from llmd.daemon.wire.work import Tool, Wanted
-from llmd.daemon.wire.worker import Step
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["in turn", "overlapped"])

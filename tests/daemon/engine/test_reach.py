@@ -11,7 +11,7 @@ import pytest
 from llmd.daemon.engine import reach
 from llmd.daemon.machine import confined
 from llmd.daemon.machine.confined import NCCL, NO_SOCKETS
-from llmd.daemon.wire.worker import Llama
+from llmd.daemon.wire.control import Llama
 
 DEVICES = ["/dev/nvidia0", "/dev/nvidiactl"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from llmd.daemon.engine import faults, renderers
+from llmd.daemon.engine import failures, renderers
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import Rendering, Terms
 from llmd.daemon.errors import BadRequest, ContextExceeded, ModelInvalid
@@ -199,4 +199,4 @@ def test_without_a_nursery_the_process_ends_and_is_replaced() -> None:
             Rendered(nursery, Terms(PLAIN, "", "")).text(ASKED)
         finally:
             os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == faults.EXIT_SOFTWARE
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == failures.EXIT_SOFTWARE

@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from llmd.daemon import files
+from llmd.daemon import atomic
 from llmd.daemon.errors import BadRequest, Conflict, Forbidden, NoSpace, Unavailable
 from llmd.daemon.identity import folder
 from llmd.daemon.identity.pki import Authority, Revocation, peer_identity
@@ -175,7 +175,7 @@ def test_a_revocation_that_cannot_be_written_is_in_force_all_the_same_and_tried_
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(files, "write", full)
+        disk.setattr(atomic, "write", full)
         with pytest.raises(NoSpace, match="refused until llmd is restarted"):
             authority.revoke({7: None})
     assert 7 in authority.revoked and listed(tmp_path) == set()

@@ -25,10 +25,10 @@ from llmd.daemon.models.checking import check, trial
 from llmd.daemon.models.files import QUANTIZING
 from llmd.daemon.models.running import lines
 from llmd.daemon.replicas.worker import Worker
-from llmd.daemon.serving.schemas import Schemas
+from llmd.daemon.serving.judging import Schemas
+from llmd.daemon.wire.control import Llama
 from llmd.daemon.wire.events import Failed, Finished
 from llmd.daemon.wire.work import Chat, ChatMessage, Generate, SamplingWish
-from llmd.daemon.wire.worker import Llama
 
 ROOT = Path(__file__).parents[3]
 
@@ -287,7 +287,7 @@ OWN = {"reads itself", "reads libraries", "throws away", "signals itself", "make
 
 
 OPENING = {"quantize/check", "quantize/quantizing", "engine/trial", "engine/__main__"}
-SEALED_PLACES = {"answers/check", "llmd-render"}
+SEALED_PLACES = {"answers/judge", "llmd-render"}
 
 
 @dataclass

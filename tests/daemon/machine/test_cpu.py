@@ -17,9 +17,9 @@ scores = json.loads(os.environ["GGML_SCORES"])
 dies = os.environ["GGML_DIES"].split(",")
 open(os.environ["GGML_SEEN"], "a").write(" ".join(sys.argv[1:]) + ";")
 if len(sys.argv) < 2:
-    print(json.dumps({"variants": scores}))
+    print(json.dumps({"ok": True, "variants": scores}))
 elif sys.argv[1] + ":wrong" in dies:
-    print(json.dumps({"ok": False, "why": "its products of q4_K weights are wrong"}))
+    print(json.dumps({"ok": False, "code": "", "message": "its products of q4_K weights are wrong"}))
 elif sys.argv[1] in dies:
     os.kill(os.getpid(), signal.SIGILL)
 else:
@@ -56,13 +56,13 @@ async def test_one_that_crashes_or_is_wrong_is_stepped_down_from(machine: pytest
     machine.setenv("GGML_DIES", "icelake,haswell:wrong")
     found = await choose(tmp_path)
     assert found.variant == "x64" and os.environ[cpu.VARIABLE] == "x64"
-    assert found.failed == {"icelake": "it ends with SIGILL", "haswell": "its products of q4_K weights are wrong"}
-    assert "icelake: it ends with SIGILL" in found.text
+    assert found.failed == {"icelake": "crashed (SIGILL)", "haswell": "its products of q4_K weights are wrong"}
+    assert "icelake: crashed (SIGILL)" in found.text
 
 
 async def test_where_none_runs_the_daemon_does_not(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine.setenv("GGML_DIES", "icelake,haswell,x64")
-    with pytest.raises(Unavailable, match="no library of the engine runs on this CPU .*x64: it ends with SIGILL"):
+    with pytest.raises(Unavailable, match=r"no library of the engine runs on this CPU .*x64: crashed \(SIGILL\)"):
         await choose(tmp_path)
     assert not (tmp_path / cpu.FILE).exists()
 

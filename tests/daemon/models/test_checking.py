@@ -11,14 +11,15 @@ from gguf_writer import F32, STR, U32, tiny, tiny_bytes
 from llmd.daemon.errors import ModelInvalid
 from llmd.daemon.machine import memory
 from llmd.daemon.models.checking import check, trial
+from llmd.daemon.state.records import Info
 from llmd.quantize.check import check_model
 from llmd.quantize.header import read_header
 
 
 async def test_the_real_model(model_file: Path) -> None:
     info = await check(model_file)
-    assert info["architecture"] == "llama" and info["parameters"] == 134_515_008
-    assert info["file_type"] == "Q4_1" and info["chat_template"] and info["size"] == model_file.stat().st_size
+    assert info.architecture == "llama" and info.parameters == 134_515_008
+    assert info.file_type == "Q4_1" and info.chat_template and info.size == model_file.stat().st_size
 
 
 async def test_the_real_model_truncated(model_file: Path, tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ async def test_the_real_model_truncated(model_file: Path, tmp_path: Path) -> Non
 
 async def test_the_tiny_model(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(tiny_bytes())
-    assert (await check(tmp_path / "x.gguf"))["name"] == "tiny 0"
+    assert (await check(tmp_path / "x.gguf")).name == "tiny 0"
 
 
 async def test_a_model_that_memory_does_not_hold_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,15 +83,15 @@ async def test_mutated_files_in_the_child(tmp_path: Path) -> None:
             continue
         files.append(path)
     verdicts = await asyncio.gather(*(check(f) for f in files), return_exceptions=True)
-    assert all(isinstance(v, dict | ModelInvalid) for v in verdicts), verdicts
+    assert all(isinstance(v, Info | ModelInvalid) for v in verdicts), verdicts
 
 
 CHILDREN = [
-    ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"crashed \(signal 11\): it is damaged or hostile"),
-    ("import os; os.abort()", r"crashed \(signal 6\)"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"crashed \(SIGSEGV\): it is damaged or hostile"),
+    ("import os; os.abort()", r"crashed \(SIGABRT\)"),
     ("import time; time.sleep(60)", "did not end within 0.7 s"),
     ("import sys\nwhile True: sys.stdout.write('x' * 4096)", "crashed|without a verdict"),
-    ("print('garbage')", r"without a verdict \(exit 0\)"),
+    ("print('garbage')", r"without a verdict"),
     ("print('[' * 60000)", "without a verdict"),
     ('print(\'{"ok": true, "info": {"size": 1}}\')', "without a verdict"),
     ("print('[]')", "without a verdict"),

@@ -66,7 +66,7 @@ async def test_import(place: Place, file: Path) -> None:
     model = await place.models.import_file(file, progress=lambda done, total: seen.append((done, total)))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert (model.name, model.digest, model.size) == ("tiny-model.q4", digest, file.stat().st_size)
-    assert model.source == str(file) and model.info["parameters"] > 0
+    assert model.source == str(file) and model.info.parameters > 0
     path = place.models.path(model.name)
     assert path.read_bytes() == file.read_bytes() and path.stat().st_mode & 0o777 == 0o440
     assert place.left() == [digest, f"{digest}/model.gguf"]
@@ -78,7 +78,7 @@ async def test_import(place: Place, file: Path) -> None:
 async def test_the_real_model(place: Place, model_file: Path) -> None:
     seen: list[int] = []
     model = await place.models.import_file(model_file, "smol", lambda done, _: seen.append(done))
-    assert model.info["architecture"] == "llama" and place.models.path("smol").stat().st_size == model.size
+    assert model.info.architecture == "llama" and place.models.path("smol").stat().st_size == model.size
     assert seen == sorted(seen) and len(seen) == -(-model.size // copying.CHUNK_BYTES)
 
 

@@ -16,9 +16,9 @@ from torch_folders import needs_torch
 from llmd.daemon.errors import BadRequest, Conflict, LlmdError, ModelInvalid, NoSpace, Unavailable
 from llmd.daemon.models import importing
 from llmd.daemon.models.files import ModelStore
-from llmd.daemon.models.importing import Importer
+from llmd.daemon.models.importing import Imported, Importer, Importing
 from llmd.daemon.models.making import Maker
-from llmd.daemon.state.records import Job
+from llmd.daemon.state.records import Info, Proof
 from llmd.daemon.state.store import StateThread, Store
 
 
@@ -30,12 +30,11 @@ class Place:
         self.importer = Importer(self.models, Maker(self.models, self.state, lambda: 2), self.state, lambda: 2)
         self.told: list[tuple[int, int, str]] = []
 
-    async def job(self, path: Path, name: str | None = None) -> Job:
-        name, asked = await self.importer.asked(str(path), name)
-        return self.store.add_job("import", name, asked, "test")
+    async def job(self, path: Path, name: str | None = None) -> tuple[str, Importing]:
+        return await self.importer.asked(str(path), name)
 
-    async def run(self, path: Path, name: str | None = None) -> dict[str, Any]:
-        return await self.importer.make(await self.job(path, name), lambda *told: self.told.append(told))
+    async def run(self, path: Path, name: str | None = None) -> Imported:
+        return await self.importer.make(*await self.job(path, name), lambda *told: self.told.append(told))
 
     def left(self) -> list[Path]:
         models = self.folder / "models"
@@ -67,11 +66,9 @@ async def test_without_the_package_the_error_names_it(
 @pytest.mark.usefixtures("converter")
 async def test_what_a_job_is_asked(place: Place, tmp_path: Path) -> None:
     folder = Folder().write(tmp_path / "Some Model_v1.5")
-    job = await place.job(folder)
-    assert (job.model, job.asked["path"], job.asked["architecture"]) == (
-        "some-model_v1.5", str(folder), "LlamaForCausalLM",
-    )  # fmt: skip
-    assert (await place.job(folder, "other")).model == "other"
+    name, asked = await place.job(folder)
+    assert (name, asked.path, asked.architecture) == ("some-model_v1.5", str(folder), "LlamaForCausalLM")
+    assert (await place.job(folder, "other"))[0] == "other"
 
 
 @pytest.mark.usefixtures("converter")
@@ -89,7 +86,7 @@ async def test_what_a_job_is_asked(place: Place, tmp_path: Path) -> None:
 async def test_what_cannot_be_a_job(
     place: Place, tmp_path: Path, error: type[LlmdError], words: str, folder: str, name: str | None
 ) -> None:
-    place.store.add_model("taken", "0" * 64, 1, "elsewhere", {})
+    place.store.add_model("taken", "0" * 64, 1, "elsewhere", Info())
     for made in ("model", "modèle", "0123456789abcdef0123456789abcdef01234567"):
         Folder().write(tmp_path / made)
     with pytest.raises(error, match=words):
@@ -160,9 +157,9 @@ slow = pytest.mark.slow
 async def test_a_folder_becomes_a_model(place: Place, folders: Path) -> None:
     done = await place.run(folders / "llama-spm")
     model = place.store.model("llama-spm")
-    assert done["digest"] == model.digest and model.info["file_type"] == "BF16" and model.info["tried"]
-    assert model.info["proof"] == done["proof"] and 0 < done["proof"]["difference"] < 0.01
-    assert model.info["converted"]["from"] == "LlamaForCausalLM"
+    assert done.digest == model.digest and model.info.file_type == "BF16" and model.info.tried
+    assert model.info.proof == done.proof and 0 < (done.proof.difference or 0) < 0.01
+    assert model.info.converted and model.info.converted.of == "LlamaForCausalLM"
     assert await place.models.verify(place.models.own_form("llama-spm"))
     done_bytes = [d for d, total, _ in place.told if total]
     assert done_bytes == sorted(done_bytes) and done_bytes[-1] == place.told[-1][1]
@@ -176,7 +173,7 @@ async def test_a_folder_becomes_a_model(place: Place, folders: Path) -> None:
 async def test_a_model_is_converted_where_the_cache_of_hugging_face_has_it(place: Place, folders: Path) -> None:
     folder = cached(shutil.copytree(folders / "llama-spm", place.folder / "source" / "Llama-SPM"))
     done = await place.run(folder)
-    assert done["model"] == "llama-spm" and 0 < done["proof"]["difference"] < 0.01
+    assert done.model == "llama-spm" and 0 < (done.proof.difference or 0) < 0.01
 
 
 @slow
@@ -186,9 +183,9 @@ async def test_what_cannot_be_held_against_its_original_says_so(place: Place, fo
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
     done = await place.run(folder)
-    assert done["proof"] == {"unproven": "weights that are packed as fp8 are not unpacked here"}
+    assert done.proof == Proof(unproven="weights that are packed as fp8 are not unpacked here")
     model = place.store.model("packed")
-    assert model.info["tried"] is True and model.info["converted"]["method"] == "fp8"
+    assert model.info.tried is True and model.info.converted and model.info.converted.method == "fp8"
 
 
 def nan(folder: Path) -> None:

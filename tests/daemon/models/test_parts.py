@@ -52,7 +52,7 @@ def store(tmp_path: Path) -> ModelStore:
 async def test_any_part_names_the_model(tmp_path: Path, store: ModelStore, named: int) -> None:
     files, seen = write_parts(tmp_path), []
     made = await store.import_file(files[named], progress=lambda done, total: seen.append((done, total)))
-    assert made.name == "small" and made.info["architecture"] == "llama" and made.info["tried"]
+    assert made.name == "small" and made.info.architecture == "llama" and made.info.tried
     header = read_header(store.path("small"))
     assert {t.name: t.shape for t in header.tensors} == {n: shape for n, (shape, _) in whole().tensors.items()}
     assert "split.count" not in header.metadata and seen == sorted(seen) and seen[-1][0] == seen[-1][1]

@@ -11,7 +11,7 @@ import pytest
 from llmd.daemon.errors import BadRequest, DoesNotFit, from_wire
 from llmd.daemon.gpus.links import Link
 from llmd.daemon.planning.placement import Asked, Device, Form, Placed, explained, place, rungs
-from llmd.quantize.memory import Calibration, Layout, Load, Measured
+from llmd.quantize.footprint import Calibration, Layout, Load, Measured
 from llmd.quantize.shape import Layer, Shape
 
 GIB = 1 << 30

@@ -7,7 +7,7 @@ import pytest
 from llmd.daemon.engine import renderers
 from llmd.daemon.errors import BadRequest, Unavailable
 from llmd.daemon.planning.plan import BESIDE, ON_CPU, Placement, Wish, check_memory, plan
-from llmd.daemon.wire.worker import Llama
+from llmd.daemon.wire.control import Llama
 from llmd.quantize.shape import Layer, Shape
 
 

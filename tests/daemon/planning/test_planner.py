@@ -13,8 +13,8 @@ from llmd.daemon.gpus.watch import Watcher
 from llmd.daemon.machine import memory
 from llmd.daemon.planning.plan import File, Placement, Wish
 from llmd.daemon.planning.planner import IGNORED, Planner
-from llmd.daemon.wire.worker import Llama
-from llmd.quantize.memory import MIB, Calibration, Measured
+from llmd.daemon.wire.control import Llama
+from llmd.quantize.footprint import MIB, Calibration, Measured
 from llmd.quantize.shape import Layer, Shape
 
 ONE, TWO = h200(0).uuid, h200(1).uuid

@@ -16,8 +16,8 @@ from llmd.daemon.replicas.deployment import Deployment
 from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.control import Busy
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish
-from llmd.daemon.wire.worker import Busy
 
 
 @pytest.fixture

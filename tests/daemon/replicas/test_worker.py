@@ -40,6 +40,7 @@ from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.replicas.worker import Worker
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.control import Llama, Settings
 from llmd.daemon.wire.events import Event, Failed, Finished, Started, Text, Tokenized
 from llmd.daemon.wire.work import (
     Chat,
@@ -54,7 +55,6 @@ from llmd.daemon.wire.work import (
     Wanted,
     Work,
 )
-from llmd.daemon.wire.worker import Llama, Settings
 from llmd.quantize.shape import Layer, Shape
 
 HELLO = RawText("hello")
@@ -470,7 +470,7 @@ BABBLING = """
 import socket, sys, time
 from llmd.daemon.wire import frames
 from llmd.daemon.wire.events import Finished, Started, Text
-from llmd.daemon.wire.worker import Beat, Load, Open, Ready, Step
+from llmd.daemon.wire.control import Beat, Load, Open, Ready, Step
 
 sock = socket.socket(fileno=int(sys.argv[1]))
 decoder = frames.from_daemon()

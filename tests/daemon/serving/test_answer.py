@@ -41,6 +41,7 @@ from llmd.daemon.serving.answer import Answer, Serving
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.holding import Whole
 from llmd.daemon.tasks import Tasks
+from llmd.daemon.wire.control import Cancel, Settings
 from llmd.daemon.wire.events import Detokenized, Event, Failed, Finished, Text, Tokenized
 from llmd.daemon.wire.work import (
     Chat,
@@ -53,7 +54,6 @@ from llmd.daemon.wire.work import (
     Wanted,
     Work,
 )
-from llmd.daemon.wire.worker import Cancel, Settings
 
 ALICE = Principal("alice", "infer", "1f", "127.0.0.1")
 

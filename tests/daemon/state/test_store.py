@@ -1,6 +1,7 @@
 """state.db: what is kept, what is refused, what a damaged file says."""
 
 import asyncio
+import json
 import sqlite3
 import threading
 from pathlib import Path
@@ -8,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from llmd.daemon.errors import Conflict, ModelNotFound, NoSpace, NotFound, Unavailable
-from llmd.daemon.state.records import Form
-from llmd.daemon.state.schema import VERSION
+from llmd.daemon.state.records import Converted, Form, Info, Made, Proof
 from llmd.daemon.state.store import StateThread, Store
+from llmd.daemon.state.tables import VERSION
 
-INFO = {"architecture": "llama", "parameters": 7}
+INFO = Info(architecture="llama", parameters=7)
 
 
 @pytest.fixture
@@ -69,11 +70,11 @@ def test_models_and_their_names(store: Store) -> None:
     assert [f.model for f in store.with_file("d1")] == ["a", "b"] and store.with_file("d2") == []
     assert store.files() == {"d1"}
     with pytest.raises(Conflict):
-        store.add_model("a", "d2", 1, "", {})
+        store.add_model("a", "d2", 1, "", Info())
     with pytest.raises(Conflict):
         store.rename_model("a", "b")
-    store.set_info("a", INFO | {"tried": True})
-    assert store.model("a").info == store.model("b").info == INFO | {"tried": True}
+    store.set_info("a", INFO.but(tried=True))
+    assert store.model("a").info == store.model("b").info == INFO.but(tried=True)
     assert store.rename_model("a", "c").name == "c"
     assert store.remove_model("c").name == "c"
     for call in (store.model, store.remove_model, lambda name: store.rename_model(name, "x")):
@@ -82,19 +83,49 @@ def test_models_and_their_names(store: Store) -> None:
 
 
 def test_a_model_has_forms_which_go_with_it(store: Store) -> None:
-    store.add_model("a", "1" * 64, 100, "a.gguf", {"file_type": "BF16"})
+    store.add_model("a", "1" * 64, 100, "a.gguf", Info(file_type="BF16"))
     (own,) = store.forms("a")
     assert (own.name, own.digest, own.size) == ("a@BF16", "1" * 64, 100)
-    store.add_form(Form("a", "Q4_K_M", "4" * 64, 30, {"shape": {}}))
+    store.add_form(Form("a", "Q4_K_M", "4" * 64, 30, Info(shape={})))
     with pytest.raises(Conflict, match="a form a@Q4_K_M"):
-        store.add_form(Form("a", "Q4_K_M", "5" * 64, 31, {}))
-    store.set_info("a", {"file_type": "BF16", "tried": True})
-    assert store.forms("a")[0].info["tried"] is True and store.forms("a")[1].info == {"shape": {}}
+        store.add_form(Form("a", "Q4_K_M", "5" * 64, 31, Info()))
+    store.set_info("a", Info(file_type="BF16", tried=True))
+    assert store.forms("a")[0].info.tried is True and store.forms("a")[1].info == Info(shape={})
     store.rename_model("a", "b")
     assert [form.name for form in store.forms("b")] == ["b@BF16", "b@Q4_K_M"]
     store.remove_model("b")
-    store.add_model("b", "1" * 64, 100, "a.gguf", {})
+    store.add_model("b", "1" * 64, 100, "a.gguf", Info())
     assert [form.name for form in store.forms("b")] == ["b@GGUF"]
+
+
+def test_what_is_known_of_a_file_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    """A file of an earlier llmd lacks what it did not know, and a field that this one does not know is passed over."""
+    info = Info(
+        architecture="llama", generation={"temperature": 0.5}, shape={"layers": []}, conversations={"plain": ""},
+        laid={}, ends=["</s>"], tried=False, proof=Proof(0.01, 0.1, 96, True),
+        converted=Converted("LlamaForCausalLM", "gptq"), made=Made("d" * 64, "Q8_0", "0.3", "1.0"),
+    )  # fmt: skip
+    store = Store(tmp_path / "state.db")
+    assert store.add_model("a", "d", 1, "", info).info == store.model("a").info == info
+    store.add_model("b", "e", 1, "", Info())
+    store.close()
+    db = sqlite3.connect(tmp_path / "state.db")
+    with db:
+        (text,) = db.execute("SELECT info FROM models WHERE name = 'a'").fetchone()
+        told = json.loads(text)
+        assert told["made"]["from"] == "d" * 64 and told["converted"]["from"] == "LlamaForCausalLM"
+        assert "name" not in told, "nobody said it"
+        db.execute("UPDATE models SET info = ? WHERE name = 'a'", (json.dumps(told | {"later": [1]}),))
+    db.close()
+    again = Store(tmp_path / "state.db")
+    assert again.model("a").info == info and again.model("b").info == Info()
+    again.close()
+    db = sqlite3.connect(tmp_path / "state.db")
+    with db:
+        db.execute("UPDATE models SET info = ?", (json.dumps({"tried": "perhaps"}),))
+    db.close()
+    with pytest.raises(Unavailable, match="damaged: restore it from a backup"):
+        Store(tmp_path / "state.db").model("a")
 
 
 def test_measurements_are_of_one_build_and_bounded(store: Store) -> None:
@@ -111,7 +142,7 @@ def test_measurements_are_of_one_build_and_bounded(store: Store) -> None:
 def test_deployments(store: Store) -> None:
     with pytest.raises(ModelNotFound):
         store.set_deployment("a")
-    store.add_model("a", "d1", 1, "", {})
+    store.add_model("a", "d1", 1, "", Info())
     first = store.set_deployment("a", ctx=4096)
     again = store.set_deployment("a", slots=4)
     assert (first.ctx, first.slots, again.ctx, again.slots) == (4096, None, None, 4)
@@ -178,7 +209,7 @@ def test_a_file_from_before_migrations_had_names_is_taken_over(tmp_path: Path) -
     file = tmp_path / "state.db"
     first = Store(file)
     first.add_principal("ann", "infer")
-    first.add_model("a", "1" * 64, 100, "a.gguf", {"file_type": "Q8_0"})
+    first.add_model("a", "1" * 64, 100, "a.gguf", Info(file_type="Q8_0"))
     first.close()
     db = sqlite3.connect(file)
     with db:
@@ -218,13 +249,13 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_full_disk(store: Store) -> None:
-    store._db.execute("PRAGMA max_page_count = 9")
+    store._file._db.execute("PRAGMA max_page_count = 9")
     with pytest.raises(NoSpace):
         for i in range(500):
-            store.add_model(f"m{i}", "d", i, "x" * 500, {})
+            store.add_model(f"m{i}", "d", i, "x" * 500, Info())
     assert store.models(), "what was written stays readable"
-    store._db.execute("PRAGMA max_page_count = 1000")
-    store.add_model("later", "d", 1, "", {})
+    store._file._db.execute("PRAGMA max_page_count = 1000")
+    store.add_model("later", "d", 1, "", Info())
 
 
 async def test_the_state_thread_is_one_thread_and_not_the_loops() -> None:

@@ -9,12 +9,12 @@ import pytest
 from sqlite_utils import Database, Migrations
 
 from llmd.daemon.errors import Unavailable
-from llmd.daemon.state import schema, store, versions
-from llmd.daemon.state.records import Form
+from llmd.daemon.state import database, tables, versions
+from llmd.daemon.state.records import Form, Info
 from llmd.daemon.state.store import Store
 
-NOW = schema.VERSION
-INFO = {"file_type": "Q8_0"}
+NOW = tables.VERSION
+INFO = Info(file_type="Q8_0")
 
 
 def table(db: Database) -> None:
@@ -40,11 +40,11 @@ def next_llmd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[D
             db.execute(f"PRAGMA user_version = {NOW + 1}")
 
         more = Migrations("state")
-        for one in schema.MIGRATIONS._migrations:
+        for one in tables.MIGRATIONS._migrations:
             more(name=one.name)(one.fn)
         more(name="next")(both)
-        monkeypatch.setattr(store, "MIGRATIONS", more)
-        monkeypatch.setattr(store, "VERSION", NOW + 1)
+        monkeypatch.setattr(database, "MIGRATIONS", more)
+        monkeypatch.setattr(database, "VERSION", NOW + 1)
         return monkeypatch
 
     yield install

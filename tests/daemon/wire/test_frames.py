@@ -4,9 +4,7 @@ import msgspec
 import pytest
 
 from llmd.daemon.wire import frames
-from llmd.daemon.wire.events import ChosenLogprob, Detokenized, Failed, Finished, Started, Text, Tokenized, TokenLogprob
-from llmd.daemon.wire.work import Chat, ChatMessage, Detokenize, Generate, RawText, SamplingWish, Tokenize, Tokens
-from llmd.daemon.wire.worker import (
+from llmd.daemon.wire.control import (
     Beat,
     Busy,
     Cancel,
@@ -20,6 +18,8 @@ from llmd.daemon.wire.worker import (
     Step,
     ToWorker,
 )
+from llmd.daemon.wire.events import ChosenLogprob, Detokenized, Failed, Finished, Started, Text, Tokenized, TokenLogprob
+from llmd.daemon.wire.work import Chat, ChatMessage, Detokenize, Generate, RawText, SamplingWish, Tokenize, Tokens
 
 PARAMS = SamplingWish(8, seed=2**32 - 1, logit_bias=((5, -1.5),), stop=("a", "é"), logprobs=2)
 DOWN: list[ToWorker] = [

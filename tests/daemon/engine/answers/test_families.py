@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from schema_families import SCHEMAS, UNSUPPORTED, Schema, random_schemas
 
 from llmd.daemon.engine.answers import grammar
-from llmd.daemon.engine.answers.check import answer
 from llmd.daemon.engine.answers.formats import Syntax
+from llmd.daemon.engine.answers.judge import answer
 from llmd.daemon.engine.answers.matching import Grammars, Masks
 from llmd.daemon.engine.answers.schemas import Validator, parsed
 from llmd.daemon.engine.llama.runner import LlamaRunner

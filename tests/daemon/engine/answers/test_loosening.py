@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from llmd.api.openai.wanted import ToolDefinition
 from llmd.daemon.engine.answers import grammar, loosening
-from llmd.daemon.engine.answers.check import answer
-from llmd.daemon.engine.answers.fitting import held
 from llmd.daemon.engine.answers.formats import CALLS, Calls, Syntax
+from llmd.daemon.engine.answers.holdable import held
+from llmd.daemon.engine.answers.judge import answer
 from llmd.daemon.engine.answers.loosening import Loosening, shaped
 from llmd.daemon.engine.answers.matching import Grammars
 from llmd.daemon.engine.llama.runner import LlamaRunner

@@ -16,9 +16,9 @@ from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.prompts import Prompts, terms
 from llmd.daemon.engine.rendering import Rendering
 from llmd.daemon.engine.types import Request, SamplingParams
+from llmd.daemon.wire.control import Step
 from llmd.daemon.wire.events import Event, Finished, ToolCalled
 from llmd.daemon.wire.work import Chat, ChatMessage, Tool, Wanted
-from llmd.daemon.wire.worker import Step
 
 PARAMETERS: dict[str, Any] = {
     "type": "object",

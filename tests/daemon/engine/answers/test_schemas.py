@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llmd.daemon.engine.answers.check import answer
+from llmd.daemon.engine.answers.judge import answer
 from llmd.daemon.engine.answers.schemas import UNSUPPORTED, Validator, parsed
 from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
 from llmd.daemon.kept import Kept

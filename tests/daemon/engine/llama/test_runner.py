@@ -21,7 +21,7 @@ from llmd.daemon.engine.types import Request, SamplingParams, Token
 from llmd.daemon.errors import ModelInvalid
 from llmd.daemon.models.checking import trial
 from llmd.daemon.wire.work import Chat, ChatMessage
-from llmd.quantize import memory
+from llmd.quantize import footprint
 
 
 def texts(
@@ -208,7 +208,7 @@ def test_a_text_that_begins_as_texts_begin_does_so_once(runner: LlamaRunner) -> 
 
 
 def test_the_memory_arithmetic_knows_how_long_a_pass_may_be() -> None:
-    assert memory.BEYOND == 2 * BLOCK
+    assert footprint.BEYOND == 2 * BLOCK
 
 
 def test_logprobs_are_a_distribution_with_the_chosen_token_in_it(runner: LlamaRunner) -> None:

@@ -32,7 +32,7 @@ class Common(Message, frozen=True):
     kv_type: str = "f16"  # of keys and values: f16, q8_0, q4_0
     form: str = ""  # which of the model's files it is, for people
     memory: int = 0  # bytes of the machine's memory that it may hold; 0: as many as there are
-    syntax: str = ""  # how the model writes calls and thoughts, where an admin says so (`answers/detecting.py`)
+    syntax: str = ""  # how the model writes calls and thoughts, where an admin says so (`engine/answers/detecting.py`)
 
     def holding(self, memory: int) -> Self:
         """With so many bytes of memory."""

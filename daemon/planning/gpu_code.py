@@ -1,12 +1,10 @@
 """Whether the engine computes on GPUs, and which it has code for: as its package says, else as its own library says
 in a child process, which loads it. Where neither says it nothing is known."""
 
-import asyncio
-import json
 import logging
-from contextlib import suppress
 
-from llmd.daemon.machine import children
+from llmd.daemon.machine import verdicts
+from llmd.daemon.machine.verdicts import NoVerdict, Refused
 from llmd.quantize import backends
 
 log = logging.getLogger("llmd.planner")
@@ -27,19 +25,8 @@ async def known() -> tuple[str, ...]:
     if told or not cuda_engine():
         return told
     try:
-        found = json.loads(await _said())
-        return tuple(one for one in found if isinstance(one, str))
-    except (OSError, ValueError, TypeError):  # a timeout is an OSError
+        found = await verdicts.asked(PROGRAM, seconds=SECONDS)
+        return tuple(one for one in found["architectures"] if isinstance(one, str))
+    except (OSError, KeyError, TypeError, Refused, NoVerdict):
         log.warning("the engine does not say which GPUs it has code for: models go to any of them")
         return ()
-
-
-async def _said() -> bytes:
-    process = await children.start(PROGRAM, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL)
-    try:
-        async with asyncio.timeout(SECONDS):
-            return (await process.communicate())[0]
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()

@@ -16,8 +16,8 @@ from small_models import files, write
 
 from llmd.quantize import compute
 from llmd.quantize.check import check_model
+from llmd.quantize.footprint import KEPT_MEASUREMENTS, MIB, Calibration, Layout, Load, Measured, need, places
 from llmd.quantize.header import read_header
-from llmd.quantize.memory import KEPT_MEASUREMENTS, MIB, Calibration, Layout, Load, Measured, need, places
 from llmd.quantize.shape import Layer, Shape, shape_of
 
 TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}

@@ -23,7 +23,7 @@ from llmd.daemon.kept import Kept
 from llmd.daemon.machine import children
 from llmd.daemon.serving.holding import Whole
 
-PROGRAM = "llmd.daemon.engine.answers.check"
+PROGRAM = "llmd.daemon.engine.answers.judge"
 PROCESSES = 2
 START_SECONDS = 30.0
 KEPT, KEPT_EACH = 4096, 1024  # schemas that are known to be good, as hashes: of all clients, and of one

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
-from llmd.api.http.errors import openai
+from llmd.api.http.error_answers import openai
 from llmd.api.http.streams import event as sse
 from llmd.daemon.errors import from_wire
 from llmd.daemon.serving.answer import Answer

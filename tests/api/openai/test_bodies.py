@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llmd.api.openai.schema import ChatBody, CompletionBody
+from llmd.api.openai.bodies import ChatBody, CompletionBody
 from llmd.daemon import limits
 from llmd.daemon.errors import BadRequest
 from llmd.daemon.wire.work import Chat, ChatMessage, RawText, Tokens, Tool, ToolCall, Wanted

@@ -1,7 +1,6 @@
 """What takes a while, one after the other: a queue in `state.db`, which goes on after a restart.
 
-A job runs in a process of its own (what that does is `run`'s to say), and dies with the daemon: then it is begun again.
-Whoever started it may go away meanwhile. Times are Unix seconds.
+A job dies with the daemon: then it is begun again. Whoever started it may go away meanwhile. Times are Unix seconds.
 """
 
 import asyncio
@@ -10,7 +9,9 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from llmd.daemon.errors import Conflict, LlmdError
 from llmd.daemon.state.records import Job
@@ -25,7 +26,17 @@ MAX_LOG_LINES = 500
 MAX_ENDED = 200
 
 Tell = Callable[[int, int, str], None]
-Run = Callable[[Job, Tell], Awaitable[dict[str, Any]]]
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[A]):
+    """`asked`: the dataclass of what such a job is to do. `run` does it: it is given the job's row, that, and whom to
+    tell how far it is; what it gives is a dataclass too. It raises LlmdError."""
+
+    name: str
+    asked: type[A]
+    run: Callable[[Job, A, Tell], Awaitable[object]]
 
 
 @dataclass(slots=True)
@@ -53,27 +64,33 @@ class Progress:
 class Jobs:
     """`ended` is called with each job that has ended, however."""
 
-    def __init__(self, store: Store, state: StateThread, run: Run, ended: Callable[[Job], None]) -> None:
-        self._store, self._state, self._run, self._ended = store, state, run, ended
+    def __init__(self, store: Store, state: StateThread, ended: Callable[[Job], None]) -> None:
+        self._store, self._state, self._ended = store, state, ended
+        self._kinds: dict[str, Kind[Any]] = {}
         self._more = asyncio.Event()
-        self._running: tuple[int, asyncio.Task[dict[str, Any]]] | None = None
+        self._running: tuple[int, asyncio.Task[object]] | None = None
         self._changed: dict[int, asyncio.Event] = {}
         self.progress = Progress()
         for job in store.jobs():
             if job.state == RUNNING:
                 store.set_job(job.id, state=QUEUED, started=None)
 
+    def register(self, *kinds: Kind[Any]) -> None:
+        """Before any is added or begun."""
+        self._kinds |= {kind.name: kind for kind in kinds}
+
     def start(self, tasks: Tasks) -> asyncio.Task[None]:
         return tasks.start("jobs", self._work)
 
-    async def add(self, kind: str, model: str, asked: dict[str, Any], actor: str) -> Job:
-        """Raises Conflict where the same is queued or runs."""
+    async def add(self, kind: str, model: str, asked: object, actor: str) -> Job:
+        """`asked` as the kind has it. Raises Conflict where the same is queued or runs."""
+        told = _told(asked)
 
         def work() -> Job:
             for job in self._store.jobs():
-                if job.state not in ENDED and (job.kind, job.model, job.asked) == (kind, model, asked):
+                if job.state not in ENDED and (job.kind, job.model, job.asked) == (kind, model, told):
                     raise Conflict(f"job {job.id} does that already: llmctl jobs show {job.id}")
-            return self._store.add_job(kind, model, asked, actor)
+            return self._store.add_job(kind, model, told, actor)
 
         job = await self._state.run(work)
         self._more.set()
@@ -139,7 +156,7 @@ class Jobs:
         job = await self._state.run(begin)
         if job.state != RUNNING:
             return  # it was cancelled in the meantime
-        task = asyncio.ensure_future(self._run(job, self.progress.tell))
+        task = asyncio.ensure_future(self._run(job))
         self._running = job.id, task
         log.info("job %d: %s %s", job.id, job.kind, job.model, extra={"model": job.model})
         try:
@@ -154,12 +171,16 @@ class Jobs:
         if task.cancelled():
             await self._end(job.id, CANCELLED, log=said)
         elif (error := task.exception()) is None:
-            await self._end(job.id, DONE, result=task.result(), log=said)
+            await self._end(job.id, DONE, result=_told(task.result()), log=said)
         else:
             why = error.message if isinstance(error, LlmdError) else "it failed; the daemon's log holds the cause"
             if not isinstance(error, LlmdError):
                 log.error("job %d failed", job.id, exc_info=error)
             await self._end(job.id, FAILED, error=why, log=said)
+
+    async def _run(self, job: Job) -> object:
+        kind = self._kinds[job.kind]
+        return await kind.run(job, msgspec.convert(job.asked, kind.asked), self.progress.tell)
 
     async def _end(self, number: int, state: str, **values: Any) -> Job:
         def work() -> Job:
@@ -172,3 +193,9 @@ class Jobs:
         log.info("job %d is %s%s", number, state, f": {job.error}" if job.error else "", extra={"model": job.model})
         self._ended(job)
         return job
+
+
+def _told(value: object) -> dict[str, Any]:
+    """A dataclass as JSON has it, without what there is none of."""
+    told: dict[str, Any] = msgspec.to_builtins(value)
+    return {name: part for name, part in told.items() if part is not None}

@@ -14,9 +14,9 @@ import pytest
 from llmd.daemon import limits
 from llmd.daemon.errors import AnswerInvalid, SchemaTooComplex, SchemaUnsupported, Unavailable
 from llmd.daemon.machine import children
-from llmd.daemon.serving import schemas
+from llmd.daemon.serving import judging
 from llmd.daemon.serving.holding import Whole
-from llmd.daemon.serving.schemas import Schema, Schemas
+from llmd.daemon.serving.judging import Schema, Schemas
 
 GOOD = '{"type": "object"}'
 
@@ -57,8 +57,8 @@ async def test_what_calls_are_held_to_instead_is_said_and_kept(
     ]
     held = {1: '{"title": "x", "type": "object"}', 2: '{"title": "xx", "type": "object"}'}
     assert await checking.check("alice", odd) == held
-    large = one({"type": "any", "title": "x" * schemas.KEPT_CHARS}, strict=False)
-    assert len((await checking.check("alice", large))[0]) > schemas.KEPT_CHARS
+    large = one({"type": "any", "title": "x" * judging.KEPT_CHARS}, strict=False)
+    assert len((await checking.check("alice", large))[0]) > judging.KEPT_CHARS
 
     async def never(*_: object) -> None:
         raise AssertionError("asked again")
@@ -88,7 +88,7 @@ async def test_one_that_takes_too_long_or_too_much_ends_its_process_alone(
     (child,) = checking._idle
     child.process.send_signal(signal.SIGKILL if end == "too much" else signal.SIGSTOP)
     computed = iter([0.0, 0.2 if end == "too long" else 0.0])
-    monkeypatch.setattr(schemas, "_cpu_seconds", lambda _: next(computed))
+    monkeypatch.setattr(judging, "_cpu_seconds", lambda _: next(computed))
     monkeypatch.setattr(limits, "SCHEMA_SECONDS", 0.2)
     with pytest.raises(Unavailable if end == "too busy" else SchemaTooComplex) as e:
         await checking.check("alice", one({"type": "null"}))
@@ -100,10 +100,10 @@ async def test_one_that_takes_too_long_or_too_much_ends_its_process_alone(
 
 
 def test_what_a_process_has_computed_for_is_known() -> None:
-    before = schemas._cpu_seconds(os.getpid())
-    while schemas._cpu_seconds(os.getpid()) < before + 0.05:
+    before = judging._cpu_seconds(os.getpid())
+    while judging._cpu_seconds(os.getpid()) < before + 0.05:
         pass
-    assert schemas._cpu_seconds(2**22 + 1) == 0
+    assert judging._cpu_seconds(2**22 + 1) == 0
 
 
 async def test_who_leaves_while_it_is_looked_at_leaves_no_process_busy(checking: Schemas) -> None:
@@ -197,7 +197,7 @@ async def test_the_process_opens_no_file(checking: Schemas) -> None:
 
 
 async def test_a_process_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schemas, "PROGRAM", "llmd.daemon.nothing")
+    monkeypatch.setattr(judging, "PROGRAM", "llmd.daemon.nothing")
     made = Schemas()
     await made.start()
     with pytest.raises(Unavailable):
@@ -206,5 +206,5 @@ async def test_a_process_that_does_not_start_is_told(monkeypatch: pytest.MonkeyP
 
 
 def test_its_memory_is_limited() -> None:
-    assert 0 < schemas.LIMITS.address_space <= 2 << 30
-    assert isinstance(schemas.LIMITS, children.Limits)
+    assert 0 < judging.LIMITS.address_space <= 2 << 30
+    assert isinstance(judging.LIMITS, children.Limits)

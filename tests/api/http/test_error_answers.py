@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from llmd.api.http.app import application
 from llmd.api.http.body import Body
-from llmd.api.http.errors import OPENAI, ErrorAnswer, Errors
+from llmd.api.http.error_answers import OPENAI, ErrorAnswer, Errors
 from llmd.api.http.routes import INFER, OPERATOR, Route
 from llmd.daemon.errors import LlmdError, QueueFull, ShuttingDown
 from llmd.daemon.identity.principal import Principal

@@ -8,7 +8,7 @@ import pytest
 
 from llmd.api.http.streams import PIECE_BYTES, WholeJson
 from llmd.api.openai.answers import ChatCompletion, Completion
-from llmd.api.openai.stream import SLICE, Counts, EventEncoder, Shape, whole
+from llmd.api.openai.encoding import SLICE, Counts, EventEncoder, Shape, whole
 from llmd.daemon.wire.events import ChosenLogprob, Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
 
 

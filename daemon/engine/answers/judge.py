@@ -1,12 +1,12 @@
 """Can answers be held to these schemas, and do these answers fit theirs? Asked in a process of its own, because both
 may take any time and any memory, in which nothing else of the process runs.
 
-    python -P -m llmd.daemon.engine.answers.check FD    the socket on which it is asked
+    python -P -m llmd.daemon.engine.answers.judge FD    the socket on which it is asked
 
 It says `{}` once it can be asked. A line in, `["schemas", [[SCHEMA, PARAM, STRICT], …], OWNER]` or
 `["answers", [[SCHEMA, PARAM, ANSWER, WHAT], …], OWNER]`, is a line out: `{"ok": true}`, with `"held": {N: SCHEMA, …}`
-where grammars are made of that instead of the Nth schema (`fitting.py`); or the error: `{"ok": false, "code": CODE,
-"message": TEXT, "param": PARAM}`. `daemon/serving/schemas.py` runs it.
+where grammars are made of that instead of the Nth schema (`holdable.py`); or the error: `{"ok": false, "code": CODE,
+"message": TEXT, "param": PARAM}`. `daemon/serving/judging.py` runs it.
 """
 
 import json
@@ -14,7 +14,7 @@ import socket
 import sys
 from typing import Any
 
-from llmd.daemon.engine.answers.fitting import held
+from llmd.daemon.engine.answers.holdable import held
 from llmd.daemon.engine.answers.schemas import Validator, parsed
 from llmd.daemon.errors import LlmdError
 from llmd.daemon.kept import Kept

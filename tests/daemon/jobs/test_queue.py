@@ -2,16 +2,34 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmd.daemon.errors import Conflict, ModelInvalid, NotFound
-from llmd.daemon.models.jobs import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Jobs, Tell
+from llmd.daemon.jobs.queue import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Jobs, Kind, Tell
 from llmd.daemon.state.records import Job
 from llmd.daemon.state.store import StateThread, Store
 from llmd.daemon.tasks import Tasks
+
+
+@dataclass(frozen=True)
+class Part:
+    count: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    type: str = "Q8_0"
+    part: Part | None = None
+
+
+@dataclass(frozen=True)
+class Came:
+    form: str
+    parts: int | None = None
 
 
 class Place:
@@ -26,17 +44,19 @@ class Place:
 
     def open(self) -> None:
         self.go, self.state, self.store = asyncio.Event(), StateThread(), Store(self.file)
-        self.jobs = Jobs(self.store, self.state, self.run, lambda job: self.ended.append((job.id, job.state)))
+        self.jobs = Jobs(self.store, self.state, lambda job: self.ended.append((job.id, job.state)))
+        self.jobs.register(Kind("quantize", Asked, self.run))
         self.task = self.jobs.start(self.tasks)
 
-    async def run(self, job: Job, tell: Tell) -> dict[str, Any]:
+    async def run(self, job: Job, asked: Asked, tell: Tell) -> Came:
         self.begun.append(job.id)
+        self.asked = asked
         tell(1, 4, f"job {job.id} says")
         await self.go.wait()
         if self.error:
             raise self.error
         tell(4, 4, "")
-        return {"form": "a@b"}
+        return Came("a@b", asked.part.count if asked.part else None)
 
     async def close(self) -> None:
         self.task.cancel()
@@ -45,7 +65,7 @@ class Place:
         self.store.close()
 
     async def add(self, model: str = "a", **asked: Any) -> int:
-        return (await self.jobs.add("quantize", model, asked, "test")).id
+        return (await self.jobs.add("quantize", model, Asked(**asked), "test")).id
 
     async def until(self, number: int, state: str) -> Job:
         async with asyncio.timeout(10):
@@ -80,6 +100,23 @@ async def test_the_same_is_not_queued_twice(place: Place) -> None:
     place.go.set()
     await place.until(first, DONE)
     await place.add("a", type="Q8_0")
+
+
+async def test_a_job_is_given_what_was_asked_and_what_came_of_it_is_kept(place: Place) -> None:
+    number = await place.add("a", type="Q4_0", part=Part(3))
+    place.go.set()
+    done = await place.until(number, DONE)
+    assert place.asked == Asked("Q4_0", Part(3)) and done.asked == {"type": "Q4_0", "part": {"count": 3}}
+    assert done.result == {"form": "a@b", "parts": 3}
+
+
+async def test_a_job_of_an_earlier_llmd_is_read_as_far_as_it_is_known(place: Place) -> None:
+    number = place.store.add_job("quantize", "a", {"type": "Q4_0", "later": 1}, "test").id
+    unknown = place.store.add_job("other", "a", {}, "test").id
+    await place.add("b")
+    place.go.set()
+    await place.until(number, DONE)
+    assert "log holds the cause" in (await place.until(unknown, FAILED)).error
 
 
 async def test_cancelled_while_it_runs_and_while_it_waits(place: Place) -> None:
@@ -145,7 +182,7 @@ async def test_waiting_ends_with_the_job_or_after_so_long(place: Place) -> None:
 
 
 async def test_only_the_last_that_ended_are_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmd.daemon.models.jobs.MAX_ENDED", 3)
+    monkeypatch.setattr("llmd.daemon.jobs.queue.MAX_ENDED", 3)
     place.go.set()
     for _ in range(6):
         await place.until(await place.add("a"), DONE)
