@@ -138,6 +138,9 @@ class Daemon:
         )
         self.jobs.register(*forms.kinds(), Kind(DEPLOY, Bringing, deployments.bring))
         clients = Clients(store, state, authority, self.connections, self.acts)
+        doctor = Doctor(
+            self.current, self.serving, store, state, authority, self.watcher, clients.register, models, self.planner
+        )  # fmt: skip
         return Service(
             current=self.current,
             serving=self.serving,
@@ -151,17 +154,7 @@ class Daemon:
             authority=authority,
             tls=self.tls,
             clients=clients,
-            doctor=Doctor(
-                self.current,
-                self.serving,
-                store,
-                state,
-                authority,
-                self.watcher,
-                clients.register,
-                models,
-                self.planner,
-            ),  # fmt: skip
+            doctor=doctor,
             cards=Cards(self.watcher, self.planner, self.pool, store, state, self.acts),
             planner=self.planner,
             started=time.time(),
