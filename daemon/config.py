@@ -77,7 +77,7 @@ class Config:
 
 class Current:
     """The configuration that is in use: whoever needs a value reads it here when it needs it, so that a reload is used
-    by all. Made once, by `main`. `read` gives what the file says by now; it raises ConfigError."""
+    by all. Made once, by the composition. `read` gives what the file says by now; it raises ConfigError."""
 
     def __init__(self, config: Config, read: Callable[[], Config] | None = None) -> None:
         self.now, self.read = config, read or (lambda: config)

@@ -16,7 +16,7 @@ from llmd.daemon.state.store import StateThread, Store
 
 @dataclass(slots=True)
 class Cards:
-    """Made once, by `main`."""
+    """Made once, by the composition."""
 
     watcher: Watcher
     planner: Planner

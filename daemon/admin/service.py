@@ -36,7 +36,7 @@ log = logging.getLogger("llmd.admin")
 
 @dataclass(slots=True)
 class Service:
-    """The daemon's parts as an admin's commands use them. Made once, by `main`."""
+    """The daemon's parts as an admin's commands use them. Made once, by the composition."""
 
     current: Current
     serving: Serving

@@ -49,7 +49,7 @@ IGNORED = "an administrator keeps it out of every plan (`llmctl gpus --use UUID`
 
 
 class Planner:
-    """Made once, by `main`; without a watcher for machines that have no GPU. The event loop owns it. `cuda`: the engine
+    """Made once; without a watcher for machines that have no GPU. The event loop owns it. `cuda`: the engine
     can compute on them, those of `architectures` (`quantize/backends.py`; none: it is not known which). `calibration`:
     what was measured before, by the engine's build `build`; `keep` is called with what is measured anew."""
 

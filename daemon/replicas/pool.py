@@ -46,7 +46,7 @@ log = logging.getLogger("llmd.pool")
 
 
 class Pool:
-    """Made once, by `main`. `pause`: seconds before a replica that died starts again, the first time and at most.
+    """Made once. `pause`: seconds before a replica that died starts again, the first time and at most.
     `audit(kind, **fields)` writes a row to the audit log."""
 
     def __init__(

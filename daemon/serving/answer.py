@@ -141,7 +141,7 @@ class Answer:
 
 
 class Serving:
-    """The way to ask a model: `async with serving.open(principal, ask) as answer`. Made once, by `main`. `queue` tells
+    """The way to ask a model: `async with serving.open(principal, ask) as answer`. Made once. `queue` tells
     how many sequences may wait for a slot, a model; `unaudited` whether requests are answered that cannot be logged."""
 
     def __init__(
