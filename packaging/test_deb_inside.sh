@@ -84,7 +84,7 @@ PY
 rm /var/lib/llmd/cpu.json
 runuser -u llmd -- llmd serve >/tmp/llmd.log 2>&1 &
 for _ in $(seq 200); do llmctl status 2>/dev/null | grep -q ' ready ' && break; sleep 0.1; done
-llmctl doctor | grep 'cpu engine' | grep -q "$used: it ends with SIGILL" || { llmctl doctor; cat /tmp/llmd.log; fail "a crash was not stepped down from"; }
+llmctl doctor | grep 'cpu engine' | grep -q "$used: crashed (SIGILL)" || { llmctl doctor; cat /tmp/llmd.log; fail "a crash was not stepped down from"; }
 say "$(llmctl doctor | grep 'cpu engine' | sed 's/^[a-z]* *//')"
 cp /tmp/good.so "$lib"
 pkill -TERM -u llmd -f 'llmd serve' && sleep 2
