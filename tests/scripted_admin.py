@@ -31,16 +31,16 @@ class Admin:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.command = [LLMCTL, "--socket", str(folder / "admin.sock")]
-        self._start(FakeNvml.without_driver(), ())
+        self.start(FakeNvml.without_driver())
 
     def see(self, fake: FakeNvml, architectures: Sequence[str] = ()) -> Watcher:
         """As another start of the daemon, with these GPUs."""
         self.end()
-        self._start(fake, architectures)
+        self.start(fake, architectures)
         self.daemon.watcher.refresh()
         return self.daemon.watcher
 
-    def _start(self, fake: FakeNvml, architectures: Sequence[str]) -> None:
+    def start(self, fake: FakeNvml, architectures: Sequence[str] = ()) -> None:
         shutil.rmtree(self.folder / "root", ignore_errors=True)  # of what was seen before
         nvml = Nvml(fake, fake.root(self.folder / "root"))
 

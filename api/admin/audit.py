@@ -15,7 +15,7 @@ from llmd.api.admin.parts import Admin, Answer
 from llmd.api.http.body import Body
 from llmd.api.http.routes import ADMIN, Route
 from llmd.api.http.streams import progress
-from llmd.daemon.audit.chain import KINDS, OUTCOMES
+from llmd.daemon.audit.chain import KINDS, OUTCOMES, Break
 from llmd.daemon.errors import MAX_GIVEN, BadRequest, quoted
 from llmd.daemon.state.records import of_form
 
@@ -28,11 +28,6 @@ Count = Annotated[int, Digits, Query(ge=0, le=10**18)]
 
 
 # --- what is answered
-
-
-class Break(Answer):
-    seq: int
-    reason: str
 
 
 class Verdict(Answer):

@@ -11,7 +11,7 @@ from llmd.daemon.admin.forms import Bringing, Forms
 from llmd.daemon.admin.shown import deployed, made_room
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import Current
-from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, LlmdError, ModelNotReady, NotFound, Unavailable
+from llmd.daemon.errors import Conflict, DoesNotFit, LlmdError, ModelNotReady, NotFound, Unavailable
 from llmd.daemon.jobs.queue import Tell
 from llmd.daemon.models.files import ModelStore
 from llmd.daemon.models.making import Making
@@ -78,9 +78,7 @@ class Deployments:
         ModelNotFound, BadRequest, DoesNotFit, and Unavailable where memory does not hold it."""
         name, asked = self._named(name, asked)
         ctx, slots, placement, replicas = asked.ctx, asked.slots, asked.placement, asked.replicas
-        placement.check()
-        if placement.gpus and replicas != 1:
-            raise BadRequest("gpus names where one replica lies: leave it out, or the replicas", param="gpus")
+        asked.check()
 
         def work() -> tuple[Model, Wish, bool]:
             model = self.models.show(name)
@@ -161,12 +159,14 @@ class Deployments:
     async def bring(self, job: Job, asked: Bringing, tell: Tell) -> Serves:
         """What a job of kind `deploy` does: what is missing of the model is made, and it serves. One that was cut off
         goes on with what is there."""
-        name, type_ = job.model, asked.type
+        name, type_, importer, maker = job.model, asked.type, self.forms.importer, self.forms.maker
+        whole = int(asked.bytes * BEHIND)
 
         def behind(done: int, total: int, line: str) -> None:
+            nonlocal whole
+            whole = int(total * BEHIND) or whole
             tell(done, int(total * BEHIND), line)
 
-        importer, maker, total = self.forms.importer, self.forms.maker, int(asked.bytes * BEHIND)
         if asked.folder and not await importer.held(asked.folder.path, name):
             await importer.make(name, asked.folder, behind)
         elif type_ and type_ not in {form.type for form in await self.state.run(lambda: self.models.forms(name))}:
@@ -181,7 +181,7 @@ class Deployments:
                     tell(0, 0, f"{name}: {last['state']}")
         except TimeoutError as e:
             raise ModelNotReady(f"{name} is deployed, and not ready yet: {deployment.reason}; llmctl status") from e
-        tell(total, total, "")
+        tell(whole, whole, "")
         return Serves(name, f"{name}@{type_}" if type_ else None, last)
 
     def _chosen(self, deployment: Deployment) -> dict[str, Any]:

@@ -37,6 +37,12 @@ class Deploying:
         """With the form that the model's name says. Raises BadRequest where that is another one."""
         return replace(self, placement=self.placement.of_form(kind))
 
+    def check(self) -> None:
+        """Raises BadRequest for what cannot work, whatever the machine."""
+        self.placement.check()
+        if self.placement.gpus and self.replicas != 1:
+            raise BadRequest("gpus names where one replica lies: leave it out, or the replicas", param="gpus")
+
 
 PLAIN = Deploying()
 

@@ -60,6 +60,8 @@ class Forms:
     async def quantize(self, name: str, asked: Asked, actor: str, deploying: Deploying | None = None) -> Job:
         """Queue a job that makes this form, and deploys it where it is told how. Raises ModelNotFound, BadRequest,
         Conflict, NoSpace, ModelInvalid."""
+        if deploying:
+            deploying.check()
         await self._whole(name)
         model = await self.state.run(lambda: self.models.show(name))
         size = await self.maker.chosen(model, asked)
@@ -89,6 +91,8 @@ class Forms:
         async with self.acts("admin.model_import", actor, file=PurePath(path).name, model=name) as result:
             if form:
                 check_type(form.type)
+            if deploying:
+                deploying.check()
             name, found = await self.importer.asked(path, name)
             folder = replace(found, form=form)
             if deploying:

@@ -71,7 +71,7 @@ class Info(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     vocab: int = 0
     chat_template: bool = False
     size: int = 0  # bytes
-    generation: dict[str, float] = {}
+    generation: dict[str, int | float] = {}
     shape: dict[str, Any] | None = None
     conversations: dict[str, str] | None = None
     laid: dict[str, str] | None = None

@@ -3,11 +3,14 @@
 import csv
 import io
 import json
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
+from fake_nvml import FakeNvml
 from real_daemon import Llmd, llmctl
+from scripted_admin import scripted
 
 from llmd.api.cli import audit
 from llmd.api.cli.connection import Client
@@ -99,3 +102,14 @@ def test_a_spreadsheet_gets_texts_and_no_formulas(llmd: Llmd, tmp_path: Path) ->
     assert json.loads(found[4]["body"]) == line["body"] and found[4]["ts"] == line["ts"] and line["ts"].endswith("Z")
     assert found[4]["hash"] == line["hash"]
     assert "give one of them" in query(llmd, "--format", "csv", "--json", code=2)[1]
+
+
+async def test_where_the_chain_breaks_the_running_daemon_says(tmp_path: Path) -> None:
+    async with scripted(tmp_path) as admin:
+        admin.end()
+        with sqlite3.connect(admin.daemon.config.state / "audit.db") as db:
+            db.execute("UPDATE audit SET kind = 'admit' WHERE seq = 1")
+        db.close()
+        admin.start(FakeNvml.without_driver())
+        told = await admin.json("audit", "verify", code=1)
+        assert told["verdict"] == "broken" and told["broken"]["seq"] == 1 and told["broken"]["detail"]

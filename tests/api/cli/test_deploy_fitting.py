@@ -11,7 +11,7 @@ from small_models import ATTENTION, DENSE, model, write
 from llmd.daemon.admin import deployments
 from llmd.daemon.admin.fitting import Deploying
 from llmd.daemon.admin.forms import Bringing
-from llmd.daemon.errors import Conflict
+from llmd.daemon.errors import BadRequest, Conflict
 from llmd.daemon.machine import memory
 from llmd.daemon.models.making import Asked
 from llmd.daemon.planning import plan
@@ -128,3 +128,11 @@ async def test_a_job_whose_model_does_not_come_ends(admin: Admin, monkeypatch: p
     failed = await ended(admin, job)
     assert failed.state == "failed" and failed.error.startswith("small is deployed, and not ready yet")
     await admin.run("undeploy", "small")
+
+
+async def test_what_cannot_work_is_refused_before_there_is_a_job(admin: Admin) -> None:
+    wrong = Deploying(placement=Placement(("GPU-a", "GPU-b"), split="none"))
+    for asked in (wrong, Deploying(placement=Placement(("GPU-a",)), replicas=2)):
+        with pytest.raises(BadRequest, match="gpus"):
+            await admin.daemon.service.forms.quantize("small", Asked("Q8_0"), "test", asked)
+    assert await admin.json("jobs", "list") == []

@@ -1,8 +1,10 @@
 """Model files in a child process: real ones, hostile ones, and children that misbehave."""
 
 import asyncio
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -10,6 +12,7 @@ from gguf_writer import F32, STR, U32, tiny, tiny_bytes
 
 from llmd.daemon.errors import ModelInvalid
 from llmd.daemon.machine import memory
+from llmd.daemon.models import checking
 from llmd.daemon.models.checking import check, trial
 from llmd.daemon.state.records import Info
 from llmd.quantize.check import check_model
@@ -108,6 +111,42 @@ async def test_a_child_that_misbehaves(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ModelInvalid, match=says):
         await check(tmp_path / "x.gguf", timeout=0.7 if "sleep" in code else 20.0)
+
+
+SAYS = """
+import json
+from llmd.daemon.state.records import Info
+from llmd.quantize.shape import Layer, Shape
+layer = Layer(k=1, v=1, heads=1, kv_heads=1, q=1, ff=1, nbytes=1)
+info = {
+    "architecture": "llama", "name": "a", "parameters": 1, "file_type": "F16", "context_length": 1, "vocab": 1,
+    "embedding_length": 1, "block_count": 1, "chat_template": True, "size": 1, "generation": {"top_k": 40},
+    "shape": Shape("llama", 1, 1, 1, (layer,), 1, 1, host=1, output=1, file=1).to_dict(),
+}
+print(json.dumps({"ok": True, "info": info | ODD}))
+"""
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"generation": {"temperature": float("nan")}}, {"name": "\ud800"}, {"size": 1.5},
+        {"generation": {"top_k": True}}, {"shape": {}}, {},
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_what_cannot_be_kept_is_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any]
+) -> None:
+    """It would be read back as a damaged database, which holds every other model."""
+    (tmp_path / "saying.py").write_text(SAYS.replace("ODD", f"json.loads({json.dumps(odd)!r})"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(checking, "CHECK", "saying")
+    if not odd:
+        assert (await check(tmp_path / "x.gguf")).generation == {"top_k": 40}
+        return
+    with pytest.raises(ModelInvalid, match="the check of this file ended without a verdict"):
+        await check(tmp_path / "x.gguf")
 
 
 async def test_a_cancelled_check_leaves_no_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
