@@ -5,6 +5,8 @@ composition.py builds every part, runs them, drains on SIGTERM
 command_line.py what its command line says
 banner.py    what `llmd serve` prints once it can answer
 config.py    the one frozen dataclass, its TOML file
+toml.py      TOML that people write, and its lines
+hours.py     hours of the week in a named zone
 errors.py    the error tree
 atomic.py    atomic writes
 gate.py      who waits for whom where only a few can be served at once

@@ -20,6 +20,7 @@ from llmd.api.admin import table
 from llmd.api.http import openapi, probes
 from llmd.api.http.app import application, client, noted
 from llmd.api.http.listener import Listener
+from llmd.api.http.routes import subjects
 from llmd.api.openai import chat, models
 from llmd.daemon import atomic, banner, logs
 from llmd.daemon.admin.cards import Cards
@@ -28,6 +29,7 @@ from llmd.daemon.admin.deployments import Deployments
 from llmd.daemon.admin.doctor import Doctor
 from llmd.daemon.admin.fitting import Fitting
 from llmd.daemon.admin.forms import DEPLOY, Bringing, Forms, said
+from llmd.daemon.admin.policies import Policies, open_policy
 from llmd.daemon.admin.service import Service
 from llmd.daemon.admin.upkeep import Upkeep
 from llmd.daemon.audit.acts import Acts
@@ -40,6 +42,7 @@ from llmd.daemon.gpus.nvml import Nvml
 from llmd.daemon.gpus.watch import Watcher, figures
 from llmd.daemon.identity.connections import Connections
 from llmd.daemon.identity.pki import IssuedClient
+from llmd.daemon.identity.policy import InForce
 from llmd.daemon.identity.principal import Identity
 from llmd.daemon.identity.tls import ServerTls
 from llmd.daemon.jobs.queue import Jobs, Kind
@@ -66,8 +69,6 @@ SWITCH_SECONDS = 0.0005
 DEMO_CLIENT = "demo"
 # what answers on the TLS listener
 CLIENT_ROUTES = (*chat.ROUTES, *models.ROUTES, *probes.ROUTES, *openapi.ROUTES)
-
-
 Plans: TypeAlias = Callable[[Watcher, Store, StateThread, Tasks], Planner]
 
 
@@ -108,7 +109,8 @@ class Daemon:
             seats=self.seats,
         )
         self.serving = Serving(
-            self.pool, lambda: self.config.queue, self.audit, self.metrics, self.tasks, unaudited=self._unaudited
+            self.pool, lambda: self.config.queue, self.audit, self.metrics, self.tasks, unaudited=self._unaudited,
+            policy=InForce(open_policy(self.store, self.audit)),
         )  # fmt: skip
         self.connections = Connections(process.descriptors() - process.OWN_DESCRIPTORS, lambda: self.authority.revoked)
         self.tls = ServerTls(self.authority, state / "pki")
@@ -137,7 +139,7 @@ class Daemon:
             self.current, self.pool, self.planner, self.acts, store, state, models, fitting, forms
         )
         self.jobs.register(*forms.kinds(), Kind(DEPLOY, Bringing, deployments.bring))
-        clients = Clients(store, state, authority, self.connections, self.acts)
+        clients = Clients(store, state, authority, self.connections, self.acts, lambda: self.serving.policy.now.groups)
         doctor = Doctor(
             self.current, self.serving, store, state, authority, self.watcher, clients.register, models, self.planner
         )  # fmt: skip
@@ -154,6 +156,7 @@ class Daemon:
             authority=authority,
             tls=self.tls,
             clients=clients,
+            policies=Policies(self.serving, store, state, self.acts, clients.roles, *subjects(CLIENT_ROUTES)),
             doctor=doctor,
             cards=Cards(self.watcher, self.planner, self.pool, store, state, self.acts),
             planner=self.planner,

@@ -4,13 +4,12 @@ import ipaddress
 import os
 import re
 import socket
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from llmd.daemon import atomic
+from llmd.daemon import atomic, toml
 from llmd.daemon.errors import MAX_GIVEN, cut, quoted
 
 DEFAULT_FILE = Path("/etc/llmd/llmd.toml")
@@ -102,18 +101,21 @@ def load(file: Path | None, **given: Any) -> Config:
     told = {key: value for key, value in given.items() if value is not None}
 
     def wrong(key: str, why: str) -> ConfigError:
-        at = f"--{key.replace('_', '-')}" if key in told else f"{shown}:{_line(text, key)}"
+        at = f"--{key.replace('_', '-')}" if key in told else f"{shown}:{toml.line(text, (key,))}"
         return ConfigError(f"{at}: {why}")
 
     kinds = {f.name: type(f.default) for f in fields(Config)}
-    values = _parsed(shown, text)
+    try:
+        values = toml.parsed(text)
+    except toml.Wrong as e:
+        raise ConfigError(f"{shown}{f':{e.line}' if e.line else ''}: {e.why}") from e
     for key, value in values.items():
         if key not in kinds:
             raise wrong(key, f"there is no setting {quoted(key, MAX_GIVEN)}")
         if kinds[key] is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
             values[key] = tuple(value)
         elif type(value) is not kinds[key]:
-            raise ConfigError(f"{shown}:{_line(text, key)}: {key} takes {_KINDS[kinds[key]]}")
+            raise ConfigError(f"{shown}:{toml.line(text, (key,))}: {key} takes {_KINDS[kinds[key]]}")
     config = replace(Config(), **{**values, **told})
     for key, why in _faults(config):
         raise wrong(key, why)
@@ -129,19 +131,6 @@ def _text(where: Path) -> str:
         raise ConfigError(f"{cut(str(where))}: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise ConfigError(f"{cut(str(where))}: this is not UTF-8 text") from e
-
-
-def _parsed(where: str, text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        at = re.search(r" \(at line (\d+), column \d+\)$", str(e))
-        line = at[1] if at else str(text.count("\n") + 1)
-        raise ConfigError(f"{where}:{line}: {str(e).partition(' (at ')[0][:MAX_GIVEN]}") from e
-    except (ValueError, RecursionError) as e:  # a number of thousands of digits, a list in a list in a list …
-        digits = re.search("[0-9_]{4000}", text)
-        line = f":{text.count(chr(10), 0, digits.start()) + 1}" if digits else ""
-        raise ConfigError(f"{where}{line}: a value is too long or too deep to be read") from e
 
 
 # fixed by what was made or opened with them
@@ -194,8 +183,3 @@ def _host(name: str) -> bool:
         return ipaddress.ip_address(name) is not None and "%" not in name  # an interface is no part of an address
     except ValueError:
         return len(name) <= 253 and all(re.fullmatch("[A-Za-z0-9_-]{1,63}", label) for label in name.split("."))
-
-
-def _line(text: str, key: str) -> int:
-    found = re.search(rf"^[ \t]*[\"']?{re.escape(key)}[\"']?\s*[=.]|^[ \t]*\[+{re.escape(key)}", text, re.MULTILINE)
-    return text.count("\n", 0, found.start()) + 1 if found else 1

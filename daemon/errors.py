@@ -3,6 +3,7 @@
 LlmdError                   500 internal_error
 ├── BadRequest              400 invalid_request
 │   ├── ContextExceeded     400 context_length_exceeded
+│   ├── PolicyInvalid       400 policy_invalid           a policy that cannot be, with the line that is wrong
 │   ├── ModelInvalid        400 model_invalid            a model file that is damaged or not supported
 │   ├── SchemaUnsupported   400 schema_unsupported       no answer can be held to this JSON schema
 │   ├── SchemaTooComplex    400 schema_too_complex       it takes too long, or too much memory, to read
@@ -14,7 +15,8 @@ LlmdError                   500 internal_error
 ├── Forbidden               403 forbidden
 │   ├── ClientUnknown       403 client_unknown           of another node, or not in the state database
 │   ├── CertificateRevoked  403 certificate_revoked
-│   └── CertificateExpired  403 certificate_expired
+│   ├── CertificateExpired  403 certificate_expired
+│   └── OutsideHours        403 outside_hours            the policy has other hours for this client and model
 ├── NotFound                404 not_found
 │   └── ModelNotFound       404 model_not_found
 ├── MethodNotAllowed        405 method_not_allowed
@@ -37,7 +39,7 @@ our paths or prompt text. Causes for the log travel as `__cause__`.
 """
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Self, TypeVar
 
 # names that an error lists
 MAX_NAMES = 20
@@ -47,12 +49,13 @@ MAX_GIVEN = 200
 
 class LlmdError(Exception):
     """The root: an error whose message may be shown. `param` names the request field at fault, `retry_after` is in
-    seconds."""
+    seconds. `rule`: the policy's, where one forbids; the audit log alone has it."""
 
     status = 500
     code = "internal_error"
     kind = "server_error"
     retry_after: int | None = None
+    rule = ""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -60,6 +63,15 @@ class LlmdError(Exception):
         self.param = param
         if retry_after is not None:
             self.retry_after = retry_after
+
+
+Error = TypeVar("Error", bound=LlmdError)
+
+
+def denied(error: Error, rule: str) -> Error:
+    """That error, for a rule of the policy."""
+    error.rule = rule
+    return error
 
 
 class BadRequest(LlmdError):
@@ -72,6 +84,10 @@ class ContextExceeded(BadRequest):
 
 class ModelInvalid(BadRequest):
     code = "model_invalid"
+
+
+class PolicyInvalid(BadRequest):
+    code = "policy_invalid"
 
 
 class SchemaUnsupported(BadRequest):
@@ -118,15 +134,17 @@ class CertificateExpired(Forbidden):
     code = "certificate_expired"
 
 
+class OutsideHours(Forbidden):
+    code = "outside_hours"
+
+
 class NotFound(LlmdError):
     status, code, kind = 404, "not_found", "invalid_request_error"
 
     @classmethod
     def among(cls, what: str, names: Iterable[str], *, param: str | None = None) -> Self:
         """There is no such thing, and what there is. `what`: one of them, as in `imported model`."""
-        known = sorted(names)
-        shown = ", ".join(known[:MAX_NAMES]) + (f" and {len(known) - MAX_NAMES} more" if len(known) > MAX_NAMES else "")
-        return cls(f"there is no {what} of that name; there is {shown or 'none'}", param=param)
+        return cls(f"there is no {what} of that name; there is {listed(names)}", param=param)
 
 
 class ModelNotFound(NotFound):
@@ -204,6 +222,13 @@ def cut(text: str, most: int = MAX_GIVEN) -> str:
         return text
     head = most // 2
     return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Of names at most MAX_NAMES, in their order; none where there is none."""
+    known = sorted(names)
+    more = f" and {len(known) - MAX_NAMES} more" if len(known) > MAX_NAMES else ""
+    return ", ".join(known[:MAX_NAMES]) + more or "none"
 
 
 def quoted(text: str, most: int) -> str:

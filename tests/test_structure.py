@@ -17,7 +17,20 @@ FILES = sorted(file for top in TOPS for file in (ROOT / top).rglob("*.py"))
 
 LOOSE = {
     f"llmd.daemon.{leaf}"
-    for leaf in ("atomic", "config", "errors", "gate", "kept", "limits", "logs", "metrics", "tasks", "timers")
+    for leaf in (
+        "atomic",
+        "config",
+        "errors",
+        "gate",
+        "hours",
+        "kept",
+        "limits",
+        "logs",
+        "metrics",
+        "tasks",
+        "timers",
+        "toml",
+    )
 }
 LEAVES = LOOSE | {"llmd.daemon.machine", "llmd.daemon.state"}
 FOR_ENGINES = {
@@ -269,7 +282,7 @@ def test_the_danger_guard_sees(code: str) -> None:
 
 
 # what stands in several layers: a command of `llmctl`, the admin socket's routes, and who does it
-IN_LAYERS = {"audit", "chat", "clients", "deployments", "doctor", "forms", "main", "plan"}
+IN_LAYERS = {"audit", "chat", "clients", "deployments", "doctor", "forms", "main", "plan", "policy"}
 
 
 def test_a_files_name_stands_for_one_thing() -> None:

@@ -6,6 +6,7 @@ imported.py     the models that are imported
 forms.py        their forms, and jobs
 deployments.py  what serves
 clients.py      who may connect
+policy.py       who may use what
 audit.py        the audit log
 parts.py        what these share
 """

@@ -77,6 +77,13 @@ class AuditState(Answer):
     seq: int
 
 
+class PolicyState(Answer):
+    """`exists` false: roles alone decide."""
+
+    version: int
+    exists: bool
+
+
 class Confinement(Answer):
     """`landlock`: the kernel's version of it, 0 without; `lacks`: what it has not."""
 
@@ -102,6 +109,7 @@ class Status(Answer):
     evicted: list[Evicted]
     audit: AuditState
     connections: int
+    policy: PolicyState
     confinement: Confinement
     server_certificate_until: str
     revocation_list_until: str

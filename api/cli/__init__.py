@@ -6,6 +6,7 @@ deploy.py      `llmctl deploy`
 sources.py     a GGUF file or a Hugging Face folder, imported or deployed
 jobs.py        `llmctl jobs`
 client.py      `llmctl client`
+policy.py      `llmctl policy` and `llmctl group`
 audit.py       `llmctl audit`, offline verification too
 bench.py       how fast a deployed model answers
 chat.py        `llmctl chat`

@@ -52,7 +52,7 @@ def tail(client: Client, count: int, follow: bool, json_: bool) -> None:
         sys.stdout.flush()
 
 
-class _Time(click.ParamType[str]):
+class Time(click.ParamType[str]):
     """A date or a time, in this machine's zone where it names none. As the daemon takes it: with its zone."""
 
     name = "time"
@@ -70,8 +70,8 @@ class _Time(click.ParamType[str]):
 @click.option("--outcome", help="ok, stop, length, cancelled, error or lost.")
 @click.option("--kind", help="admit, finish, refused, start, stop or an admin's action.")
 @click.option("--request", "request_", metavar="ID")
-@click.option("--since", type=_Time(), metavar="TIME", help="As in 2026-11-23 or 2026-11-23T18:00.")
-@click.option("--until", type=_Time(), metavar="TIME", help="What was before it.")
+@click.option("--since", type=Time(), metavar="TIME", help="As in 2026-11-23 or 2026-11-23T18:00.")
+@click.option("--until", type=Time(), metavar="TIME", help="What was before it.")
 @click.option("--after", type=click.IntRange(0), metavar="ROW", help="The first rows after that one, not the newest.")
 @click.option("--limit", type=click.IntRange(0), default=100, show_default=True, help="How many rows; 0: all.")
 @click.option("--format", "format_", type=click.Choice(["text", "jsonl", "csv"]), help="jsonl is --json.")

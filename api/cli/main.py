@@ -24,6 +24,7 @@ from llmd.api.cli import jobs as cli_jobs
 from llmd.api.cli import model as cli_model
 from llmd.api.cli import network as cli_network
 from llmd.api.cli import plan as cli_plan
+from llmd.api.cli import policy as cli_policy
 from llmd.api.cli.completion import deployed
 from llmd.api.cli.connection import SOCKETS, Client, DaemonError, NoDaemon
 from llmd.api.cli.terminal import MAX_CELL, as_json, device, json_before, moment, safe, short, show_json, span, table
@@ -222,6 +223,8 @@ for command in (
     cli_deploy.deploy,
     cli_jobs.jobs,
     cli_client.client,
+    cli_policy.policy,
+    cli_policy.group,
     cli_doctor.doctor,
     cli_network.network,
     cli_credential.ca_key,

@@ -13,10 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmd.api.http import error_answers
 from llmd.api.http.body import LARGE_AT_ONCE, explain
-from llmd.api.http.routes import GuardedRoute, Refused, Route, Who, table
+from llmd.api.http.routes import GuardedRoute, Judge, Refused, Route, Who, matching, no_route, table
 from llmd.daemon.audit.refusals import Refusals
-from llmd.daemon.errors import BadRequest, LlmdError, MethodNotAllowed, NotFound
+from llmd.daemon.errors import BadRequest, LlmdError, MethodNotAllowed
 from llmd.daemon.gate import Aside, Gate
+from llmd.daemon.identity.policy import InForce
 from llmd.daemon.identity.principal import Identity, Principal
 
 log = logging.getLogger("llmd.api")
@@ -24,7 +25,7 @@ log = logging.getLogger("llmd.api")
 
 def application(routes: Sequence[Route], who: Who, refused: Refused = lambda *_: None, **state: Any) -> FastAPI:
     """What answers on a listener: `routes`, and nothing else. `who` says who calls, `refused` is told who may not;
-    `state` is what endpoints ask for.
+    `state` is what endpoints ask for: with `serving`, its policy says which routes are there for them.
 
     Every error is written as its route says (`error_answers.py`).
     """
@@ -37,8 +38,9 @@ def application(routes: Sequence[Route], who: Who, refused: Refused = lambda *_:
     app.state.aside = serving.aside if serving else Aside()
     for name, value in state.items():
         setattr(app.state, name, value)
-    granted = table(routes)
-    app.router.routes += [GuardedRoute(route, who, granted, refused) for route in routes]
+    granted, judge = table(routes), _judge(serving.policy) if serving else _anybody
+    app.router.routes += [GuardedRoute(route, who, granted, refused, judge) for route in routes]
+    app.state.who = who
     for kind, render in _RENDERED.items():
         app.add_exception_handler(kind, render)
     return app
@@ -76,6 +78,18 @@ def client(identity: Identity) -> Who:
     return who
 
 
+def _judge(policy: InForce) -> Judge:
+    def hidden(principal: Principal, route: str) -> str:
+        rights = policy.of(principal)
+        return "" if rights.may_call(route) else rights.no_grant(route)
+
+    return hidden
+
+
+def _anybody(principal: Principal, route: str) -> str:
+    return ""
+
+
 def noted(refusals: Refusals) -> Refused:
     """A client that is refused stands in the audit log."""
 
@@ -99,30 +113,15 @@ async def _known(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if error.status_code == 404:
-        meant = _meant(request)
-        return error_answers.response(NotFound(f"there is no such route{f'; there is {meant}' if meant else ''}"))
+    methods = {method for route in matching(request, request.url.path) for method in route.methods or ()}
+    if error.status_code == 404 or (error.status_code == 405 and not methods):
+        return error_answers.response(no_route(request))
     if error.status_code == 405:
-        methods = {method for route in _matching(request.app, request.url.path) for method in route.methods or ()}
         allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         response = error_answers.response(MethodNotAllowed(f"this route does not take that method; it takes {allowed}"))
         response.headers["Allow"] = allowed
         return response
     return error_answers.response(BadRequest(str(error.detail)), request)
-
-
-def _matching(app: FastAPI, path: str) -> list[GuardedRoute]:
-    return [r for r in app.routes if isinstance(r, GuardedRoute) and r.path_regex.match(path)]
-
-
-def _meant(request: Request) -> str | None:
-    """The route that a path with slashes too many, or with more or less before it, was meant for."""
-    parts = [part for part in request.url.path.split("/") if part]
-    ends = [parts[-size:] for size in range(min(4, len(parts)), 0, -1)]
-    for end in [parts, ["v1", *parts], *ends]:
-        if found := _matching(request.app, "/" + "/".join(end)):
-            return found[0].path
-    return None
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

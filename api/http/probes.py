@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from llmd.api.http.routes import ANYBODY, OPERATOR, Asks, Route
+from llmd.api.http.routes import ANYBODY, OPERATOR, Asks, Caller, Route
 from llmd.daemon.errors import AuditUnavailable, ModelNotReady, ShuttingDown, Unavailable
 from llmd.daemon.replicas import trials
 from llmd.daemon.serving.answer import Serving
@@ -40,7 +40,7 @@ async def livez() -> Response:
     return JSONResponse({"status": "ok"})
 
 
-async def health(serving: Asks) -> Response:
+async def health(serving: Asks, principal: Caller) -> Response:
     """What load balancers ask: 200 while a request would be taken, else 503. It asks no model; /readyz does."""
     if serving.pool.draining:
         raise ShuttingDown("this server is stopping")
@@ -48,14 +48,15 @@ async def health(serving: Asks) -> Response:
         raise AuditUnavailable("the audit log cannot be written")
     if serving.tasks.failed:
         raise Unavailable("a part of this server has failed; its log holds the cause")
-    if not any(d.ready for d in serving.pool.all()):
+    if not any(d.ready for d in serving.access.seen(principal)):
         raise ModelNotReady("no model is ready")
     return JSONResponse({"status": "ok"})
 
 
-async def readyz(serving: Asks) -> Response:
-    """200 when every deployed model answers and the audit log can be written, else 503 with the reasons."""
-    health = [await trials.health(d) for d in serving.pool.all()]
+async def readyz(serving: Asks, principal: Caller) -> Response:
+    """200 when every deployed model that is there for who asks answers and the audit log can be written, else 503 with
+    the reasons."""
+    health = [await trials.health(d) for d in serving.access.seen(principal)]
     reasons = [f"{h['model']}: {h.get('reason') or h.get('state')}" for h in health if not h["ready"]]
     if not health:
         reasons.append("no model is deployed")

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope
 
 from llmd.api.http.body import Body, aside, read
 from llmd.api.http.error_answers import OPENAI, Errors
-from llmd.daemon.errors import BadRequest, Forbidden, LlmdError
+from llmd.daemon.errors import BadRequest, Forbidden, LlmdError, NotFound, denied
 from llmd.daemon.identity.principal import ROLES, Principal
 from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.ask import Ask
@@ -28,6 +28,8 @@ Granted = Mapping[str, Sequence[str]]
 Who = Callable[[Request], Principal]
 # told, with the route's name, of what is refused before there is a request to a model
 Refused = Callable[[Request, str, LlmdError], None]
+# the policy's rule by which a route is not there for somebody; "": it is
+Judge = Callable[[Principal, str], str]
 Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -36,7 +38,7 @@ class Route:
     """`endpoint` as FastAPI takes it: a pydantic model among its parameters is the body. `roles`: the roles that may
     call it. `answers`: status to `model` and other `content`, for /openapi.json, as FastAPI takes them; `events`: what
     the data of its Server-Sent Events are, where it may answer with them; `errors`: how its clients read errors;
-    `ask_of`: what its body asks of a model, where it asks one (raises BadRequest)."""
+    `ask_of`: what its body asks of a model, where it asks one (raises BadRequest); `lists`: it tells of models."""
 
     method: str
     path: str
@@ -46,10 +48,16 @@ class Route:
     events: type[BaseModel] | None = None
     errors: Errors = OPENAI
     ask_of: Callable[[Any], Ask] | None = None
+    lists: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.method} {self.path}"
+
+    @property
+    def asks(self) -> bool:
+        """It is about models: what it gives depends on which ones there are for who calls."""
+        return self.ask_of is not None or self.lists
 
 
 class _Read(Request):
@@ -67,12 +75,13 @@ class _Read(Request):
 
 
 class GuardedRoute(APIRoute):
-    """`who` says who calls, and `granted` whether they may, before anything of the body is read; the body comes through
-    `read`, and FastAPI hands on what it is. `refused` is told of whom this refuses; of whom the model is asked for, and
-    is not, `Serving` writes."""
+    """`who` says who calls, and `granted` and `judge` whether they may, before anything of the body is read; the body
+    comes through `read`, and FastAPI hands on what it is. `refused` is told of whom this refuses; of whom the model is
+    asked for, and is not, `Serving` writes."""
 
-    def __init__(self, route: Route, who: Who, granted: Granted, refused: Refused) -> None:
+    def __init__(self, route: Route, who: Who, granted: Granted, refused: Refused, judge: Judge) -> None:
         self._name, self._who, self._granted, self._refused = route.name, who, granted, refused
+        self._judge, self._subject = judge, subject(route.path)
         self.events, self.errors = route.events, route.errors
         self._body, self._ask_of = _body(route.endpoint), route.ask_of
         ok = route.answers.get(200, {})
@@ -95,13 +104,17 @@ class GuardedRoute(APIRoute):
     def granted_to(self, role: str) -> bool:
         return self._name in self._granted.get(role, ())
 
+    def hidden(self, principal: Principal) -> str:
+        """The policy's rule by which it is not there for somebody; "": it is."""
+        return self._judge(principal, self._subject)
+
     def get_route_handler(self) -> Handle:
         handle = super().get_route_handler()
 
         async def guarded(request: Request) -> Response:
             try:
                 checked = await self._checked(request)
-            except (Forbidden, BadRequest) as e:
+            except (Forbidden, BadRequest, NotFound) as e:
                 self._refused(request, self._name, e)
                 raise
             return await handle(checked)
@@ -112,6 +125,8 @@ class GuardedRoute(APIRoute):
         principal = self._who(request)
         if not self.granted_to(principal.role):
             raise Forbidden(f"the role {principal.role} may not call this route")
+        if rule := self.hidden(principal):
+            raise denied(no_route(request), rule)
         request.scope["principal"] = principal
         if self._body is None:
             return request
@@ -148,6 +163,23 @@ def _body(endpoint: Callable[..., Any]) -> type[Body] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Body)), None)
 
 
+def subject(path: str) -> str:
+    """What a policy calls a route: one of several things as all of them, /v1/models/{model} as /v1/models."""
+    return path.partition("/{")[0]
+
+
+def subjects(routes: Iterable[Route]) -> tuple[dict[str, frozenset[str]], frozenset[str]]:
+    """What a policy may name of them, each with the roles that may call it; and which of these are about models."""
+    roles: dict[str, frozenset[str]] = {}
+    asking = set()
+    for route in routes:
+        name = subject(route.path)
+        roles[name] = roles.get(name, frozenset()) | route.roles
+        if route.asks:
+            asking.add(name)
+    return roles, frozenset(asking)
+
+
 def table(routes: Iterable[Route]) -> Granted:
     """What each role may call, gathered from the routes' declarations; whatever does not stand here is denied."""
     found: dict[str, list[str]] = {}
@@ -155,6 +187,32 @@ def table(routes: Iterable[Route]) -> Granted:
         for role in sorted(route.roles):
             found.setdefault(role, []).append(route.name)
     return found
+
+
+def matching(request: Request, path: str) -> list[GuardedRoute]:
+    """The routes that a path may mean, of those that are there for who calls."""
+    found = [r for r in request.app.routes if isinstance(r, GuardedRoute) and r.path_regex.match(path)]
+    try:
+        principal = request.app.state.who(request)
+    except Forbidden:
+        return found
+    return [route for route in found if not route.hidden(principal)]
+
+
+def no_route(request: Request) -> NotFound:
+    """For a path that is none, or none for who calls; it says which one may be meant."""
+    meant = _meant(request)
+    return NotFound(f"there is no such route{f'; there is {meant}' if meant else ''}")
+
+
+def _meant(request: Request) -> str | None:
+    """The route that a path with slashes too many, or with more or less before it, was meant for."""
+    parts = [part for part in request.url.path.split("/") if part]
+    ends = [parts[-size:] for size in range(min(4, len(parts)), 0, -1)]
+    for end in [parts, ["v1", *parts], *ends]:
+        if found := matching(request, "/" + "/".join(end)):
+            return found[0].path
+    return None
 
 
 # --- what an endpoint may ask for

@@ -4,13 +4,18 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from llmd.api.http.routes import INFER, OPERATOR, Asks, Route
+from llmd.api.http.routes import INFER, OPERATOR, Asks, Caller, Route
+from llmd.daemon.errors import ModelNotFound
+from llmd.daemon.identity.principal import Principal
 from llmd.daemon.replicas.deployment import Deployment
-from llmd.daemon.state.records import of_form
+from llmd.daemon.serving.answer import Serving
+
+PATH = "/v1/models"
 
 
 class Model(BaseModel):
-    """`created` is in Unix seconds, `max_model_len` in tokens, known once it is loaded."""
+    """`created` is in Unix seconds; `max_model_len`: tokens that who asks may have of a prompt with its answer, known
+    once it is loaded."""
 
     id: str
     object: Literal["model"] = "model"
@@ -26,31 +31,33 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-def _card(deployment: Deployment) -> Model:
+def _card(deployment: Deployment, serving: Serving, principal: Principal) -> Model:
     info = deployment.worker.info if deployment.worker else None
+    context = serving.access.bounds(principal, deployment.model, deployment.forms).context
     return Model(
         id=deployment.model,
         created=int(deployment.since),
         ready=deployment.ready,
-        max_model_len=info.context if info else None,
+        max_model_len=min(info.context, context or info.context) if info else None,
         digest=f"sha256:{deployment.digest}",
     )
 
 
-async def models(serving: Asks) -> ModelList:
-    """What is deployed."""
-    return ModelList(data=[_card(d) for d in serving.pool.all()])
+async def models(serving: Asks, principal: Caller) -> ModelList:
+    """What is deployed, and there for who asks."""
+    return ModelList(data=[_card(d, serving, principal) for d in serving.access.seen(principal)])
 
 
-async def model(model: str, serving: Asks) -> Model:
-    """One deployed model, by its name or that of the form that serves."""
-    name, form = of_form(model)
-    if form:
-        serving.pool.serves(name, form=form)
-    return _card(serving.pool.find(name))
+async def model(model: str, serving: Asks, principal: Caller) -> Model:
+    """One of them, by its name or that of the form that serves."""
+    try:
+        return _card(serving.access.find(principal, model), serving, principal)
+    except ModelNotFound as e:
+        serving.books.denied(e, principal, PATH)
+        raise
 
 
 ROUTES = (
-    Route("GET", "/v1/models", models, INFER | OPERATOR, {200: {"model": ModelList}}),
-    Route("GET", "/v1/models/{model}", model, INFER | OPERATOR, {200: {"model": Model}}),
+    Route("GET", PATH, models, INFER | OPERATOR, {200: {"model": ModelList}}, lists=True),
+    Route("GET", f"{PATH}/{{model}}", model, INFER | OPERATOR, {200: {"model": Model}}, lists=True),
 )

@@ -7,6 +7,7 @@ forms.py      other forms of models, and the jobs that make them
 fitting.py    what a deployment is asked to load, and which form of a model would fit
 cards.py      the GPUs, and which of them are kept out of every plan
 clients.py    who may connect: issue, revoke, roles
+policies.py   who may use what: shown, changed, tried
 upkeep.py     reloads by a signal, and what is renewed by itself
 doctor.py     what is wrong on this machine, and what ends when
 """

@@ -3,7 +3,7 @@
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -112,13 +112,15 @@ def _revoke_again(store: Store, authority: Authority, asked: dict[str, Any]) -> 
 
 @dataclass(slots=True)
 class Clients:
-    """`roles`: client name to role, a copy of the state database's that is asked at every request."""
+    """`roles`: client name to role, a copy of the state database's that is asked at every request. `groups`: the
+    policy's, whose names no client may have."""
 
     store: Store
     state: StateThread
     authority: Authority
     connections: Connections
     acts: Acts
+    groups: Callable[[], Collection[str]] = tuple
     roles: dict[str, str] = field(default_factory=dict)
     register: Register = field(default_factory=Register)
 
@@ -157,7 +159,10 @@ class Clients:
         return issued
 
     def _check_issue(self, name: str, role: str, again: bool) -> None:
-        """Raises Conflict for a client that there is, without `again`, and for another role than it has."""
+        """Raises Conflict for a client that there is, without `again`, for another role than it has, and for a name
+        that a group has."""
+        if name not in self.roles and name in self.groups():
+            raise Conflict(f"the policy has a group {name}; give the client another name")
         if name not in self.roles:
             return
         if again and role != self.roles[name]:

@@ -78,7 +78,7 @@ class Doctor:
                 *self._names(),
             ]
         )
-        return [*checks, *self._cpu(), *self._groups(), self._confinement(), *self._gpus()]
+        return [*checks, *self._cpu(), *self._groups(), self._confinement(), self._policy(), *self._gpus()]
 
     async def endings(self) -> list[Ending]:
         """Of the CA's own, and of every client's certificate that is not revoked and has not ended."""
@@ -170,6 +170,12 @@ class Doctor:
         why = self.serving.pool.groups.reason
         fix = "boot with version 2 of control groups (systemd.unified_cgroup_hierarchy=1)"
         return [check("memory limits", None, f"workers have none: {why}", fix)] if why else []
+
+    def _policy(self) -> Check:
+        held = self.serving.policy.now
+        told = f"policy {held.version} holds" if held.exists else "there is none: roles alone decide"
+        good = None if not held.exists else not held.problem
+        return check("policy", good, held.problem or told, held.problem and "llmctl policy edit, or policy revert")
 
     def _confinement(self) -> Check:
         """Of what reads strangers' bytes."""

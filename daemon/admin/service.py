@@ -13,6 +13,7 @@ from llmd.daemon.admin.deployments import Deployments
 from llmd.daemon.admin.doctor import Doctor, rfc3339
 from llmd.daemon.admin.fitting import Fitting
 from llmd.daemon.admin.forms import Forms
+from llmd.daemon.admin.policies import Policies
 from llmd.daemon.admin.shown import deployed, made
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import ConfigError, Current, changes
@@ -47,6 +48,7 @@ class Service:
     authority: Authority
     tls: ServerTls
     clients: Clients
+    policies: Policies
     doctor: Doctor
     cards: Cards
     planner: Planner
@@ -104,7 +106,7 @@ class Service:
 
     def _wanted(self, name: str) -> bool:
         """It serves, or would if it had not made room for another one."""
-        return self.serving.pool.knows(name)
+        return self.serving.pool.known(name) is not None
 
     async def template(self, name: str, turns: tuple[ChatMessage, ...]) -> str:
         """A conversation as the model's chat template lays it out. Raises ModelNotFound, BadRequest, ModelInvalid."""
@@ -171,6 +173,7 @@ class Service:
             "evicted": [{"model": d.model, "reason": d.residency.why} for d in self.serving.pool.away()],
             "audit": {"writable": self.serving.audit.writable, "seq": last[-1]["seq"] if last else 0},
             "connections": self.clients.connections.count,
+            "policy": {"version": self.policies.now.version, "exists": self.policies.now.exists},
             "confinement": {"landlock": landlock(), "lacks": lacks(), "required": self.current.now.require_confinement},
             **certificates,
         }  # fmt: skip

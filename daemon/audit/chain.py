@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-SCHEMA_VERSION = 3  # PRAGMA user_version of a log that this llmd reads; `writer.py` has the schema
+SCHEMA_VERSION = 4  # PRAGMA user_version of a log that this llmd reads; `schema.py` has the tables
 GENESIS = bytes(32)
 PAGE_ROWS = 2000
 COLUMNS = "seq, ts, kind, request, body, prev, hash"
@@ -28,9 +28,9 @@ RESERVED_KINDS = frozenset({"admit", "finish", "start", "stop", "interrupted"})
 KINDS = RESERVED_KINDS | {
     "refused", "reload", "admin.client_issue", "admin.client_revoke", "admin.client_role", "admin.deploy",
     "admin.evict", "admin.form_remove", "admin.gpu_ignore", "admin.gpu_use", "admin.job_cancel", "admin.model_import",
-    "admin.model_quantize", "admin.model_remove", "admin.model_rename", "admin.model_syntax", "admin.undeploy",
-    "audit.on_failure", "gpu.fault", "job.ended", "model.quarantined", "model.ready", "pki.damaged", "pki.reconciled",
-    "pki.renewed", "state.completed", "state.restored", "worker.lost",
+    "admin.model_quantize", "admin.model_remove", "admin.model_rename", "admin.model_syntax", "admin.policy",
+    "admin.undeploy", "audit.on_failure", "gpu.fault", "job.ended", "model.quarantined", "model.ready", "pki.damaged",
+    "pki.reconciled", "pki.renewed", "state.completed", "state.restored", "worker.lost",
 }  # fmt: skip
 Value = str | int | float | bool | None
 

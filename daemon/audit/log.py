@@ -23,7 +23,8 @@ from typing import Any
 
 from llmd.daemon.audit import chain
 from llmd.daemon.audit.chain import COLUMNS, PAGE_ROWS, Break, Entry, Found, Report, Row, State, Value
-from llmd.daemon.audit.writer import OF_CLIENTS, Read, Ready, Writer
+from llmd.daemon.audit.schema import OF_CLIENTS, OF_POLICY
+from llmd.daemon.audit.writer import Read, Ready, Writer
 from llmd.daemon.errors import AuditUnavailable
 
 MAX_REMEMBERED = 4096
@@ -143,8 +144,16 @@ class AuditLog:
 
     def of_clients(self) -> list[Entry]:
         """What was done to clients, oldest first. It waits for the writer: for a start. Raises AuditUnavailable."""
+        return self._at_once(f"SELECT {COLUMNS} FROM audit WHERE {OF_CLIENTS} ORDER BY seq")
+
+    def of_policy(self) -> Entry | None:
+        """The last change of the policy that was done, in the same way."""
+        done = f'{OF_POLICY} AND body LIKE \'%"result":"done"%\''
+        return next(iter(self._at_once(f"SELECT {COLUMNS} FROM audit WHERE {done} ORDER BY seq DESC LIMIT 1")), None)
+
+    def _at_once(self, sql: str) -> list[Entry]:
         future: Future[list[tuple[Any, ...]]] = Future()
-        if not self._writer.put(Read(f"SELECT {COLUMNS} FROM audit WHERE {OF_CLIENTS} ORDER BY seq", (), future)):
+        if not self._writer.put(Read(sql, (), future)):
             raise AuditUnavailable("the audit log is closed")
         try:
             return [Entry(row.kind, row.ts, row.request, row.body) for row in map(Row._make, future.result())]

@@ -15,6 +15,7 @@ WINDOW_SECONDS = 60.0
 ROWS_A_WINDOW = 10
 # clients and reasons at a time; the next ones share one window
 MAX_WINDOWS = 4096
+DENIED = "denied by policy"
 # models that a row names
 MAX_MODELS = 8
 
@@ -39,9 +40,10 @@ class Refusals:
     def note(
         self, error: LlmdError, principal: str, address: str, *, serial: str = "", route: str = "", model: str = ""
     ) -> None:
-        """`principal`: the name that the certificate claims; `model`: the one that was asked for, if it came so far."""
-        client = principal or address
-        key = (client, error.code)
+        """`principal`: the name that the certificate claims; `model`: the one that was asked for, if it came so far.
+        Where the policy forbids, its rule stands there instead of what the client was told."""
+        client, reason = principal or address, DENIED if error.rule else error.code
+        key = (client, reason)
         if key not in self._windows and len(self._windows) >= MAX_WINDOWS:
             self.flush()
             key = key if len(self._windows) < MAX_WINDOWS else ("", "")
@@ -52,10 +54,10 @@ class Refusals:
         if window is None:
             window = self._windows[key] = _Window(self._clock())
         window.count += 1
-        of = {"model": model} if model else {}
+        of = {name: value for name, value in (("model", model), ("rule", error.rule)) if value}
         if window.count <= ROWS_A_WINDOW:
             self._log.event("refused", principal=principal, serial=serial, address=address, route=route,
-                            reason=error.code, status=error.status, **of)  # fmt: skip
+                            reason=reason, status=error.status, **of)  # fmt: skip
         elif model and model not in window.models and len(window.models) <= MAX_MODELS:
             window.models.append(model)
 

@@ -65,7 +65,7 @@ class Worker:
         self._sock, self._nursery = sock, nursery
         self._lock = threading.Lock()
         self._inbox: FairQueue[Open] = FairQueue()
-        self._unbound: FairQueue[tuple[Request, Wanted, Thoughts]] = FairQueue()
+        self._unbound: FairQueue[tuple[Request, int, Wanted, Thoughts]] = FairQueue()
         self._bound_by = Deadline(BIND_SECONDS)
         self._engine: Engine
         self._prompts: Prompts
@@ -148,28 +148,36 @@ class Worker:
                 self.send(Step((Tokenized(message.id, tuple(tokens)),)))
             case Detokenize(given):
                 self._check_tokens(given, "tokens")
-                if len(given) > self._info.context:
-                    raise overflow(self._info.context, len(given), "tokens")
+                if len(given) > (most := self._context(message)):
+                    raise overflow(most, len(given), "tokens")
                 self.send(Step((Detokenized(message.id, self._vocabulary.detokenize(given)),)))
             case Generate() as work:
-                self._generate(message.id, message.owner, work)
+                self._generate(message, work)
 
-    def _generate(self, id_: int, owner: str, work: Generate) -> None:
+    def _context(self, message: Open) -> int:
+        """Tokens that its prompt and an answer may have together."""
+        return min(message.context or self._info.context, self._info.context)
+
+    def _generate(self, message: Open, work: Generate) -> None:
         if not self._info.samples:
             raise BadRequest("this model gives no text", param="model")
         self._check_tokens([t for t, _ in work.params.logit_bias], "logit_bias")
-        read = [self._tokens(prompt) for prompt in work.prompts]
+        read, context = [self._tokens(prompt) for prompt in work.prompts], self._context(message)
         for prompt, (tokens, _) in zip(work.prompts, read, strict=True):
-            if len(tokens) >= self._info.context:
-                raise overflow(self._info.context, len(tokens), named(prompt))
+            if len(tokens) >= context:
+                raise overflow(context, len(tokens), named(prompt))
         params = SamplingParams.of(work.params, self._vocabulary.defaults)
+        most = min(params.max_tokens, message.output or params.max_tokens)
         requests = [
-            Request(id_, owner, tuple(tokens), params, work.choices, at * work.choices)
+            Request(
+                message.id, message.owner, tuple(tokens),
+                replace(params, max_tokens=min(most, context - len(tokens))), work.choices, at * work.choices,
+            )
             for at, (tokens, _) in enumerate(read)
-        ]
+        ]  # fmt: skip
         requests = [replace(one, beginnings=beginnings(one.prefix_key, one.prompt)) for one in requests]
         if isinstance(work.prompts[0], Chat) and (work.wanted or self._prompts.syntax.thinking):
-            self._unbound.put(owner, (requests[0], work.wanted or Wanted(), read[0][1]))
+            self._unbound.put(message.owner, (requests[0], context, work.wanted or Wanted(), read[0][1]))
         else:
             self._begin(requests)
 
@@ -199,16 +207,16 @@ class Worker:
         with suppress(LlmdError):  # a template that does not work fails a request, which is told
             self._engine.marks = self._answers.prepare(self._prompts.syntax)
         while True:
-            request, wanted, thoughts = self._unbound.get()
+            request, context, wanted, thoughts = self._unbound.get()
             try:
-                self._check_room(request, wanted)
+                self._check_room(request, context, wanted)
                 self._begin([request], self._bound(request.owner, wanted, thoughts))
             except BaseException as e:  # a panic of a library in Rust is no Exception
                 self._refuse(request.id, e)
 
-    def _check_room(self, request: Request, wanted: Wanted) -> None:
+    def _check_room(self, request: Request, context: int, wanted: Wanted) -> None:
         """Raises SchemaUnsupported for a schema that no answer fits which the context holds."""
-        context, longest = self._info.context, self._vocabulary.longest
+        longest = self._vocabulary.longest
         room = (context - len(request.prompt)) * longest
         held = [(tool.parameters, f"tools.{tool.name}") for tool in wanted.tools if tool.strict]
         for text, param in [*held, *([(wanted.schema, "response_format")] if wanted.schema else [])]:

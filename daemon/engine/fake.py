@@ -138,7 +138,7 @@ class FakeRunner:
         if masks.keys() - {chunk.slot for chunk in self._plan.chunks if chunk.sample}:
             raise Misuse("a mask for a slot that is not sampled")
         if self.step_seconds:
-            time.sleep(self._next - time.monotonic() if self._next > time.monotonic() else 0)
+            time.sleep(max(0.0, self._next - time.monotonic()))
         yield [self._sample(chunk, masks) for chunk in self._plan.chunks if chunk.sample]
         self._plan = None
 

@@ -22,6 +22,11 @@ class Principal:
     serial: str
     address: str
 
+    @property
+    def local(self) -> bool:
+        """The admin of this machine, over the admin socket."""
+        return not self.serial
+
 
 class Identity:
     """`revoked` gives the revoked serial numbers, `role` a client name's role or None, `register` knows what was issued

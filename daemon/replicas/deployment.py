@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Collection
 
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.replicas.lifecycle import QUARANTINED, Lifecycle
@@ -9,7 +10,7 @@ from llmd.daemon.replicas.residency import Residency
 from llmd.daemon.replicas.rollout import Change, Seen, change
 from llmd.daemon.replicas.routing import Candidate, Router
 from llmd.daemon.replicas.worker import Worker
-from llmd.daemon.state.records import of_form
+from llmd.daemon.state.records import type_of
 from llmd.daemon.wire.control import Ready
 
 
@@ -113,17 +114,18 @@ class Deployment:
         return self.ready and not any(one.worker.open_sequences for one in self.replicas if one.worker)
 
     @property
-    def forms(self) -> list[str]:
-        """The types of what serves."""
-        return sorted({of_form(one.serving[0].settings.form)[1] or "" for one in self.replicas if one.serving})
+    def forms(self) -> frozenset[str]:
+        """The types of what serves; where nothing does, of what is to serve. One that has no name is ""."""
+        serving = [one.serving[0].settings.form for one in self.replicas if one.serving]
+        return frozenset(type_of(name) for name in serving or [self.wanted.form if self.wanted else ""])
 
-    def choose(self, owner: str, prompt: bytes, form: str | None = None) -> tuple[Worker, Ready] | None:
-        """The replica that answers a request of which this is the prompt, be it to one `form` of the model; None: none
-        serves."""
+    def choose(self, owner: str, prompt: bytes, forms: Collection[str] | None = None) -> tuple[Worker, Ready] | None:
+        """The replica that answers a request of which this is the prompt, be it one of these forms of the model; None:
+        none serves."""
         serving = {
             one.number: found
             for one in self.replicas
-            if (found := one.serving) and form in (None, of_form(found[0].settings.form)[1])
+            if (found := one.serving) and (forms is None or type_of(found[0].settings.form) in forms)
         }
         if not serving:
             return None

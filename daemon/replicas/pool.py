@@ -4,7 +4,7 @@ happens. The event loop owns it all, so there are no locks. One deployment never
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -137,19 +137,21 @@ class Pool:
         return False
 
     def find(self, model: str) -> Deployment:
-        """Raises ModelNotFound, and ModelNotReady for one that made room for another one."""
+        """Raises ModelNotFound, and ModelNotReady for one that made room for another one, which it does not name."""
         found = self._known(model)
         if found.residency.away:
-            raise ModelNotReady(f"{model} {found.residency.why}; an administrator can deploy it again")
+            raise ModelNotReady(f"{model} made room for another model; an administrator can deploy it again")
         return found
 
     def _known(self, model: str) -> Deployment:
-        if model not in self._deployed:
+        found = self.known(model)
+        if found is None:
             raise ModelNotFound.among("deployed model", [d.model for d in self.all()], param="model")
-        return self._deployed[model]
+        return found
 
-    def knows(self, model: str) -> bool:
-        return model in self._deployed
+    def known(self, model: str) -> Deployment | None:
+        """It, be it away; None for any other name."""
+        return self._deployed.get(model)
 
     def all(self) -> list[Deployment]:
         """Those that are not away."""
@@ -168,16 +170,15 @@ class Pool:
 
     # --- requests
 
-    def serves(self, model: str, owner: str = "", prompt: bytes = b"", form: str | None = None) -> tuple[Worker, Ready]:
-        """The worker that answers a client's request to a model or one form of it, and what it has loaded. Raises, in
-        this order: ShuttingDown; not deployed or in another form: ModelNotFound; not ready: ModelNotReady."""
+    def serves(
+        self, model: str, owner: str = "", prompt: bytes = b"", forms: Collection[str] | None = None
+    ) -> tuple[Worker, Ready]:
+        """The worker that answers a client's request to a model, be it to some of its forms, and what it has loaded.
+        Raises, in this order: ShuttingDown; ModelNotFound; none of these forms serves: ModelNotReady."""
         if self.draining:
             raise ShuttingDown("this server is stopping; try again soon", retry_after=5)
         deployment = self.find(model)
-        found = deployment.choose(owner, prompt, form)
-        if found is None and deployment.ready:
-            served = " and ".join(f"{model}@{kind}" for kind in deployment.forms)
-            raise ModelNotFound(f"this form of {model} is not deployed; {served} is", param="model")
+        found = deployment.choose(owner, prompt, forms)
         if found is None:
             why = f": {deployment.reason}" if deployment.reason else ""
             if deployment.state == QUARANTINED:

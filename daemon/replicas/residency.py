@@ -23,7 +23,7 @@ class Deployed:
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    why: str  # as its clients are told
+    why: str  # as admins are told
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class Stream:
         "id",
         "last",
         "left",
+        "most",
         "owed",
         "tokens",
     )
@@ -57,6 +58,7 @@ class Stream:
         self.began = loop.time()
         self.first: float | None = None  # when the first token came
         self.last = [0.0] * choices
+        self.most: tuple[int, LlmdError] | None = None  # tokens of a choice, and how it ends that has more
 
     @property
     def read_out(self) -> bool:
@@ -85,6 +87,9 @@ class Stream:
                 self.left = 0
         if self.owed > limits.MAX_STREAM_BACKLOG and self.left:
             self.fail(ClientTooSlow("the client does not read its stream"))
+            return
+        if self.most and self.left and max(self.tokens) > self.most[0]:
+            self.fail(self.most[1])
             return
         if not self.left:
             self._end()

@@ -308,15 +308,22 @@ class Worker:
     # --- requests
 
     def open(
-        self, owner: str, work: Work, on_end: Callable[[], None] = lambda: None, *, counted: bool = True
+        self,
+        owner: str,
+        work: Work,
+        on_end: Callable[[], None] = lambda: None,
+        *,
+        counted: bool = True,
+        context: int | None = None,
+        output: int | None = None,
     ) -> Stream:
         """Send a request; `messages` says what events answer it. `on_end` is called once, when its work has ended.
-        `counted`: it stands in the metrics."""
+        `counted`: it stands in the metrics. `context`, `output`: as in `Open`."""
         if self.gives_way:
             self.gives_way.cancel()
         stream = Stream(self, next(self._ids), work.sequences, on_end, counted=counted)
         self._streams[stream.id] = stream
-        self.send(Open(stream.id, owner, work))
+        self.send(Open(stream.id, owner, work, context or 0, output or 0))
         return stream
 
     def forget(self, stream: Stream) -> None:

@@ -1,6 +1,7 @@
 """Requests to models: it knows no HTTP, so every dialect, batch or job asks the same way.
 
 ask.py         what somebody wants of a model
+access.py      what a client may use of what is deployed
 tools.py       which tools an answer may call, in whatever dialect it was asked for
 admission.py   who is let in: a count of what runs and waits
 answer.py      one request from its `admit` row to its `finish` row

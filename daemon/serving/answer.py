@@ -4,26 +4,28 @@ that is refused before a model is to be asked has neither, and is counted among 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 
 from llmd.daemon import limits
 from llmd.daemon.audit.log import AuditLog
-from llmd.daemon.errors import BadRequest, DeadlineExceeded, LlmdError, WorkerLost, from_wire
+from llmd.daemon.errors import ContextExceeded, DeadlineExceeded, LlmdError, WorkerLost, from_wire
 from llmd.daemon.gate import Aside
+from llmd.daemon.identity.policy import Bounds, InForce, Policy
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.replicas.routing import MOST
 from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.replicas.worker import Worker
+from llmd.daemon.serving.access import Access
 from llmd.daemon.serving.admission import Admission, Place
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.serving.books import NOTHING, Books, Entry, Usage
 from llmd.daemon.serving.holding import Check, Held, held
 from llmd.daemon.serving.judging import Schemas
 from llmd.daemon.serving.poison import Poison
-from llmd.daemon.state.records import of_form
+from llmd.daemon.state.records import type_of
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.control import Ready
 from llmd.daemon.wire.events import (
@@ -140,9 +142,33 @@ class Answer:
         return events
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A request that a form of its model answers."""
+
+    principal: Principal
+    ask: Ask
+    form: str
+    stream: Stream
+    answer: Answer
+
+    def bound(self, bounds: Bounds) -> None:
+        """It has begun with other ones: it ends where it goes beyond these."""
+        if bounds == self.ask.bounds:
+            return
+        most = [] if bounds.output is None else [bounds.output]
+        if bounds.context is not None:
+            # of several prompts only the sum is known
+            prompts = len(self.stream.tokens) // self.ask.work.choices
+            most.append(bounds.context - self.answer.prompt_tokens // prompts)
+        why = "the answer, or the prompt with it, has more tokens than you may have now"
+        self.stream.most = (min(most), ContextExceeded(why)) if most else None
+
+
 class Serving:
     """The way to ask a model: `async with serving.open(principal, ask) as answer`. Made once. `queue` tells
-    how many sequences may wait for a slot, a model; `unaudited` whether requests are answered that cannot be logged."""
+    how many sequences may wait for a slot, a model; `unaudited` whether requests are answered that cannot be logged;
+    `policy` who may ask what."""
 
     def __init__(
         self,
@@ -154,31 +180,39 @@ class Serving:
         *,
         schemas: Schemas | None = None,
         unaudited: Callable[[], bool] = lambda: False,
+        policy: InForce | None = None,
     ) -> None:
         self.pool, self.audit, self.metrics, self.tasks = pool, audit, metrics, tasks
         self.admission = Admission(queue, lambda model: pool.find(model).slots)
         self.aside, self.poison = Aside(), Poison()
         self.schemas = schemas or Schemas(self.aside)
         self.books = Books(audit, metrics, self.aside, pool.digest, unaudited)
+        self.policy = policy or InForce()
+        self.policy.follow(self._policy_changed)
+        self.access = Access(pool, self.policy)
+        self._running: dict[Entry, _Running] = {}
+        self.cut = 0  # running answers that a change of policy has ended
 
     @asynccontextmanager
     async def open(self, principal: Principal, ask: Ask) -> AsyncIterator[Answer]:
-        """In this order: 1. a name for the model; 2. it is there; 3. an answer can be held to its schemas; 4. it is not
-        known to crash whoever answers it; 5. the model serves; 6. admission; 7. the `admit` row is on disk; 8. a worker
-        has taken it. Raises the LlmdError of the first that refuses; the audit log's `refused` rows say of those before
-        the `admit` row.
+        """In this order: 1. a name for the model; 2. it is there, for this client; 3. an answer can be held to its
+        schemas; 4. it is not known to crash whoever answers it; 5. the model serves; 6. admission; 7. the `admit` row
+        is on disk; 8. a worker has taken it. Raises the LlmdError of the first that refuses; the audit log's `refused`
+        rows say of those before the `admit` row.
 
         Leaving the block, in whatever way, cancels what still runs, gives its place back and writes the `finish` row.
         """
-        ask = self._named(ask)  # 1
+        ask = self.access.named(principal, ask)  # 1
         entry = self.books.open(principal, ask)
         outcome: tuple[str, str | None] = ("cancelled", None)
         used = NOTHING
         try:
             worker, info, place, held = await self._admitted(entry, principal, ask)
-            stream = worker.open(principal.name, held.work, place.leave)
-            fit = partial(self.schemas.fit, principal.name)
-            answer = Answer(entry.request_id, ask.model or "", info.context, stream, ask.work, fit)
+            bounds = held.bounds
+            stream = worker.open(principal.name, held.work, place.leave, context=bounds.context, output=bounds.output)
+            fit, context = partial(self.schemas.fit, principal.name), min(bounds.context or info.context, info.context)
+            answer = Answer(entry.request_id, ask.model or "", context, stream, ask.work, fit)
+            self._running[entry] = _Running(principal, held, type_of(worker.settings.form), stream, answer)
             try:
                 with _deadline(stream, min(ask.seconds, limits.ACCEPT_SECONDS), "the model has not begun"):
                     await answer.accepted()  # 8
@@ -186,6 +220,7 @@ class Serving:
                     yield answer
             finally:
                 outcome, used = answer.outcome(), answer.used
+                del self._running[entry]
                 stream.cancel()
                 self._judge(entry, worker, *outcome)
         except (asyncio.CancelledError, GeneratorExit):
@@ -203,19 +238,23 @@ class Serving:
             entry.finish(*outcome, used)
 
     async def _admitted(self, entry: Entry, principal: Principal, ask: Ask) -> tuple[Worker, Ready, Place, Ask]:
-        """Who answers a request, its place, its row on disk, and what its answer is held to: 2. to 7. of `open`."""
-        model, form = ask.model or "", ask.form
+        """Who answers a request, its place, its row on disk, and what its answer is held to: 2. to 7. of `open`. Where
+        it has waited, the policy may be another one."""
+        model = ask.model or ""
+        ask = self.access.judged(principal, ask)  # 2
         if not self.pool.comes(model):
-            self.pool.serves(model, form=form)  # 2
+            self.pool.serves(model, forms=ask.forms)
         held = await self.schemas.check(principal.name, ask.schemas())  # 3
         prompt = (await entry.read())[:MOST]  # the whole may be megabytes, and it may have to wait
         self.poison.check(entry.digest)  # 4
         await self._come(principal, ask)
-        self.pool.serves(model, form=form)  # 5
+        ask = self.access.judged(principal, ask)
+        self.pool.serves(model, forms=ask.forms)  # 5
         place = self.admission.enter(principal, ask)  # 6
         try:
             await entry.admit()  # 7
-            return *self.pool.serves(model, principal.name, prompt, form), place, ask.held_to(held)
+            ask = self.access.judged(principal, ask)
+            return *self.pool.serves(model, principal.name, prompt, ask.forms), place, ask.held_to(held)
         except BaseException:
             place.leave()
             raise
@@ -249,15 +288,17 @@ class Serving:
         finally:
             place.leave()
 
-    def _named(self, ask: Ask) -> Ask:
-        """With the name of its model, and the form where one is asked for."""
-        if ask.model is not None:
-            model, form = of_form(ask.model)
-            return replace(ask, model=model, form=form) if self.pool.knows(model) else ask
-        names = [d.model for d in self.pool.all()]
-        if len(names) != 1:
-            raise BadRequest(f"model is missing; deployed: {', '.join(names) or 'none'}", param="model")
-        return replace(ask, model=names[0])
+    def _policy_changed(self, was: Policy, new: Policy) -> None:
+        """What runs and may not any more ends now."""
+        for entry, one in list(self._running.items()):
+            if one.principal.local:
+                continue
+            if error := self.access.lost(one.principal, one.ask, one.form, was.of(one.principal.name)):
+                entry.rule = error.rule
+                one.stream.fail(error)
+                self.cut += 1
+            else:
+                one.bound(self.access.bounds(one.principal, one.ask.model or "", frozenset({one.form})))
 
 
 @contextmanager

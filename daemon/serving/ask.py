@@ -5,13 +5,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from llmd.daemon.identity.policy import UNBOUND, Bounds
 from llmd.daemon.wire.work import Schema, Work
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """`route` is how the audit log names the way it came, `model` None the only model there is. `form` is set as it is
-    taken in: the type of one of the model's forms, where MODEL@TYPE was asked for."""
+    """`route` is how the audit log names the way it came, `model` None the only model there is. The last ones are set
+    as it is taken in (`access.py`): `form`, the type of one of the model's forms, where MODEL@TYPE was asked for;
+    `forms`, those that may answer, None all of them; `bounds` of its answers."""
 
     route: str
     model: str | None
@@ -20,6 +22,8 @@ class Ask:
     large: bool = False  # whatever walks over it holds up others
     dialect: str = ""  # whose request it was made of
     form: str | None = None
+    forms: frozenset[str] | None = None
+    bounds: Bounds = UNBOUND
 
     @property
     def seconds(self) -> float:

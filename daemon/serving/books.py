@@ -49,6 +49,11 @@ class Books:
         self.digest, self.unaudited = digest, unaudited
         self.refusals = Refusals(audit)
 
+    def denied(self, error: LlmdError, by: Principal, route: str) -> None:
+        """One that asked no model, where the policy is why."""
+        if error.rule:
+            self.refusals.note(error, by.name, by.address, serial=by.serial, route=route)
+
     def open(self, principal: Principal, ask: Ask) -> "Entry":
         return Entry(self, principal, ask)
 
@@ -60,6 +65,7 @@ class Entry:
         self.request_id = "req-" + secrets.token_hex(12)
         self._books, self._principal, self._ask, self._model = books, principal, ask, ask.model or ""
         self._asked = self._written = False
+        self.rule = ""  # of the policy, that ended it
         self._read = (0, "", "")  # the prompt's bytes and keyed hash, and the parameters' hash
         self._began = asyncio.get_running_loop().time()
 
@@ -101,8 +107,8 @@ class Entry:
         self._asked, self._began = True, asyncio.get_running_loop().time()
 
     def refused(self, error: LlmdError) -> None:
-        """One that has no `admit` row: the `finish` row says of the others."""
-        by = self._principal
+        """Of one that has no `admit` row it is noted; the `finish` row says of the others."""
+        by, self.rule = self._principal, error.rule
         if not self._asked:
             self._books.refusals.note(
                 error, by.name, by.address, serial=by.serial, route=self._ask.route, model=self._model
@@ -130,6 +136,7 @@ class Entry:
                 completion_tokens=used.completion_tokens,
                 queue_ms=round(1000 * ((used.first or now) - self._began), 3),
                 generate_ms=round(1000 * (now - used.first), 3) if used.first is not None else 0.0,
+                **({"rule": self.rule} if self.rule else {}),
             )
 
     def _digested(self) -> tuple[bytes, tuple[int, str, str]]:

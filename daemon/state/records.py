@@ -111,6 +111,11 @@ def of_form(name: str) -> tuple[str, str | None]:
     return (model, kind.upper()) if model and kind else (name, None)
 
 
+def type_of(name: str) -> str:
+    """The type that a form's name ends with; "" where it has none."""
+    return of_form(name)[1] or ""
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """A file of a model: as it was imported, or quantized otherwise. `type` is what its weights are, as Q4_K_M."""
@@ -140,6 +145,17 @@ class Deployment:
     placement: dict[str, Any]
     replicas: int
     evicted: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyText:
+    """A policy that held from `created` on until the next one; `text` is as `identity/policy_text.py` reads it, "":
+    there was none. `actor` is who set it."""
+
+    version: int
+    created: float
+    actor: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from llmd.daemon.errors import Conflict, ModelNotFound, NotFound
 from llmd.daemon.state.database import JSON, StateFile, packed, unpacked
-from llmd.daemon.state.records import Certificate, Deployment, Form, Info, Job, Model, Principal
+from llmd.daemon.state.records import Certificate, Deployment, Form, Info, Job, Model, PolicyText, Principal
 from llmd.daemon.state.versions import Restored
 
 T = TypeVar("T")
@@ -278,6 +278,23 @@ class Store:
 
     def use_gpu(self, uuid: str) -> None:
         self._file.write("DELETE FROM ignored_gpus WHERE uuid = ?", uuid)
+
+    # --- policies
+
+    def policies(self) -> list[PolicyText]:
+        """The oldest first; the last one holds."""
+        return self._file.rows(PolicyText, "SELECT * FROM policies ORDER BY version")
+
+    def policy(self, version: int | None = None) -> PolicyText | None:
+        """That version, or the last one."""
+        query = "SELECT * FROM policies WHERE ?1 IS NULL OR version = ?1 ORDER BY version DESC LIMIT 1"
+        return next(iter(self._file.rows(PolicyText, query, version)), None)
+
+    def add_policy(self, version: int, text: str, actor: str) -> PolicyText:
+        """It holds from now on. Raises Conflict where there is that version already."""
+        made = PolicyText(version, self._clock(), actor, text)
+        self._file.insert("policies", made, f"there is a policy {version} already")
+        return made
 
     # --- what was measured
 

@@ -4,7 +4,7 @@ from sqlite_utils import Database, Migrations
 
 # a migration is never edited once it has shipped: a change is a new one at the end, with the next number
 MIGRATIONS = Migrations("state")
-VERSION = 8
+VERSION = 9
 
 _FIRST = (
     "CREATE TABLE IF NOT EXISTS principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT",
@@ -89,3 +89,13 @@ def jobs(db: Database) -> None:
 def ignored_gpus(db: Database) -> None:
     db.execute("CREATE TABLE IF NOT EXISTS ignored_gpus (uuid TEXT PRIMARY KEY, since REAL NOT NULL) STRICT")
     db.execute("PRAGMA user_version = 8")
+
+
+@MIGRATIONS()
+def policies(db: Database) -> None:
+    """Each one that held; the last one holds."""
+    db.execute(
+        """CREATE TABLE IF NOT EXISTS policies (
+            version INTEGER PRIMARY KEY, created REAL NOT NULL, actor TEXT NOT NULL, text TEXT NOT NULL) STRICT"""
+    )
+    db.execute("PRAGMA user_version = 9")

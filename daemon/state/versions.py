@@ -1,8 +1,8 @@
 """`state.db` from one version of llmd to the next, and back.
 
 Before a migration the file is copied beside itself (`state.db.v6` is how version 6 of the tables left it). An older
-llmd that finds a newer file takes that copy. What was decided since about who may connect goes with it: whoever lost a
-role or a certificate does not get it back. One connection to a file at a time.
+llmd that finds a newer file takes that copy. What was decided since about who may connect and use what goes with it:
+whoever lost a role, a certificate or a model does not get it back. One connection to a file at a time.
 """
 
 import os
@@ -14,13 +14,15 @@ from pathlib import Path
 
 from llmd.daemon import atomic
 
-# who may connect; these columns are there since the first version
+# who may connect, and use what: these columns are there since the first version that has the table
 _IDENTITY = (
     "INSERT INTO principals (name, role, created) SELECT name, role, created FROM newer.principals WHERE true "
     "ON CONFLICT (name) DO UPDATE SET role = excluded.role",
     "INSERT INTO certificates (serial, principal, not_before, not_after, revoked_at, issued) "
     "SELECT serial, principal, not_before, not_after, revoked_at, issued FROM newer.certificates WHERE true "
     "ON CONFLICT (serial) DO UPDATE SET revoked_at = coalesce(revoked_at, excluded.revoked_at)",
+    "INSERT INTO policies (version, created, actor, text) SELECT version, created, actor, text FROM newer.policies "
+    "WHERE true ON CONFLICT (version) DO UPDATE SET text = excluded.text",
 )
 # what of the rest is told: a name, and what it is; a model's own form goes with it
 _TOLD = {
@@ -97,7 +99,9 @@ def _join(older: sqlite3.Connection) -> tuple[str, ...]:
     except sqlite3.Error:
         if older.in_transaction:
             older.execute("ROLLBACK")
-        lost.append("clients, certificates and roles since then: revoke what must not be good, on the list it stays so")
+        lost.append(
+            "clients, certificates, roles and policies since then: revoke what must not be good, it stays on the list"
+        )
     for what, query in _TOLD.items():
         try:
             now, then = (dict(older.execute(query.format(name)).fetchall()) for name in ("newer", "main"))

@@ -66,11 +66,14 @@ class Load(Message, frozen=True):
 
 
 class Open(Message, frozen=True):
-    """Begin a request. `id` is unique in the worker; `owner` is whose prompt prefixes it may share."""
+    """Begin a request. `id` is unique in the worker; `owner` is whose prompt prefixes it may share. `context`: most
+    tokens of a prompt with its answer, `output`: of an answer; 0: as many as a slot has."""
 
     id: int
     owner: str
     work: Work
+    context: int = 0
+    output: int = 0
 
 
 class Cancel(Message, frozen=True):

@@ -24,6 +24,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from llmd.daemon.admin.policies import Wanted
 from llmd.daemon.composition import Daemon
 from llmd.daemon.config import Config
 from llmd.daemon.errors import Forbidden
@@ -32,6 +33,7 @@ from llmd.daemon.identity.pki import Authority, PeerIdentity
 from llmd.daemon.identity.principal import Identity
 from llmd.daemon.identity.tls import server_context
 
+OLD_POLICY, NEW_POLICY = (f'[[grants]]\nto = ["alice"]\nmodels = ["{model}"]\n' for model in ("old", "new"))
 LATER = timedelta(days=400)  # the issuer is due by then
 
 
@@ -117,12 +119,17 @@ async def renewal(running: Daemon) -> None:
     assert len(running.authority.ends()) == 4 and running.authority._lists
 
 
+async def policy(running: Daemon) -> None:
+    await running.service.policies.change(Wanted(text=NEW_POLICY), "test")
+
+
 async def first_start(running: Daemon) -> None:
     await running._demo_client()
 
 
 ACTS: dict[str, Callable[[Daemon], Coroutine[Any, Any, None]]] = {
-    "revoke": revoke, "issue": issue, "role": role, "renewal": renewal, "first_start": first_start,
+    "revoke": revoke, "issue": issue, "role": role, "policy": policy, "renewal": renewal,
+    "first_start": first_start,
 }  # fmt: skip
 
 
@@ -130,6 +137,7 @@ async def prepare(base: Path) -> None:
     running = daemon(base)
     issued = await running.service.clients.issue("alice", 720, "test", role="admin")
     (base / "alice.json").write_text(json.dumps({"serial": issued.serial, "end": issued.not_after.timestamp()}))
+    await running.service.policies.change(Wanted(text=OLD_POLICY), "test")
     (base / "alice.pem").write_bytes(issued.key_pem + issued.certificate_pem)
     close(running)
 
@@ -215,6 +223,15 @@ def _roles(running: Daemon, state: Path, begun: set[str]) -> dict[str, Any]:
     return {"role": now}
 
 
+def _judged(running: Daemon, state: Path, begun: set[str]) -> dict[str, Any]:
+    """The old one or the new one, whole."""
+    held, stored = running.serving.policy.now, running.store.policy()
+    assert stored and (held.version, held.text) == (stored.version, stored.text)
+    given = {model for model in ("old", "new") if held.of("alice").forms(model, frozenset({""}))}
+    assert (given, held.text) in (({"old"}, OLD_POLICY), ({"new"}, NEW_POLICY)) and not held.of("bob").grants
+    return {"holds": sorted(given)}
+
+
 def _renewed(running: Daemon, state: Path, begun: set[str]) -> dict[str, Any]:
     now = _now(LATER)
     assert all(end.not_after > now + timedelta(days=30) for end in running.authority.ends())
@@ -235,7 +252,8 @@ def _started(running: Daemon, state: Path, begun: set[str]) -> dict[str, Any]:
 
 
 LOOKS: dict[str, Callable[[Daemon, Path, set[str]], dict[str, Any]]] = {
-    "revoke": _revoked, "issue": _issued, "role": _roles, "renewal": _renewed, "first_start": _started,
+    "revoke": _revoked, "issue": _issued, "role": _roles, "policy": _judged, "renewal": _renewed,
+    "first_start": _started,
 }  # fmt: skip
 
 

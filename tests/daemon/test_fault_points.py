@@ -12,7 +12,8 @@ PROGRAM = Path(__file__).with_name("fault_points.py")
 
 @pytest.mark.parametrize(
     ("act", "writes"),
-    [("revoke", ["crl.pem"]), ("issue", []), ("role", []), ("renewal", ["issuers.key", "server.key", "crl.pem"]),
+    [("revoke", ["crl.pem"]), ("issue", []), ("role", []), ("policy", []),
+     ("renewal", ["issuers.key", "server.key", "crl.pem"]),
      ("first_start", ["audit.key", "root.key", "issuers.key", "server.key", "demo.key"])],
 )  # fmt: skip
 def test_what_a_kill_leaves_is_closed_or_complete(tmp_path: Path, act: str, writes: list[str]) -> None:

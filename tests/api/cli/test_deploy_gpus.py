@@ -93,7 +93,7 @@ async def test_idle_models_go_for_another_one_only_when_told_and_the_cheapest_fi
     assert gone["model"] == "small" and gone["reason"].startswith("made room for large at 20")
     text = await admin.run("status")
     assert "small made room for large" in text and "llmctl deploy small brings it back" in text
-    with pytest.raises(ModelNotReady, match="made room for large"):
+    with pytest.raises(ModelNotReady, match="made room for another model"):
         admin.daemon.pool.serves("small")
     assert "deployed" in await fails(admin, "model", "rm", "small")
     rows = [r["body"] for r in await admin.daemon.audit.tail(100) if r["kind"] == "admin.evict"]
@@ -106,7 +106,7 @@ async def test_idle_models_go_for_another_one_only_when_told_and_the_cheapest_fi
     del admin.daemon.pool._deployed["small"]
     admin.daemon.service.deployments.restore()  # as after a restart
     assert [d.model for d in admin.daemon.pool.away()] == ["small"]
-    with pytest.raises(ModelNotReady, match="made room for large"):
+    with pytest.raises(ModelNotReady, match="made room for another model"):
         admin.daemon.pool.serves("small")
     assert json.loads(await admin.run("undeploy", "small", "--json")) == {"undeployed": "small"}
     assert [d.model for d in admin.daemon.store.deployments()] == ["large", "other"]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sqlite_utils import Database, Migrations
 
 from llmd.daemon.admin import clients
-from llmd.daemon.audit import writer
+from llmd.daemon.audit import schema, writer
 from llmd.daemon.audit.chain import (
     COLUMNS,
     GENESIS,
@@ -381,9 +381,9 @@ def test_a_newer_log_that_has_added_is_gone_on_with(written: Path) -> None:
 def test_migrations_of_the_log_only_add(tmp_path: Path) -> None:
     """After each of them, what the first version writes is taken."""
     db = Database(tmp_path / "audit.db")
-    for last in range(1, len(writer.MIGRATIONS._migrations) + 1):
+    for last in range(1, len(schema.MIGRATIONS._migrations) + 1):
         some = Migrations("audit")
-        for one in writer.MIGRATIONS._migrations[:last]:
+        for one in schema.MIGRATIONS._migrations[:last]:
             some(name=one.name)(one.fn)
         some.apply(db)
         with db.conn:
@@ -698,15 +698,17 @@ async def test_what_memory_cannot_keep_is_counted(log: AuditLog, monkeypatch: py
     assert gap["body"] == {"refused": 1, "dropped": 2}
 
 
-async def test_what_was_done_to_clients_is_found_without_a_scan(tmp_path: Path) -> None:
+async def test_what_was_done_to_clients_and_the_policy_is_found_without_a_scan(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.db", KEY)
     log.open()
+    kinds = {0: "admin.client_role", 5: "admin.policy"}
     for n in range(50):
-        log.event("admin.client_role" if n % 10 == 0 else "other", n=n)
+        log.event(kinds.get(n % 10, "other"), n=n, result="failed" if n == 45 else "done")
     assert [json.loads(row.body)["n"] for row in log.of_clients()] == [0, 10, 20, 30, 40]
+    last = log.of_policy()
+    assert last and json.loads(last.body)["n"] == 35, "of those that were done"
     await asyncio.to_thread(log.close)
     with closing(sqlite3.connect(tmp_path / "audit.db")) as db:
-        plan = db.execute(
-            f"EXPLAIN QUERY PLAN SELECT body FROM audit WHERE {writer.OF_CLIENTS} ORDER BY seq"
-        ).fetchall()
-    assert [row[3] for row in plan] == ["SCAN audit USING INDEX audit_clients"]
+        for of, index in ((schema.OF_CLIENTS, "audit_clients"), (schema.OF_POLICY, "audit_policy")):
+            plan = db.execute(f"EXPLAIN QUERY PLAN SELECT body FROM audit WHERE {of} ORDER BY seq").fetchall()
+            assert [row[3] for row in plan] == [f"SCAN audit USING INDEX {index}"]

@@ -63,16 +63,16 @@ async def test_one_that_is_deployed_again_while_it_makes_room_serves_again(pool:
         await pool.evict("m", "made room")
     stream.cancel()
     await pool.undeploy("m")
-    assert pool.all() == [] and not pool.knows("m")
+    assert pool.all() == [] and not pool.known("m")
 
 
 async def test_one_that_is_away_can_be_taken_out_of_service(pool: Pool) -> None:
     pool.keep("m", "0" * 64, WISH, 1, "made room")
     with pytest.raises(ModelNotReady, match="made room"):
         pool.serves("m")
-    assert pool.knows("m") and pool.all() == []
+    assert pool.known("m") and pool.all() == []
     await pool.undeploy("m")
-    assert pool.away() == [] and not pool.knows("m")
+    assert pool.away() == [] and not pool.known("m")
 
 
 async def test_requests_are_spread_and_conversations_stay(pool: Pool) -> None:

@@ -299,7 +299,7 @@ async def test_a_request_waits_for_a_model_that_is_away_where_it_comes_when_it_i
         assert isinstance((await place.ask(generate(2)))[-1], Finished)
         assert deployment.ready and place.pool.away() == []
         return
-    with pytest.raises(ModelNotReady, match="m made room for other; an administrator can deploy it again"):
+    with pytest.raises(ModelNotReady, match="m made room for another model; an administrator can deploy it again"):
         await place.ask(generate(2))
     assert place.pool.away() == [deployment]
 

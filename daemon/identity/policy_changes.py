@@ -1,0 +1,112 @@
+"""What a change of policy takes from whom, and what it gives: pure."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from llmd.daemon.hours import Hours
+from llmd.daemon.identity.policy import NUMBERS, PRIORITIES, Policy, Rights
+from llmd.daemon.identity.policy_text import Known
+
+# a model that is none of those that there are: what is granted of it is granted of models that will come
+OTHER = "other models"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """For clients whom it does the same: what they lose and what they get, in a few words each."""
+
+    clients: tuple[str, ...]
+    takes: tuple[str, ...]
+    gives: tuple[str, ...]
+
+
+def changes(
+    was: Policy, new: Policy, clients: Mapping[str, str], models: Mapping[str, Collection[str]], known: Known
+) -> list[Change]:
+    """`clients`: to their roles; `models`: those that are imported, to the types of their forms."""
+    named = {**{name: frozenset(forms) for name, forms in models.items()}, OTHER: frozenset({""})}
+    made: dict[tuple[object, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for client, role in sorted(clients.items()):
+        before, after = was.of(client), new.of(client)
+        kind = (role, *(tuple(n for n, _ in of) for one in (before, after) for of in (one.grants, one.limits)))
+        if kind not in made:
+            routes = [route for route, roles in known.routes.items() if role in roles]
+            takes = _lost(before, after, routes, named, known.asking, _took)
+            gives = _lost(after, before, routes, named, known.asking, _gave)
+            made[kind] = (tuple(takes), tuple(gives))
+        if any(made[kind]):
+            alike.setdefault(made[kind], []).append(client)
+    return [Change(tuple(names), *what) for what, names in alike.items()]
+
+
+# a limit that one has (the last) and the other has not, or is looser
+Say: TypeAlias = Callable[[str, str, str], str]
+
+
+def _took(limit: str, before: str, now: str) -> str:
+    return f"{limit} {now}" + (f" instead of {before}" if before else "")
+
+
+def _gave(limit: str, now: str, before: str) -> str:
+    return f"{limit} {now} instead of {before}" if now else f"no {limit} any more, it was {before}"
+
+
+def _lost(
+    had: Rights,
+    has: Rights,
+    routes: Sequence[str],
+    models: Mapping[str, frozenset[str]],
+    asking: Collection[str],
+    say: Say,
+) -> Iterator[str]:
+    """What `has` lacks of what `had` gave, or gives less of."""
+    yield from (route for route in routes if route not in asking and had.may_call(route) and not has.may_call(route))
+    asked = [route for route in routes if route in asking]
+    limited: dict[str, list[str]] = {}
+    shared = []  # models that both give
+    for model, forms in models.items():
+        yield from _lost_of(had, has, asked, model, forms)
+        if had.forms(model, forms) and has.forms(model, forms):
+            shared.append(model)
+            for tighter in _tighter(had, has, model, forms):
+                limited.setdefault(say(*tighter), []).append(model)
+    for limit, of in limited.items():
+        yield limit if of == shared else f"{limit} for {', '.join(of)}"
+
+
+def _lost_of(had: Rights, has: Rights, routes: Sequence[str], model: str, forms: frozenset[str]) -> Iterator[str]:
+    """Of one model: the whole of it, or forms and routes of it."""
+    gone: dict[frozenset[str], list[str]] = {}
+    for route in routes:
+        if lost := had.forms(model, forms, route) - has.forms(model, forms, route):
+            gone.setdefault(lost, []).append(route)
+    for lost, by in gone.items():
+        whole = lost == forms
+        names = model if whole else ", ".join(f"{model}@{form}" for form in sorted(lost))
+        all_ = len(by) == sum(bool(had.forms(model, forms, route)) for route in routes)
+        yield names if all_ else f"{names} by {', '.join(by)}"
+
+
+def _tighter(had: Rights, has: Rights, model: str, forms: frozenset[str]) -> Iterator[tuple[str, str, str]]:
+    """Limits of `has` that `had` has not, or looser: their names, and what they were and are."""
+    for name in NUMBERS:
+        before, after = had.least(name, model, forms), has.least(name, model, forms)
+        if after is not None and (before is None or after < before):
+            yield name, f"{before:,}" if before is not None else "", f"{after:,}"
+    first, last = (_priority(of.priorities(model, forms)) for of in (had, has))
+    if last < first:
+        yield "priority", PRIORITIES[first], PRIORITIES[last]
+    hours = had.hours(model, forms)
+    yield from (("hours", "; ".join(map(str, hours)), str(one)) for one in has.hours(model, forms)
+                if not _open(one, hours))  # fmt: skip
+
+
+def _priority(given: Sequence[str]) -> int:
+    return min(map(PRIORITIES.index, given), default=PRIORITIES.index("normal"))
+
+
+def _open(hours: Hours, before: Sequence[Hours]) -> bool:
+    """Whether they are open whenever all of those were."""
+    return hours.always or any(hours.covers(one) for one in before)

@@ -1,0 +1,116 @@
+"""What a client may use of what is deployed. What was asked for is turned into a model here, and nowhere else; the
+policy judges the model that would answer. What a client may not use is not there for it: it sees the same errors as
+where there is no such model.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from llmd.daemon.errors import BadRequest, LlmdError, ModelNotFound, OutsideHours, denied, listed
+from llmd.daemon.hours import Hours
+from llmd.daemon.identity.policy import UNBOUND, Bounds, InForce, Rights
+from llmd.daemon.identity.principal import Principal
+from llmd.daemon.replicas.deployment import Deployment
+from llmd.daemon.replicas.pool import Pool
+from llmd.daemon.serving.ask import Ask
+from llmd.daemon.state.records import of_form
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Access:
+    """Made once, by `Serving`."""
+
+    def __init__(self, pool: Pool, policy: InForce, now: Callable[[], datetime] = _now) -> None:
+        self._pool, self.policy, self._now = pool, policy, now
+
+    # --- what is there
+
+    def seen(self, principal: Principal) -> list[Deployment]:
+        """The deployed models that are there for this client."""
+        return self._seen(self.policy.of(principal))
+
+    def find(self, principal: Principal, asked: str) -> Deployment:
+        """A model that is there for this client, by its name or that of a form of it. Raises ModelNotFound, and
+        ModelNotReady for one that made room for another one."""
+        model, form = self._named(asked)
+        self._given(self.policy.of(principal), model, form)
+        return self._pool.find(model)
+
+    def bounds(self, principal: Principal, model: str, forms: frozenset[str]) -> Bounds:
+        return self.policy.of(principal).bounds(model, forms)
+
+    # --- what is asked
+
+    def named(self, principal: Principal, ask: Ask) -> Ask:
+        """With the name of its model, and the form where one is asked for. Raises BadRequest where no name is given and
+        more than one model, or none, is there."""
+        if ask.model is not None:
+            model, form = self._named(ask.model)
+            return replace(ask, model=model, form=form)
+        names = [d.model for d in self._seen(self.policy.of(principal), ask.route)]
+        if len(names) != 1:
+            raise BadRequest(f"model is missing; deployed: {listed(names)}", param="model")
+        return replace(ask, model=names[0])
+
+    def judged(self, principal: Principal, ask: Ask) -> Ask:
+        """With the forms that may answer, and what bounds the answer. Raises ModelNotFound, OutsideHours."""
+        rights, model = self.policy.of(principal), ask.model or ""
+        known, given = self._given(rights, model, ask.form, ask.route)
+        if closed := rights.closed(model, given, self._now()):
+            raise denied(_closed(model, closed[1]), rights.not_open(*closed))
+        bounds = rights.bounds(model, given) if rights.limits else UNBOUND
+        forms = None if given == known.forms else given
+        return ask if (forms, bounds) == (ask.forms, ask.bounds) else replace(ask, forms=forms, bounds=bounds)
+
+    def lost(self, principal: Principal, ask: Ask, form: str, was: Rights) -> LlmdError | None:
+        """Why a request that a form of a model answers may not go on under the policy that holds now, after `was`.
+        Where its hours were over before, it may finish."""
+        rights, model, forms = self.policy.of(principal), ask.model or "", frozenset({form})
+        if not rights.forms(model, forms, ask.route):
+            error = ModelNotFound("there is no such model any more", param="model")
+            return denied(error, rights.no_grant(f"{model} by {ask.route}"))
+        now = self._now()
+        closed = rights.closed(model, forms, now)
+        if closed and not was.closed(model, forms, now):
+            return denied(_closed(model, closed[1]), rights.not_open(*closed))
+        return None
+
+    # --- in it
+
+    def _named(self, asked: str) -> tuple[str, str | None]:
+        """What was asked for as a model and a form of it."""
+        model, form = of_form(asked)
+        return (model, form) if self._pool.known(model) else (asked, None)
+
+    def _seen(self, rights: Rights, route: str | None = None) -> list[Deployment]:
+        return [d for d in self._pool.all() if rights.forms(d.model, d.forms, route)]
+
+    def _given(
+        self, rights: Rights, model: str, form: str | None, route: str | None = None
+    ) -> tuple[Deployment, frozenset[str]]:
+        """A deployment, and which of its forms may answer. Raises ModelNotFound: one of the same words for what is not
+        there at all and what is not there for this client."""
+        known = self._pool.known(model)
+        forms = known.forms if known else frozenset()
+        given = rights.forms(model, forms, route)
+        if known and form is None and given:
+            return known, given
+        if known and form in given:
+            return known, frozenset({form})
+        if given:
+            served = " and ".join(f"{model}@{kind}" for kind in sorted(given))
+            error = ModelNotFound(f"this form of {model} is not deployed; {served} is", param="model")
+        else:
+            names = (d.model for d in self._seen(rights, route))
+            error = ModelNotFound.among("deployed model", names, param="model")
+        there = known is not None and form in (None, *forms)
+        asked = model if form is None else f"{model}@{form}"
+        raise denied(error, rights.no_grant(f"{asked} by {route}" if route else asked)) if there else error
+
+
+def _closed(model: str, hours: Hours) -> OutsideHours:
+    return OutsideHours(f"you may use {model} at these hours: {hours}", param="model")
