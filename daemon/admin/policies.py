@@ -69,7 +69,7 @@ class Policies:
         routes: Mapping[str, frozenset[str]],
         asking: frozenset[str],
     ) -> None:
-        self._serving, self._store, self._state, self._acts = serving, store, state, acts
+        self._serving, self._store, self._state, self.acts = serving, store, state, acts
         self._roles, self._routes, self._asking = roles, routes, asking
         self._changing = asyncio.Lock()
 
@@ -135,7 +135,7 @@ class Policies:
             stored = True
 
         texts: dict[str, Value] = {"before": was.text, "after": new.text}
-        async with self._acts("admin.policy", actor, takes_away=takes_away, version=new.version, **texts) as result:
+        async with self.acts("admin.policy", actor, takes_away=takes_away, version=new.version, **texts) as result:
             try:
                 await self._state.run(work)
             finally:  # who asked may have gone: what is on disk holds
