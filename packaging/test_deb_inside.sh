@@ -33,6 +33,10 @@ PY
 say "from apt install to the first token: $((($(date +%s%N) - began) / 1000000)) ms"
 llmctl doctor | grep -E 'cpu engine|audit' || true
 llmctl doctor | grep -q '^ok *cpu engine: ' || fail "no library was chosen for the CPU"
+# this system has no package of time zones: they come along
+printf '[[grants]]\nto = ["demo"]\nmodels = ["small"]\n[[limits]]\nof = ["demo"]\nhours = ["Mon-Sun"]\nzone = "Europe/Berlin"\n' >/tmp/policy.toml
+{ llmctl policy edit --file /tmp/policy.toml --yes && llmctl policy test demo small /v1/completions; } || fail "a policy with hours"
+llmctl policy revert 0 --yes
 [[ $(installed) == "$before" ]] || fail "something was written below /usr"
 
 # Hugging Face models are the package llmd-torch's: without it the error says so, with it a child of its converts them

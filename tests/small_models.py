@@ -137,9 +137,14 @@ def files() -> dict[str, File]:
     }  # fmt: skip
 
 
-def random_weights(folder: Path, arch: str, seed: int = 1) -> Path:
-    """One of `files()` with weights that say something, in full precision."""
-    file = files()[arch]
+def one_block() -> File:
+    """The smallest that says something: most of what a request costs is not its."""
+    return model("llama", {"rope.dimension_count": (U32, HEAD)}, ATTENTION | DENSE, blocks=1)
+
+
+def random_weights(folder: Path, arch: str, seed: int = 1, file: File | None = None) -> Path:
+    """`file`, or one of `files()`, with weights that say something, in full precision."""
+    file = file or files()[arch]
     head = file.head()
     offsets, size = file.layout()
     dice, data = np.random.default_rng(seed), np.zeros(size // 4, np.float32)

@@ -61,6 +61,7 @@ class Issued(Answer):
     key_pem: str
     ca_pem: str
     listen: str
+    granted: bool  # the policy gives it something
     try_: Annotated[Try, Field(alias="try")]  # a line to try it
 
 
@@ -92,7 +93,8 @@ async def issue(body: IssueBody, service: Admin, caller: Caller) -> Issued:
         "name": issued.name, "uri": issued.uri, "role": role, "serial": f"{issued.serial:x}",
         "not_after": rfc3339(issued.not_after.timestamp()), "certificate_pem": issued.certificate_pem.decode(),
         "key_pem": issued.key_pem.decode(), "ca_pem": service.authority.ca_pem.decode(),
-        "listen": config.listen, "try": {"url": config.url + path, "host": next(iter(config.allowed_hosts), None)},
+        "listen": config.listen, "granted": bool(service.policies.now.of(issued.name).grants),
+        "try": {"url": config.url + path, "host": next(iter(config.allowed_hosts), None)},
     })  # fmt: skip
 
 

@@ -56,6 +56,8 @@ def issue(
     click.echo(f"{safe(made['uri'])}, role {safe(made['role'])}, until {moment(made['not_after'])}")
     for path in files.values():
         click.echo(f"  {safe(path)}")
+    if not made["granted"]:
+        click.echo(f"the policy gives {safe(name)} nothing yet: llmctl policy edit, or llmctl group add", err=True)
     host = ["-H", f"Host: {tried['host']}"] if tried["host"] else []
     where = ["--cacert", files["ca"], "--cert", files["certificate"], "--key", files["key"]]
     click.echo(f"try it: {safe(shlex.join(map(str, ['curl', *where, *host, tried['url']])))}")

@@ -143,6 +143,8 @@ def status(client: Client, json_: bool) -> None:
         f"audit log: {audit}, {s['audit']['seq']} rows; server certificate until "
         f"{moment(s['server_certificate_until'])}"
     )
+    if s["policy"]["exists"]:
+        click.echo(f"policy {s['policy']['version']} says who may use what: llmctl policy show")
     missing = " and no ".join(map(safe, s["confinement"]["lacks"]))
     if missing:
         click.echo(

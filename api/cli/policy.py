@@ -66,8 +66,7 @@ def edit(client: Client, file: Path | None, yes: bool, json_: bool) -> None:
     are shown whom it takes what away, and asked."""
     now = client.call("GET", "/policy")
     if file is not None:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text()
-        return _apply(client, {"text": text, "base": now["version"]}, yes, json_)
+        return _apply(client, {"text": _text(file), "base": now["version"]}, yes, json_)
     before = now["text"] or client.call("GET", "/policy/begin")["text"]
     text = before
     while True:
@@ -79,7 +78,7 @@ def edit(client: Client, file: Path | None, yes: bool, json_: bool) -> None:
         try:
             return _apply(client, {"text": text, "base": now["version"]}, yes, json_)
         except (DaemonError, click.Abort) as e:
-            if not sys.stdin.isatty():
+            if not sys.stdin.isatty() or isinstance(e.__context__, KeyboardInterrupt):
                 _keep(text)
                 raise
             if isinstance(e, DaemonError):
@@ -87,6 +86,14 @@ def edit(client: Client, file: Path | None, yes: bool, json_: bool) -> None:
             if not _again(isinstance(e, DaemonError)):
                 _keep(text)
                 sys.exit(1)
+
+
+def _text(file: Path) -> str:
+    raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+    except UnicodeDecodeError as e:
+        raise click.ClickException(f"{file}: this is not UTF-8 text") from e
 
 
 def _again(refused: bool) -> bool:

@@ -72,6 +72,8 @@ class Policies:
         self._serving, self._store, self._state, self.acts = serving, store, state, acts
         self._roles, self._routes, self._asking = roles, routes, asking
         self._changing = asyncio.Lock()
+        for client in roles:
+            self.now.of(client)  # made now, and not with a request
 
     @property
     def now(self) -> Policy:
@@ -207,12 +209,10 @@ class Policies:
         note = "" if deployed else "it is not deployed" if there is not None else "there is no such model now"
         if form and not forms:
             return {"rule": f"there is no form {form} of {model} that would answer", "note": note}
-        given = rights.forms(model, forms, route)
-        bounds = rights.bounds(model, given or forms)
-        rule = rights.why(model, forms, route, at)
+        decision, rule = rights.decide(model, forms, route), rights.why(model, forms, route, at)
         return {
-            "allowed": not rule, "rule": rule, "note": note, "forms": sorted(given - {""}),
-            "context": bounds.context, "output": bounds.output,
+            "allowed": not rule, "rule": rule, "note": note, "forms": sorted(decision.forms - {""}),
+            "context": decision.bounds.context, "output": decision.bounds.output,
         }  # fmt: skip
 
     # --- what is known

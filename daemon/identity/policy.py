@@ -11,16 +11,18 @@ A policy always has grants: without one there is none, and roles alone decide (`
 answers, never how it was asked for; the local admin is never judged.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from llmd.daemon.hours import Hours
 from llmd.daemon.identity.principal import Principal
+from llmd.daemon.kept import Kept
 
 ALL = "*"
-# decisions of one client that are kept
-MAX_DECIDED = 1024
+NONE: frozenset[str] = frozenset()
+# decisions that are kept, and of one client
+MAX_KEPT, MAX_KEPT_EACH = 20_000, 256
 # limits that are numbers, in the order in which they are told; those in ENFORCED hold, the others are kept
 NUMBERS = (
     "longest_context", "longest_output", "requests_per_minute", "tokens_per_minute", "tokens_per_day", "streams",
@@ -36,10 +38,11 @@ class Pattern:
     text: str
 
     def fits(self, name: str) -> bool:
-        first, *rest = self.text.split(ALL)
-        if not rest:
-            return name == first
-        *middle, last = rest
+        if self.text == ALL or self.text == name:
+            return True
+        if ALL not in self.text:
+            return False
+        first, *middle, last = self.text.split(ALL)
         if len(name) < len(first) + len(last) or not (name.startswith(first) and name.endswith(last)):
             return False
         at, end = len(first), len(name) - len(last)
@@ -49,6 +52,13 @@ class Pattern:
                 return False
             at += len(part)
         return True
+
+
+def _any_fits(patterns: Iterable[Pattern], name: str) -> bool:
+    for pattern in patterns:  # no generator: it is asked for each grant
+        if pattern.fits(name):
+            return True
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +73,9 @@ class Models:
         model, _, form = text.partition("@")
         return cls(Pattern(model), Pattern(form.upper() or ALL))
 
-    def forms(self, model: str, forms: Collection[str]) -> frozenset[str]:
-        """Which of a model's forms it names; that of one that is not known yet is ""."""
-        if not self.model.fits(model):
-            return frozenset()
-        return frozenset(form for form in forms if self.form.fits(form))
+    def of_form(self, forms: frozenset[str]) -> frozenset[str]:
+        """Which of the forms of a model that it names it gives; that of one that is not known yet is ""."""
+        return forms if self.form.text == ALL else frozenset(filter(self.form.fits, forms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +87,14 @@ class Grant:
     routes: tuple[Pattern, ...] = ()
 
     def by(self, route: str) -> bool:
-        return not self.routes or any(pattern.fits(route) for pattern in self.routes)
+        return _any_fits(self.routes, route) if self.routes else True
 
-    def forms(self, model: str, forms: Collection[str]) -> frozenset[str]:
-        return frozenset().union(*(one.forms(model, forms) for one in self.models))
+    def forms(self, model: str, forms: frozenset[str]) -> frozenset[str]:
+        found = NONE
+        for one in self.models:
+            if one.model.fits(model):
+                found |= one.of_form(forms)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +107,8 @@ class Limit:
     priority: str | None = None
     hours: Hours | None = None
 
-    def on(self, model: str, forms: Collection[str]) -> bool:
-        return not self.models or any(one.forms(model, forms) for one in self.models)
+    def on(self, model: str, forms: frozenset[str]) -> bool:
+        return not self.models or any(one.model.fits(model) and one.of_form(forms) for one in self.models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,31 +122,59 @@ class Bounds:
 UNBOUND = Bounds()
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`forms`: of a model's those that may answer; none: the model is not there. `hours`: with the numbers of their
+    limits."""
+
+    forms: frozenset[str]
+    bounds: Bounds
+    hours: tuple[tuple[int, Hours], ...]
+
+    def closed(self, now: datetime) -> tuple[int, Hours] | None:
+        """The first limit whose hours are not open."""
+        return next(((number, hours) for number, hours in self.hours if not hours.at(now)), None)
+
+
 class Rights:
     """What a policy gives one client. `limits` and `grants` with their numbers in it, from 1."""
 
     def __init__(
-        self, client: str, grants: Sequence[tuple[int, Grant]], limits: Sequence[tuple[int, Limit]], policy: str
+        self, client: str, grants: Sequence[tuple[int, Grant]], limits: Sequence[tuple[int, Limit]], policy: "Policy"
     ) -> None:
         self.client, self.grants, self.limits, self._policy = client, tuple(grants), tuple(limits), policy
-        self._decided: dict[tuple[str, frozenset[str], str | None], frozenset[str]] = {}
+
+    def decide(self, model: str, forms: frozenset[str], route: str | None = None) -> Decision:
+        """What of a model, of which these forms would answer, may be asked by a route, or by any."""
+        key = (model, forms, route)
+        found = self._policy.kept.get(self.client, key)
+        if found is None:
+            found = self.decided(*key)
+            self._policy.kept.put(self.client, key, found)
+        return found
+
+    def decided(self, model: str, forms: frozenset[str], route: str | None = None) -> Decision:
+        """The same, and nothing is kept: from any thread."""
+        given = NONE
+        for _, grant in self.grants:  # 1
+            if route is None or grant.by(route):
+                given |= grant.forms(model, forms)
+        limits = [(number, limit) for number, limit in self.limits if limit.on(model, given)] if given else []
+        if not limits:
+            return Decision(given, UNBOUND, ())
+        hours = tuple((number, limit.hours) for number, limit in limits if limit.hours)  # 2
+        context, output = (
+            min((limit.numbers[name] for _, limit in limits if name in limit.numbers), default=None)
+            for name in ("longest_context", "longest_output")
+        )  # 3
+        return Decision(given, Bounds(context, output), hours)
 
     def forms(self, model: str, forms: frozenset[str], route: str | None = None) -> frozenset[str]:
         """Which of these forms of a model may answer by a route, or by any; none: the model is not there."""
-        key = (model, forms, route)
-        found = self._decided.get(key)
-        if found is None:
-            if len(self._decided) >= MAX_DECIDED:
-                self._decided.clear()
-            given = (grant.forms(model, forms) for _, grant in self.grants if route is None or grant.by(route))
-            found = self._decided[key] = frozenset().union(*given)
-        return found
+        return self.decide(model, forms, route).forms
 
     def may_call(self, route: str) -> bool:
         return any(grant.by(route) for _, grant in self.grants)
-
-    def bounds(self, model: str, forms: frozenset[str]) -> Bounds:
-        return Bounds(*(self.least(name, model, forms) for name in ("longest_context", "longest_output")))
 
     def least(self, number: str, model: str, forms: frozenset[str]) -> int | None:
         """The tightest of what limits a number."""
@@ -147,26 +187,19 @@ class Rights:
     def priorities(self, model: str, forms: frozenset[str]) -> list[str]:
         return [limit.priority for _, limit in self.limits if limit.priority and limit.on(model, forms)]
 
-    def closed(self, model: str, forms: frozenset[str], now: datetime) -> tuple[int, Hours] | None:
-        """The first limit whose hours are not open, by its number."""
-        for number, limit in self.limits:
-            if limit.hours and limit.on(model, forms) and not limit.hours.at(now):
-                return number, limit.hours
-        return None
-
     def why(self, model: str, forms: frozenset[str], route: str, now: datetime) -> str:
         """The rule that forbids a request; "": none does."""
-        given = self.forms(model, forms, route)
-        if not given:  # 1
+        decision = self.decide(model, forms, route)
+        if not decision.forms:
             return self.no_grant(f"{model} by {route}")
-        closed = self.closed(model, given, now)  # 2
+        closed = decision.closed(now)
         return self.not_open(*closed) if closed else ""
 
     def no_grant(self, what: str) -> str:
-        return f"{self._policy}: no grant gives {self.client} {what}"
+        return f"policy {self._policy.version}: no grant gives {self.client} {what}"
 
     def not_open(self, number: int, hours: Hours) -> str:
-        return f"{self._policy}: limit {number}, the hours {hours}"
+        return f"policy {self._policy.version}: limit {number}, the hours {hours}"
 
 
 class Policy:
@@ -189,9 +222,10 @@ class Policy:
             for member in members:
                 self._groups_of.setdefault(member, []).append(name)
         self._rights: dict[str, Rights] = {}
+        self.kept: Kept[Decision] = Kept(MAX_KEPT, MAX_KEPT_EACH)
 
     def of(self, client: str) -> Rights:
-        """Kept for each client: there are as many as have certificates."""
+        """Kept for each client: there are as many as have certificates. Whoever sets a policy makes them beforehand."""
         found = self._rights.get(client)
         if found is None:
             found = self._rights[client] = self._made(client)
@@ -206,7 +240,7 @@ class Policy:
             client,
             [(number, self.grants[number - 1]) for number in grants],
             [(number, self.limits[number - 1]) for number in limits],
-            f"policy {self.version}",
+            self,
         )
 
     @classmethod

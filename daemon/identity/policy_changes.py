@@ -33,9 +33,8 @@ def changes(
         kind = (role, *(tuple(n for n, _ in of) for one in (before, after) for of in (one.grants, one.limits)))
         if kind not in made:
             routes = [route for route, roles in known.routes.items() if role in roles]
-            takes = _lost(before, after, routes, named, known.asking, _took)
-            gives = _lost(after, before, routes, named, known.asking, _gave)
-            made[kind] = (tuple(takes), tuple(gives))
+            one, other = (_Given(rights, routes, named, known.asking) for rights in (before, after))
+            made[kind] = (tuple(_lost(one, other, _took)), tuple(_lost(other, one, _gave)))
         if any(made[kind]):
             alike.setdefault(made[kind], []).append(client)
     return [Change(tuple(names), *what) for what, names in alike.items()]
@@ -53,40 +52,48 @@ def _gave(limit: str, now: str, before: str) -> str:
     return f"{limit} {now} instead of {before}" if now else f"no {limit} any more, it was {before}"
 
 
-def _lost(
-    had: Rights,
-    has: Rights,
-    routes: Sequence[str],
-    models: Mapping[str, frozenset[str]],
-    asking: Collection[str],
-    say: Say,
-) -> Iterator[str]:
+class _Given:
+    """What a client is given: of each model its forms by each route, and the routes that are about none."""
+
+    def __init__(
+        self, rights: Rights, routes: Sequence[str], models: Mapping[str, frozenset[str]], asking: Collection[str]
+    ) -> None:
+        self.rights, self.models = rights, models
+        self.others = [route for route in routes if route not in asking and rights.may_call(route)]
+        self.forms = {
+            model: {route: rights.decided(model, forms, route).forms for route in routes if route in asking}
+            for model, forms in models.items()
+        }
+
+    def sees(self, model: str) -> bool:
+        return any(self.forms[model].values())
+
+
+def _lost(had: _Given, has: _Given, say: Say) -> Iterator[str]:
     """What `has` lacks of what `had` gave, or gives less of."""
-    yield from (route for route in routes if route not in asking and had.may_call(route) and not has.may_call(route))
-    asked = [route for route in routes if route in asking]
+    yield from (route for route in had.others if route not in has.others)
     limited: dict[str, list[str]] = {}
-    shared = []  # models that both give
-    for model, forms in models.items():
-        yield from _lost_of(had, has, asked, model, forms)
-        if had.forms(model, forms) and has.forms(model, forms):
-            shared.append(model)
-            for tighter in _tighter(had, has, model, forms):
+    shared = [model for model in had.models if had.sees(model) and has.sees(model)]
+    for model, forms in had.models.items():
+        yield from _lost_of(had.forms[model], has.forms[model], model, forms)
+        if model in shared:
+            for tighter in _tighter(had.rights, has.rights, model, forms):
                 limited.setdefault(say(*tighter), []).append(model)
     for limit, of in limited.items():
         yield limit if of == shared else f"{limit} for {', '.join(of)}"
 
 
-def _lost_of(had: Rights, has: Rights, routes: Sequence[str], model: str, forms: frozenset[str]) -> Iterator[str]:
+def _lost_of(
+    had: Mapping[str, frozenset[str]], has: Mapping[str, frozenset[str]], model: str, forms: frozenset[str]
+) -> Iterator[str]:
     """Of one model: the whole of it, or forms and routes of it."""
     gone: dict[frozenset[str], list[str]] = {}
-    for route in routes:
-        if lost := had.forms(model, forms, route) - has.forms(model, forms, route):
+    for route, given in had.items():
+        if lost := given - has[route]:
             gone.setdefault(lost, []).append(route)
     for lost, by in gone.items():
-        whole = lost == forms
-        names = model if whole else ", ".join(f"{model}@{form}" for form in sorted(lost))
-        all_ = len(by) == sum(bool(had.forms(model, forms, route)) for route in routes)
-        yield names if all_ else f"{names} by {', '.join(by)}"
+        names = model if lost == forms else ", ".join(f"{model}@{form}" for form in sorted(lost))
+        yield names if len(by) == sum(map(bool, had.values())) else f"{names} by {', '.join(by)}"
 
 
 def _tighter(had: Rights, has: Rights, model: str, forms: frozenset[str]) -> Iterator[tuple[str, str, str]]:

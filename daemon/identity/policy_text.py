@@ -106,7 +106,9 @@ class _Reader:
         limits = [self._limit(("limits", i), one) for i, one in self._tables(found, "limits")]
         if not grants:
             self._wrong(("grants",), "it grants nobody anything, which locks all out; write at least one [[grants]]")
-        return Policy(version, self._text, groups, grants, limits)
+        made = Policy(version, self._text, groups, grants, limits)
+        self._check_open(made)
+        return made
 
     def _wrong(self, path: toml.Path, why: str, value: str | None = None) -> NoReturn:
         raise PolicyInvalid(f"line {toml.line(self._text, path, value)}: {why}")
@@ -210,6 +212,17 @@ class _Reader:
             except ValueError as e:
                 self._wrong((*path, key), str(e), tried[0][0] if tried[0] else None)
         return Hours.of(spans, zone)
+
+    def _check_open(self, made: Policy) -> None:
+        """Hours of several limits that leave a client none contradict each other."""
+        for client in self._known.clients if self._known else ():
+            left: dict[str, int] = {}  # of limits on all models: of different zones nobody knows
+            for number, limit in made.of(client).limits:
+                if limit.hours and not limit.models:
+                    zone = limit.hours.zone
+                    left[zone] = left.get(zone, limit.hours.minutes) & limit.hours.minutes
+                    if not left[zone]:
+                        self._wrong(("limits", number - 1), f"with the limits before it this leaves {client} no hour")
 
     # --- values
 

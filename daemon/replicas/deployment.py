@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Collection
+from functools import lru_cache
 
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.replicas.lifecycle import QUARANTINED, Lifecycle
@@ -12,6 +13,11 @@ from llmd.daemon.replicas.routing import Candidate, Router
 from llmd.daemon.replicas.worker import Worker
 from llmd.daemon.state.records import type_of
 from llmd.daemon.wire.control import Ready
+
+
+@lru_cache(1024)
+def _types(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(type_of, names))
 
 
 class Replica:
@@ -116,8 +122,8 @@ class Deployment:
     @property
     def forms(self) -> frozenset[str]:
         """The types of what serves; where nothing does, of what is to serve. One that has no name is ""."""
-        serving = [one.serving[0].settings.form for one in self.replicas if one.serving]
-        return frozenset(type_of(name) for name in serving or [self.wanted.form if self.wanted else ""])
+        serving = tuple(found[0].settings.form for one in self.replicas if (found := one.serving))
+        return _types(serving or (self.wanted.form if self.wanted else "",))
 
     def choose(self, owner: str, prompt: bytes, forms: Collection[str] | None = None) -> tuple[Worker, Ready] | None:
         """The replica that answers a request of which this is the prompt, be it one of these forms of the model; None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from llmd.daemon.errors import BadRequest, LlmdError, ModelNotFound, OutsideHours, denied, listed
 from llmd.daemon.hours import Hours
-from llmd.daemon.identity.policy import UNBOUND, Bounds, InForce, Rights
+from llmd.daemon.identity.policy import Bounds, Decision, InForce, Rights
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.replicas.deployment import Deployment
 from llmd.daemon.replicas.pool import Pool
@@ -41,7 +41,7 @@ class Access:
         return self._pool.find(model)
 
     def bounds(self, principal: Principal, model: str, forms: frozenset[str]) -> Bounds:
-        return self.policy.of(principal).bounds(model, forms)
+        return self.policy.of(principal).decide(model, forms).bounds
 
     # --- what is asked
 
@@ -59,23 +59,23 @@ class Access:
     def judged(self, principal: Principal, ask: Ask) -> Ask:
         """With the forms that may answer, and what bounds the answer. Raises ModelNotFound, OutsideHours."""
         rights, model = self.policy.of(principal), ask.model or ""
-        known, given = self._given(rights, model, ask.form, ask.route)
-        if closed := rights.closed(model, given, self._now()):
+        known, decision = self._given(rights, model, ask.form, ask.route)
+        if decision.hours and (closed := decision.closed(self._now())):
             raise denied(_closed(model, closed[1]), rights.not_open(*closed))
-        bounds = rights.bounds(model, given) if rights.limits else UNBOUND
-        forms = None if given == known.forms else given
+        forms, bounds = None if decision.forms == known.forms else decision.forms, decision.bounds
         return ask if (forms, bounds) == (ask.forms, ask.bounds) else replace(ask, forms=forms, bounds=bounds)
 
     def lost(self, principal: Principal, ask: Ask, form: str, was: Rights) -> LlmdError | None:
         """Why a request that a form of a model answers may not go on under the policy that holds now, after `was`.
         Where its hours were over before, it may finish."""
         rights, model, forms = self.policy.of(principal), ask.model or "", frozenset({form})
-        if not rights.forms(model, forms, ask.route):
+        decision = rights.decide(model, forms, ask.route)
+        if not decision.forms:
             error = ModelNotFound("there is no such model any more", param="model")
             return denied(error, rights.no_grant(f"{model} by {ask.route}"))
         now = self._now()
-        closed = rights.closed(model, forms, now)
-        if closed and not was.closed(model, forms, now):
+        closed = decision.closed(now)
+        if closed and not was.decide(model, forms, ask.route).closed(now):
             return denied(_closed(model, closed[1]), rights.not_open(*closed))
         return None
 
@@ -91,17 +91,15 @@ class Access:
 
     def _given(
         self, rights: Rights, model: str, form: str | None, route: str | None = None
-    ) -> tuple[Deployment, frozenset[str]]:
-        """A deployment, and which of its forms may answer. Raises ModelNotFound: one of the same words for what is not
-        there at all and what is not there for this client."""
+    ) -> tuple[Deployment, Decision]:
+        """A deployment, and what of it may be asked. Raises ModelNotFound: one of the same words for what is not there
+        at all and what is not there for this client."""
         known = self._pool.known(model)
         forms = known.forms if known else frozenset()
-        given = rights.forms(model, forms, route)
-        if known and form is None and given:
-            return known, given
-        if known and form in given:
-            return known, frozenset({form})
-        if given:
+        decision = rights.decide(model, forms if form is None else forms & {form}, route)
+        if known and decision.forms:
+            return known, decision
+        if given := rights.forms(model, forms, route):
             served = " and ".join(f"{model}@{kind}" for kind in sorted(given))
             error = ModelNotFound(f"this form of {model} is not deployed; {served} is", param="model")
         else:

@@ -55,9 +55,11 @@ class Admission:
         model, count = ask.model or "", ask.work.sequences
         known, slots = self._models.setdefault(model, _Model()), self._slots(model)
         waiting = known.inside + count - slots
-        if known.inside and waiting > (queue := self._queue()):  # 2
+        if known.inside and waiting > self._queue():  # 2
             after = max(1, min(60, round(known.seconds * waiting / slots)))
-            raise QueueFull(f"{model} has {queue} requests waiting; try again in {after} s", retry_after=after)
+            raise QueueFull(
+                f"{model} has as many requests waiting as it takes; try again in {after} s", retry_after=after
+            )
         return Place(known, count)  # 1
 
     def wait(self, principal: Principal, ask: Ask) -> Place:

@@ -71,8 +71,8 @@ class Entry:
 
     @property
     def digest(self) -> Hashable:
-        """What equal requests have in common, once they are read."""
-        return (self._model, self._ask.route, *self._read[1:])
+        """What a client's equal requests have in common, once they are read."""
+        return (self._principal.name, self._model, self._ask.route, *self._read[1:])
 
     async def read(self) -> bytes:
         """The prompt, of which the log has a hash."""
@@ -108,7 +108,7 @@ class Entry:
 
     def refused(self, error: LlmdError) -> None:
         """Of one that has no `admit` row it is noted; the `finish` row says of the others."""
-        by, self.rule = self._principal, error.rule
+        by, self.rule = self._principal, error.rule or self.rule
         if not self._asked:
             self._books.refusals.note(
                 error, by.name, by.address, serial=by.serial, route=self._ask.route, model=self._model

@@ -11,21 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_daemon import Llmd, llmctl
+from real_daemon import Llmd, llmctl, start_llmd
 from scripted_admin import LLMCTL
 
 CHAT = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 3}
 
 
+@pytest.fixture(scope="module")
+def policed(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llmd]:
+    """A daemon of its own: whom a policy takes something from is who there is."""
+    llmd = start_llmd(tmp_path_factory.mktemp("policed"), model_file, "slots = 2\ncontext = 1024\n")
+    yield llmd
+    assert llmd.stop() == 0
+
+
 @pytest.fixture
-def house(llmd: Llmd, tmp_path: Path) -> Iterator[Llmd]:
-    """A daemon whose clients alice and bob have certificates in `tmp_path`; without a policy, before and after."""
-    known = {one["name"] for one in llmd.llmctl("client", "list")}
+def house(policed: Llmd, tmp_path: Path) -> Iterator[Llmd]:
+    """Its clients alice and bob have certificates in `tmp_path`; without a policy, before and after."""
+    known = {one["name"] for one in policed.llmctl("client", "list")}
     for name in ("alice", "bob"):
         again = ["--again"] if name in known else []
-        llmd.llmctl("client", "issue", name, "--out", str(tmp_path), "--force", *again)
-    yield llmd
-    llmd.llmctl("policy", "revert", "0", "--yes")
+        policed.llmctl("client", "issue", name, "--out", str(tmp_path), "--force", *again)
+    yield policed
+    policed.llmctl("policy", "revert", "0", "--yes")
 
 
 def run(house: Llmd, *arguments: str, code: int = 0) -> tuple[str, str]:
@@ -88,6 +96,24 @@ def test_groups_are_made_changed_and_removed(house: Llmd, tmp_path: Path) -> Non
     assert "there is no client or group 'team'" in err and "line " in err
     _, err = run(house, "group", "add", "team", "nobody", code=1)
     assert "there is no client 'nobody'" in err
+
+
+def test_who_is_issued_a_certificate_that_the_policy_gives_nothing_is_told_of(house: Llmd, tmp_path: Path) -> None:
+    run(house, "policy", "edit", "--file", write(tmp_path, only("alice", "demo")), "--yes")
+    _, err = run(house, "client", "issue", "carla", "--out", str(tmp_path / "carla"))
+    assert "the policy gives carla nothing yet" in err
+    _, err = run(house, "client", "issue", "alice", "--again", "--out", str(tmp_path / "alice"))
+    assert "nothing yet" not in err
+
+
+def test_a_file_that_is_no_text_is_named(house: Llmd, tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_bytes(b"\xff\xfe")
+    _, err = run(house, "policy", "edit", "--file", str(tmp_path / "policy.toml"), code=1)
+    assert "policy.toml: this is not UTF-8 text" in err
+    _, err = run(house, "policy", "edit", "--file", str(tmp_path / "nothing"), code=1)
+    assert "nothing: No such file" in err
+    (tmp_path / "policy.toml").write_bytes(b"\xef\xbb\xbf" + only("alice", "bob", "demo").encode())
+    run(house, "policy", "edit", "--file", str(tmp_path / "policy.toml"), "--yes")
 
 
 @pytest.mark.parametrize(

@@ -497,3 +497,40 @@ def test_what_is_computed_with_other_weights_shares_no_prefix() -> None:
         step(s)
     s.add(replace(ask(2, prompt, max_tokens=1), adapter="x"))
     assert step(s)[0].starts[0].keep == 0
+
+
+def reads(s: Scheduler, id_: int) -> tuple[list[tuple[int, int]], list[tuple[int, int, bool]]]:
+    """How a request's prompt comes to be computed, whichever slot that is in: what it finds there (copied from where,
+    how many tokens), and each chunk: its start, its length, and whether it is sampled."""
+    found: list[tuple[int, int]] = []
+    chunks: list[tuple[int, int, bool]] = []
+    while not any(one.request.id == id_ and one.generated for one in s.running):
+        plan = s.plan()
+        slots = {one.slot for one in s.running if one.request.id == id_}
+        found += [(start.copy_from, start.keep) for start in plan.starts if start.slot in slots]
+        chunks += [(c.start, len(c.tokens), c.sample) for c in plan.chunks if c.slot in slots]
+        s.apply(plan, [Sample(c.slot, 7) for c in plan.chunks if c.sample])
+    return found, chunks
+
+
+@pytest.mark.parametrize("pages", [0, 64])
+@pytest.mark.parametrize("runs", [True, False])
+@pytest.mark.parametrize("length", [3, 40, 200])
+def test_the_plan_of_a_prompt_that_another_client_has_asked_is_the_plan_of_a_new_one(
+    length: int, runs: bool, pages: int
+) -> None:
+    """Whether that one still runs or has ended; of the same client it is another plan."""
+    plans = {}
+    for owner, asked in (("b", 1), ("b", 2), ("a", 1)):
+        s = make(pages=pages, chunk=64)
+        s.add(ask(1, words(asked, length), max_tokens=50 if runs else 1))
+        if runs:
+            reads(s, 1)
+        else:
+            while s.busy:
+                step(s)
+        s.add(ask(2, words(1, length), owner=owner))
+        plans[owner, asked] = reads(s, 2)
+    assert plans["b", 1] == plans["b", 2] and all(keep == 0 for _, keep in plans["b", 1][0])
+    if length > 3 and not pages:
+        assert plans["a", 1] != plans["b", 1], "of the same client it is shared"

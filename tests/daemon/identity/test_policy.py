@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 from llmd.daemon.errors import PolicyInvalid
-from llmd.daemon.identity.policy import ALL, EVERYTHING, Bounds, InForce, Models, Pattern, Policy
+from llmd.daemon.identity.policy import ALL, EVERYTHING, Bounds, Grant, InForce, Models, Pattern, Policy
 from llmd.daemon.identity.policy_changes import OTHER, changes
 from llmd.daemon.identity.policy_text import BEGIN, Known, read, remarks, with_group
 from llmd.daemon.identity.principal import Principal
@@ -53,8 +53,10 @@ def test_a_pattern_of_many_stars_takes_no_time() -> None:
 
 
 def test_a_form_is_named_in_whatever_case() -> None:
-    assert Models.of("m@q4_k_m").forms("m", BOTH) == Q4 and Models.of("m").forms("m", BOTH) == BOTH
-    assert Models.of("*@Q8*").forms("m", BOTH) == {"Q8_0"} and Models.of("n*").forms("m", BOTH) == frozenset()
+    def given(text: str) -> frozenset[str]:
+        return Grant((ALL,), (Models.of(text),)).forms("m", BOTH)
+
+    assert given("m@q4_k_m") == Q4 and given("m") == BOTH and given("*@Q8*") == {"Q8_0"} and given("n*") == frozenset()
 
 
 # --- the decision
@@ -85,7 +87,11 @@ def test_the_local_admin_is_never_judged() -> None:
 
 def test_without_a_policy_everything_is_given() -> None:
     anybody = EVERYTHING.of("whoever")
-    assert anybody.forms("m", BOTH, "/any") == BOTH and anybody.may_call("/any") and anybody.bounds("m", Q4) == Bounds()
+    assert (
+        anybody.forms("m", BOTH, "/any") == BOTH
+        and anybody.may_call("/any")
+        and anybody.decide("m", Q4).bounds == Bounds()
+    )
     assert not EVERYTHING.exists
 
 
@@ -95,8 +101,13 @@ def test_of_several_limits_the_tightest_holds() -> None:
         '[[limits]]\nof = ["team"]\nlongest_output = 100\n[[limits]]\nof = ["alice"]\nlongest_output = 200\n'
         'longest_context = 4096\n[[limits]]\nof = ["*"]\nmodels = ["big*"]\nlongest_context = 1024',
     )
-    assert held.of("alice").bounds("m", Q4) == Bounds(4096, 100) and held.of("bob").bounds("m", Q4) == Bounds(None, 100)
-    assert held.of("alice").bounds("big", Q4) == Bounds(1024, 100) and held.of("carol").bounds("m", Q4) == Bounds()
+    assert held.of("alice").decide("m", Q4).bounds == Bounds(4096, 100) and held.of("bob").decide(
+        "m", Q4
+    ).bounds == Bounds(None, 100)
+    assert (
+        held.of("alice").decide("big", Q4).bounds == Bounds(1024, 100)
+        and held.of("carol").decide("m", Q4).bounds == Bounds()
+    )
 
 
 def test_hours_are_those_of_every_limit_that_names_the_client() -> None:
@@ -196,6 +207,8 @@ MISTAKES = [
     (GRANT + '[[limits]]\nof = ["alice"]\nhours = ["Mon",\n"8-9"]\nzone = "UTC"', 7, "'8-9': hours are written as"),
     (GRANT + '[[limits]]\nof = ["alice"]\nhours = ["Mon"]\nzone = "Berlin"', 7, "no time zone 'Berlin'"),
     (GRANT + '[[limits]]\nof = ["alice"]\nhours = ["Mon"]\nzone = 1', 7, "zone takes a text"),
+    (GRANT + '[[limits]]\nof = ["alice"]\nhours = ["Mon"]\nzone = "UTC"\n[[limits]]\nof = ["*"]\nhours = ["Tue"]\n'
+     'zone = "UTC"', 8, "with the limits before it this leaves alice no hour"),
     ("# " + "x" * (1 << 18), None, "at most 262,144 characters"),
 ]  # fmt: skip
 

@@ -446,6 +446,9 @@ async def test_what_crashes_the_model_twice_is_refused(place: Place) -> None:
         await place.ask(poison)
     assert [row["reason"] for row in await place.refused()] == ["request_crashes_worker"]
     assert await place.ask(generate(3, "poison")), "other parameters are another request"
+    bob = Principal("bob", "infer", "2f", "127.0.0.1")
+    async with place.serving.open(bob, Ask("/there", "m", poison)) as answer:
+        assert await anext(answer), "nobody is told what another client has asked"
 
 
 async def test_who_leaves_before_the_crash_is_known_all_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

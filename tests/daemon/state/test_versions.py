@@ -58,6 +58,7 @@ def begun(file: Path) -> None:
         db.set_deployment(model)
     for name, role in (("ann", "admin"), ("bob", "infer")):
         db.add_client(name, role, f"{name}1", 0, 1)
+    db.add_policy(1, "old", "me")
     db.close()
 
 
@@ -73,6 +74,7 @@ def went_on(file: Path) -> None:
     db.add_client("cat", "infer", "cat1", 0, 1)
     db.add_certificate("bob2", "bob", 0, 1)
     db.mark_revoked({"bob1": 5.0})
+    db.add_policy(2, "new", "me")
     db.close()
 
 
@@ -106,7 +108,7 @@ def test_a_migration_that_fails_leaves_what_was(tmp_path: Path, next_llmd: Calla
     again.close()
 
 
-def test_going_back_keeps_who_may_connect(tmp_path: Path, next_llmd: Callable[..., pytest.MonkeyPatch]) -> None:
+def test_going_back_keeps_who_may_do_what(tmp_path: Path, next_llmd: Callable[..., pytest.MonkeyPatch]) -> None:
     file = tmp_path / "state.db"
     begun(file)
     patch = next_llmd(table)
@@ -122,6 +124,7 @@ def test_going_back_keeps_who_may_connect(tmp_path: Path, next_llmd: Callable[..
         "ann1": None, "bob1": 5.0, "bob2": None, "cat1": None,
     }  # fmt: skip
     assert [m.name for m in older.models()] == ["kept", "old"] and len(older.deployments()) == 2
+    assert [(p.version, p.text) for p in older.policies()] == [(1, "old"), (2, "new")]
     older.close()
     assert versions.copy(file, NOW + 1).exists(), "the newer file is kept"
     once = Store(file)
@@ -148,7 +151,7 @@ def test_a_newer_file_that_cannot_be_read_is_told(tmp_path: Path, next_llmd: Cal
     older = Store(file)
     assert older.restored
     told = str(older.restored)
-    assert "clients, certificates and roles" in told and "each model since" in told
+    assert "clients, certificates, roles and policies" in told and "each model since" in told
     assert [p.name for p in older.principals()] == ["ann", "bob"]
     older.close()
 
