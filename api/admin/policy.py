@@ -65,8 +65,18 @@ class Beginning(Answer):
     text: str
 
 
+class Held(Answer):
+    """`exists` false: there was no policy."""
+
+    version: int
+    created: str
+    actor: str
+    holds: bool
+    exists: bool
+
+
 class Versions(Answer):
-    versions: list[Version]
+    versions: list[Held]
 
 
 class Change(Answer):
@@ -118,7 +128,7 @@ async def begin(service: Admin) -> Beginning:
 
 
 async def history(service: Admin) -> Versions:
-    return Versions(versions=[Version(**one) for one in await service.policies.history()])
+    return Versions(versions=[Held(**one) for one in await service.policies.history()])
 
 
 async def change(body: ChangeBody, service: Admin, caller: Caller) -> Changed:

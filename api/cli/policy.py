@@ -49,7 +49,7 @@ def history(client: Client, json_: bool) -> None:
         ("version", "since", "set by", ""),
         [
             (v["version"], moment(v["created"]), v["actor"], "; ".join(
-                [*(["holds"] if v["holds"] else []), *([] if v["text"] else ["no policy: roles alone decide"])]))
+                [*(["holds"] if v["holds"] else []), *([] if v["exists"] else ["no policy: roles alone decide"])]))
             for v in versions
         ],
     )  # fmt: skip

@@ -97,7 +97,11 @@ class Policies:
         return self._told(found or PolicyText(0, 0.0, "", ""))
 
     async def history(self) -> list[dict[str, Any]]:
-        return [self._told(one) for one in await self._state.run(self._store.policies)]
+        """Every one that held, without its text."""
+        told = [self._told(one) for one in await self._state.run(self._store.policies)]
+        for one in told:
+            one["exists"] = bool(one.pop("text"))
+        return told
 
     async def change(self, wanted: Wanted, actor: str, *, base: int | None = None, dry: bool = False) -> dict[str, Any]:
         """What it takes from whom and gives, and unless `dry` it is done. `base`: the version that who asks has seen.
@@ -124,8 +128,8 @@ class Policies:
         self, was: Policy, text: str, known: Known, models: Mapping[str, Collection[str]]
     ) -> tuple[Policy, list[Change], list[str]]:
         new = read(text, was.version + 1, known) if text else Policy.none(was.version + 1)
-        found = changes(was, new, dict(self._roles), models, known)
-        return new, found, list(remarks(new, known, self._roles, models)) if text else []
+        roles = dict(self._roles)  # a client may come meanwhile
+        return new, changes(was, new, roles, models, known), list(remarks(new, known, roles, models)) if text else []
 
     async def _set(self, was: Policy, new: Policy, actor: str, *, takes_away: bool) -> int:
         """It holds once its row is on disk. How many running answers that ended."""
@@ -184,13 +188,8 @@ class Policies:
             raise NotFound.among("route of clients", self._routes, param="route")
         role, rights = self._roles[client], self.now.of(client)
         answer: dict[str, Any] = {
-            "allowed": False,
-            "rule": "",
-            "forms": [],
-            "context": None,
-            "output": None,
-            "note": "",
-        }
+            "allowed": False, "rule": "", "forms": [], "context": None, "output": None, "note": "",
+        }  # fmt: skip
         if role not in self._routes[route]:
             return {**answer, "rule": f"the role {role} may not call {route}"}
         if not rights.may_call(route):

@@ -7,7 +7,7 @@ A request of a client for a model by a route is judged in this order:
 2. Each limit that names the client and the model holds: at this moment its hours must be open.
 3. Of the limits on context and output the tightest holds.
 
-A policy always has grants: without one there is none, and roles alone decide (`EVERYTHING`). It judges the model that
+A policy always has grants: without one there is none, and roles alone decide (`Policy.none`). It judges the model that
 answers, never how it was asked for; the local admin is never judged.
 """
 
@@ -270,7 +270,7 @@ class InForce:
     """The policy that holds now: whoever judges asks here. Made once, by the composition; the event loop owns it."""
 
     def __init__(self, policy: Policy | None = None) -> None:
-        self.now = policy or EVERYTHING
+        self.now, self._none = policy or Policy.none(), Policy.none()
         self._told: list[Callable[[Policy, Policy], None]] = []
 
     def follow(self, tell: Callable[[Policy, Policy], None]) -> None:
@@ -284,7 +284,4 @@ class InForce:
 
     def of(self, principal: Principal) -> Rights:
         """The local admin's are all: nobody can lock them out."""
-        return (EVERYTHING if principal.local else self.now).of(principal.name)
-
-
-EVERYTHING = Policy.none()
+        return (self._none if principal.local else self.now).of(principal.name)

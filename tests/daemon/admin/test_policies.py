@@ -109,7 +109,7 @@ async def test_what_held_holds_again_and_zero_is_none(house: Daemon) -> None:
     assert [one["takes"] for one in gone["changes"]] == [()] * 3 and all(one["gives"] for one in gone["changes"])
     with pytest.raises(NotFound, match="there is 1, 2, 3, 4"):
         await change(house, revert=9)
-    shown = [(one["version"], bool(one["text"]), one["holds"]) for one in await house.service.policies.history()]
+    shown = [(one["version"], one["exists"], one["holds"]) for one in await house.service.policies.history()]
     assert shown == [(1, True, False), (2, True, False), (3, True, False), (4, False, True)]
 
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 from llmd.daemon.errors import PolicyInvalid
-from llmd.daemon.identity.policy import ALL, EVERYTHING, Bounds, Grant, InForce, Models, Pattern, Policy
+from llmd.daemon.identity.policy import ALL, Bounds, Grant, InForce, Models, Pattern, Policy
 from llmd.daemon.identity.policy_changes import OTHER, changes
 from llmd.daemon.identity.policy_text import BEGIN, Known, read, remarks, with_group
 from llmd.daemon.identity.principal import Principal
@@ -86,13 +86,13 @@ def test_the_local_admin_is_never_judged() -> None:
 
 
 def test_without_a_policy_everything_is_given() -> None:
-    anybody = EVERYTHING.of("whoever")
+    anybody = Policy.none().of("whoever")
     assert (
         anybody.forms("m", BOTH, "/any") == BOTH
         and anybody.may_call("/any")
         and anybody.decide("m", Q4).bounds == Bounds()
     )
-    assert not EVERYTHING.exists
+    assert not Policy.none().exists
 
 
 def test_of_several_limits_the_tightest_holds() -> None:
@@ -231,7 +231,7 @@ def test_what_was_read_before_is_read_again_whoever_is_there_now() -> None:
 
 def test_the_one_that_a_policy_begins_as_takes_nothing_from_anybody() -> None:
     begun = policy(BEGIN)
-    assert changes(EVERYTHING, begun, CLIENTS, {"m": BOTH}, KNOWN) == [] and list(_remarks(begun)) == []
+    assert changes(Policy.none(), begun, CLIENTS, {"m": BOTH}, KNOWN) == [] and list(_remarks(begun)) == []
 
 
 def _remarks(of: Policy, models: Sequence[str] = ("m",)) -> list[str]:
@@ -313,13 +313,13 @@ def test_whom_it_takes_what_away_is_told_in_names() -> None:
         f'routes = ["{CHAT}"]\n[[grants]]\nto = ["ops"]\nroutes = ["/metrics"]'
     )
     others = f"{COMPLETIONS}, {TOKENIZE}, {MODELS}"
-    assert _changes(EVERYTHING, narrow) == {
+    assert _changes(Policy.none(), narrow) == {
         "alice bob": (["n", OTHER], []),
         "carol": (["/livez", f"m@Q4_K_M by {CHAT}", f"m by {others}", f"n by {others}", OTHER], []),
         "ops": (["/livez", "m", "n", OTHER], []),
         "boss": (["/metrics", "/livez", "m", "n", OTHER], []),
     }
-    assert _changes(narrow, EVERYTHING)["alice bob"] == ([], ["n", OTHER])
+    assert _changes(narrow, Policy.none())["alice bob"] == ([], ["n", OTHER])
     assert _changes(narrow, narrow) == {}
 
 
