@@ -59,13 +59,13 @@ class Client:
 
 def prompt_of(dice: random.Random, number: int, words: int) -> str:
     """One that no other begins like."""
-    return f"{number:06} " + " ".join(dice.choice(WORDS) for _ in range(words))
+    return f"{number:08} " + " ".join(dice.choice(WORDS) for _ in range(words))
 
 
-def measure(box: Box, pairs: int, words: int, folder: Path, *, same: bool) -> tuple[np.ndarray, int]:
+def measure(box: Box, pairs: int, words: int, folder: Path, seed: int, *, same: bool) -> tuple[np.ndarray, int]:
     """A row a pair: with another's request before it, and without; and the tokens that were found computed in all."""
-    dice, number, cached, rows = random.Random(2), 0, 0, []
-    prefix = "same" if same else "other"
+    dice, number, cached, rows = random.Random(seed), 1_000_000 * seed, 0, []
+    prefix = f"{'same' if same else 'other'}-{seed}"
     spy = Client(box, f"{prefix}-spy", folder)
     victim = spy if same else Client(box, f"{prefix}-victim", folder)
     for _ in range(20 + pairs):  # the first ones warm it up
@@ -104,6 +104,7 @@ def main() -> None:
     p.add_argument("model", type=Path)
     p.add_argument("--pairs", type=int, default=2000)
     p.add_argument("--control", type=int, default=200, help="pairs of one client")
+    p.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="a run of all pairs for each")
     p.add_argument("--words", type=int, default=40, help="of a prompt")
     p.add_argument("--out", default=str(HERE / "results" / "isolation.md"))
     a = p.parse_args()
@@ -116,8 +117,9 @@ def main() -> None:
         box = Box([a.model], folder / "state")
         for _ in box.admin.events("POST", "/deploy", {"model": box.models[0], "slots": 8, "ctx": 2048}):
             pass
-        for who, pairs, same in (("another client", a.pairs, False), ("the same client (control)", a.control, True)):
-            rows, cached = measure(box, pairs, a.words, folder, same=same)
+        runs = [(f"another client, run {seed}", a.pairs, seed, False) for seed in a.seeds]
+        for who, pairs, seed, same in (*runs, ("the same client (control)", a.control, a.seeds[0], True)):
+            rows, cached = measure(box, pairs, a.words, folder, seed, same=same)
             t = told(rows)
             lines.append(
                 f"| {who} | {pairs:,} | {cached:,} tokens | {t['with']:.2f} ms, {t['without']:.2f} ms | "

@@ -9,7 +9,7 @@ import click
 
 from llmd.api.cli import completion
 from llmd.api.cli.audit import Time
-from llmd.api.cli.connection import Client, DaemonError
+from llmd.api.cli.connection import Client, DaemonError, NoDaemon
 from llmd.api.cli.terminal import as_json, json_before, moment, safe, show_json, table
 
 # names of clients in a line
@@ -77,8 +77,9 @@ def edit(client: Client, file: Path | None, yes: bool, json_: bool) -> None:
         text = edited
         try:
             return _apply(client, {"text": text, "base": now["version"]}, yes, json_)
-        except (DaemonError, click.Abort) as e:
-            if not sys.stdin.isatty() or isinstance(e.__context__, KeyboardInterrupt):
+        except (DaemonError, NoDaemon, click.Abort) as e:
+            gone = isinstance(e, NoDaemon) or isinstance(e.__context__, KeyboardInterrupt)
+            if gone or not sys.stdin.isatty():
                 _keep(text)
                 raise
             if isinstance(e, DaemonError):

@@ -183,6 +183,14 @@ def test_without_a_terminal_a_mistake_leaves_what_was_written(house: Llmd, tmp_p
     kept.unlink()
 
 
+def test_a_daemon_that_goes_while_somebody_edits_loses_nothing(own_llmd: Llmd, tmp_path: Path) -> None:
+    script = f"kill -9 {own_llmd.process.pid}; sleep 0.2; echo '# mine' >> \"$1\""
+    code, out = _edit(own_llmd, _editor(tmp_path, "kills", script))
+    kept = Path(out.partition("--file ")[2].splitlines()[0])
+    assert code == 3 and kept.read_text().endswith("# mine\n")
+    kept.unlink()
+
+
 def test_a_running_stream_ends_as_its_model_is_taken_away(house: Llmd, tmp_path: Path) -> None:
     connection = http.client.HTTPSConnection("127.0.0.1", house.port, context=house.tls("bob", tmp_path), timeout=30)
     body = {"model": "smol", "messages": CHAT["messages"], "max_tokens": 3000, "ignore_eos": True, "stream": True}
