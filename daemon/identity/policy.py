@@ -17,12 +17,11 @@ from datetime import datetime
 
 from llmd.daemon.hours import Hours
 from llmd.daemon.identity.principal import Principal
-from llmd.daemon.kept import Kept
 
 ALL = "*"
 NONE: frozenset[str] = frozenset()
-# decisions that are kept, and of one client
-MAX_KEPT, MAX_KEPT_EACH = 20_000, 256
+# decisions of one client that are kept
+MAX_KEPT = 128
 # limits that are numbers, in the order in which they are told; those in ENFORCED hold, the others are kept
 NUMBERS = (
     "longest_context", "longest_output", "requests_per_minute", "tokens_per_minute", "tokens_per_day", "streams",
@@ -143,14 +142,16 @@ class Rights:
         self, client: str, grants: Sequence[tuple[int, Grant]], limits: Sequence[tuple[int, Limit]], policy: "Policy"
     ) -> None:
         self.client, self.grants, self.limits, self._policy = client, tuple(grants), tuple(limits), policy
+        self._kept: dict[tuple[str, frozenset[str], str | None], Decision] = {}
 
     def decide(self, model: str, forms: frozenset[str], route: str | None = None) -> Decision:
         """What of a model, of which these forms would answer, may be asked by a route, or by any."""
         key = (model, forms, route)
-        found = self._policy.kept.get(self.client, key)
+        found = self._kept.get(key)
         if found is None:
-            found = self.decided(*key)
-            self._policy.kept.put(self.client, key, found)
+            if len(self._kept) >= MAX_KEPT:
+                self._kept.clear()
+            found = self._kept[key] = self.decided(*key)
         return found
 
     def decided(self, model: str, forms: frozenset[str], route: str | None = None) -> Decision:
@@ -222,7 +223,6 @@ class Policy:
             for member in members:
                 self._groups_of.setdefault(member, []).append(name)
         self._rights: dict[str, Rights] = {}
-        self.kept: Kept[Decision] = Kept(MAX_KEPT, MAX_KEPT_EACH)
 
     def of(self, client: str) -> Rights:
         """Kept for each client: there are as many as have certificates. Whoever sets a policy makes them beforehand."""

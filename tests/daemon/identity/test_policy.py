@@ -2,9 +2,11 @@
 
 import random
 import re
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pytest
 
@@ -236,6 +238,18 @@ def test_the_one_that_a_policy_begins_as_takes_nothing_from_anybody() -> None:
 
 def _remarks(of: Policy, models: Sequence[str] = ("m",)) -> list[str]:
     return list(remarks(of, KNOWN, CLIENTS, models))
+
+
+def test_the_policy_in_the_documentation_is_one() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "security.md").read_text()
+    block = page[page.index("    [groups]\n") :].partition("\n\n`")[0]
+    held = read(textwrap.dedent(block), 1)
+    alice, moment = held.of("alice"), datetime(2026, 12, 5, 12, tzinfo=UTC)
+    assert alice.decide("llama-3-70b", Q4, CHAT).bounds == Bounds(8192, 1024) and held.of("wiki").may_call(CHAT)
+    assert (
+        alice.why("llama-3-70b", Q4, CHAT, moment) == "policy 1: limit 1, the hours Mon-Fri 08:00-18:00 Europe/Berlin"
+    )
+    assert held.of("prometheus").may_call("/metrics") and not held.of("prometheus").may_call(CHAT)
 
 
 def test_what_may_not_be_meant_is_remarked() -> None:
