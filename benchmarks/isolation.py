@@ -8,6 +8,8 @@ has asked, in random order. Then a control of the same kind with one client: `sp
 which shares the prefix and must show. Told: the median of the differences, and Cliff's delta (of all pairs of two
 measurements, the share in which the one is larger minus the share in which it is smaller; 0: they cannot be told apart,
 1: always), with intervals of 95 % by resampling whole pairs.
+
+The results are of the small llama with random weights that the tests make (`tests/small_models.py`: random_weights).
 """
 
 import argparse
