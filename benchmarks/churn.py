@@ -76,11 +76,15 @@ class Books:
 
 
 class Box:
-    """A daemon of our own, with these models imported, and these variables over its environment."""
+    """A daemon of our own, with these models imported, this `config`, and these variables over its
+    environment."""
 
-    def __init__(self, files: list[Path], state: Path, port: int = PORT, **variables: str) -> None:
+    def __init__(self, files: list[Path], state: Path, port: int = PORT, config: str = "", **variables: str) -> None:
         self.state, self.port, self.log = state, port, (state.parent / "llmd.log").open("w")
         command = [sys.executable, "-P", "-c", SERVE, "serve", "--state-dir", str(state)]
+        if config:
+            (state.parent / "llmd.toml").write_text(config)
+            command += ["--config", str(state.parent / "llmd.toml")]
         self.process = subprocess.Popen(
             [*command, "--listen", f"127.0.0.1:{port}"], stderr=self.log, stdout=self.log, env=os.environ | variables
         )

@@ -9,6 +9,7 @@ toml.py      TOML that people write, and its lines
 hours.py     hours of the week in a named zone
 errors.py    the error tree
 atomic.py    atomic writes
+fair.py      who is next where several owners share one thing
 gate.py      who waits for whom where only a few can be served at once
 kept.py      what is kept for each client, and for it alone
 limits.py    every limit on what comes in

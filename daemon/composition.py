@@ -32,6 +32,7 @@ from llmd.daemon.admin.forms import DEPLOY, Bringing, Forms, said
 from llmd.daemon.admin.policies import Policies, open_policy
 from llmd.daemon.admin.service import Service
 from llmd.daemon.admin.upkeep import Upkeep
+from llmd.daemon.admin.usage import Usage
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.audit.log import AuditLog
 from llmd.daemon.config import Config, Current
@@ -101,13 +102,9 @@ class Daemon:
         self.planner = plans(self.watcher, self.store, self.state, self.tasks)
         self.seats = Seats(settings.threads)
         self.pool = Pool(
-            self.metrics,
-            self.tasks,
-            self.planner,
-            audit=self.audit.event,
-            groups=groups or Groups.open(),
+            self.metrics, self.tasks, self.planner, audit=self.audit.event, groups=groups or Groups.open(),
             seats=self.seats,
-        )
+        )  # fmt: skip
         self.serving = Serving(
             self.pool, lambda: self.config.queue, self.audit, self.metrics, self.tasks, unaudited=self._unaudited,
             policy=InForce(open_policy(self.store, self.audit)),
@@ -158,6 +155,7 @@ class Daemon:
             clients=clients,
             policies=Policies(self.serving, store, state, self.acts, clients.roles, *subjects(CLIENT_ROUTES)),
             doctor=doctor,
+            usage=Usage(self.serving, store, state),
             cards=Cards(self.watcher, self.planner, self.pool, store, state, self.acts),
             planner=self.planner,
             started=time.time(),
@@ -178,6 +176,7 @@ class Daemon:
         self.service.doctor.cpu = await cpu.choose(self.config.state)
         self.planner.architectures = await gpu_code.known()
         self.service.cards.restore()
+        self.service.usage.restore()
         clients = Listener(
             self._client_app(),
             ssl=lambda: self.tls.context,
@@ -188,13 +187,13 @@ class Daemon:
         )
         admin = Listener(
             application(table.ROUTES, table.who, serving=self.serving, service=self.service),
-            refusals=self.serving.books.refusals,
-            tasks=self.tasks,
-        )
+            refusals=self.serving.books.refusals, tasks=self.tasks,
+        )  # fmt: skip
         beside = [
             self.upkeep.start(),
             self.jobs.start(self.tasks),
             self.tasks.start("schemas", self.serving.schemas.start),
+            self.tasks.start("usage", self.service.usage.run),
         ]
         self.watcher.start(asyncio.get_running_loop())
         try:
@@ -224,6 +223,7 @@ class Daemon:
     async def close(self) -> None:
         """The files, and nothing else: of one that does not run."""
         self.state.close()
+        self.service.usage.end()
         self.store.close()
         self.serving.books.refusals.flush(all_=True)
         await asyncio.to_thread(self.audit.close)
@@ -289,6 +289,7 @@ class Daemon:
 
     def _gpus_seen(self, found: Inventory) -> None:
         self.metrics.gpus((gpu.uuid, gpu.name, figures(gpu, self.watcher.health(gpu.uuid))) for gpu in found.gpus)
+        self.serving.books.meter.energy({gpu.uuid: gpu.energy for gpu in found.gpus}, time.monotonic())
         self.pool.see(self.watcher.view.usable)
 
     def _gpu_faults(self, uuid: str, todo: Action, reason: str) -> None:

@@ -22,9 +22,11 @@ LlmdError                   500 internal_error
 ├── MethodNotAllowed        405 method_not_allowed
 ├── Conflict                409 conflict
 │   └── DoesNotFit          409 does_not_fit             no GPUs hold the model as it was asked for
-├── QueueFull               429 queue_full               with Retry-After
 ├── ClientTooSlow           408 client_too_slow          it does not read its stream
+├── RateLimited             429 rate_limit_exceeded      with Retry-After: the policy gives this client no more now
 └── Unavailable             503 unavailable              with Retry-After
+    ├── QueueFull           503 queue_full               as many requests wait for the model as it takes
+    ├── WaitTooLong         503 wait_too_long            it would begin after its deadline
     ├── ModelNotReady       503 model_not_ready          it loads, or waits for its restart
     ├── WorkerLost          503 worker_lost              the model's process died or hung
     │   ├── GpuOutOfMemory  503 gpu_out_of_memory        a GPU had no room for what the model computed
@@ -163,9 +165,12 @@ class DoesNotFit(Conflict):
     code = "does_not_fit"
 
 
-class QueueFull(LlmdError):
-    status, code, kind = 429, "queue_full", "rate_limit_error"
+class RateLimited(LlmdError):
+    """`rates`: what is left of the client's limits (`serving/quotas.py`)."""
+
+    status, code, kind = 429, "rate_limit_exceeded", "rate_limit_error"
     retry_after = 1
+    rates: object = None
 
 
 class ClientTooSlow(LlmdError):
@@ -175,6 +180,14 @@ class ClientTooSlow(LlmdError):
 class Unavailable(LlmdError):
     status, code = 503, "unavailable"
     retry_after = 1
+
+
+class QueueFull(Unavailable):
+    code = "queue_full"
+
+
+class WaitTooLong(Unavailable):
+    code = "wait_too_long"
 
 
 class ModelNotReady(Unavailable):

@@ -28,6 +28,18 @@ _GPU = {
 }
 
 
+_USED = {
+    "requests": "Requests that have ended",
+    "prompt": "Prompt tokens",
+    "cached": "Prompt tokens found in a shared prefix",
+    "output": "Tokens generated",
+    "seconds": "Seconds of GPUs or cores",
+    "joules": "Energy of GPUs",
+}
+MAX_CLIENTS = 100
+OTHERS, NOBODY = "other", "(none)"
+
+
 class Metrics:
     """One daemon's metrics; a model's are made when it is first seen."""
 
@@ -79,7 +91,20 @@ class Metrics:
         self._gpus = {
             name: Gauge(f"llmd_gpu_{name}", text, ("gpu", "name"), registry=registry) for name, text in _GPU.items()
         }
+        self._used = {
+            name: Counter(f"llmd_client_{name}", f"{text}, of each client", ("client",), registry=registry)
+            for name, text in _USED.items()
+        }
+        self._clients: dict[str, str] = {}  # to what they are called
         self._models: dict[str, ModelMetrics] = {}
+
+    def used(self, client: str, more: Mapping[str, float]) -> None:
+        """By the names of `_USED`. Labels are bounded: the first clients have their own, the others share one."""
+        label = self._clients.get(client)
+        if label is None:
+            label = self._clients[client] = (client or NOBODY) if len(self._clients) < MAX_CLIENTS else OTHERS
+        for name, value in more.items():
+            self._used[name].labels(label).inc(value)
 
     def model(self, name: str) -> "ModelMetrics":
         if name not in self._models:
@@ -109,6 +134,8 @@ class Metrics:
 
     def text(self) -> bytes:
         """Prometheus' text format."""
+        for model in self._models.values():
+            model.show()
         return generate_latest(self.registry)
 
 
@@ -128,19 +155,21 @@ class ModelMetrics:
         self._running, self._waiting, self._kv = m._running.labels(name), m._waiting.labels(name), m._kv.labels(name)
         self._threads, self._share = m._threads.labels(name), m._share.labels(name)
         self._states: dict[int, tuple[int, int, float, int, int]] = {}
+        self.queued = 0  # sequences that wait for a slot, in no worker yet
 
     def state(self, worker: int, running: int, waiting: int, kv: float, threads: int = 0, share: int = 0) -> None:
         """Of one of its workers, by its process. What is shown is of all: the sums, and of `kv` the fullest one's."""
         self._states[worker] = (running, waiting, kv, threads if running else 0, share if running else 0)
-        self._show()
+        self.show()
 
     def gone(self, worker: int) -> None:
         self._states.pop(worker, None)
-        self._show()
+        self.show()
 
-    def _show(self) -> None:
+    def show(self) -> None:
         states = self._states.values()
         sums = ((self._running, 0), (self._waiting, 1), (self._threads, 3), (self._share, 4))
         for gauge, at in sums:
             gauge.set(sum(state[at] for state in states))
+        self._waiting.inc(self.queued)
         self._kv.set(max((state[2] for state in states), default=0.0))

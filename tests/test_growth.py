@@ -438,6 +438,13 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     "daemon/wire/work.py:Generate.spelled": (
         on(lambda work: work.spelled(), lambda n: Generate(tuple(map(RawText, "a" * n)), SamplingWish(1))),
     ),
+    "daemon/wire/work.py:Chat.size": of_chats(lambda chat: chat.size),
+    "daemon/wire/work.py:Generate.size": (
+        on(lambda work: work.size, lambda n: Generate(tuple(map(RawText, "a" * n)), SamplingWish(1))),
+    ),
+    "daemon/wire/work.py:Generate.parts": (
+        on(lambda work: work.parts(), lambda n: Generate(tuple(map(RawText, "a" * n)), SamplingWish(1))),
+    ),
     "daemon/wire/work.py:Wanted.schemas": (on(Wanted.schemas, tools_wanted),),
     "daemon/wire/work.py:Wanted.held_to": (
         lambda n: partial(tools_wanted(n).held_to, dict.fromkeys(range(n), "{}")),
@@ -629,6 +636,12 @@ BOUNDED: dict[str, str] = {
             "work.py:AtOnce.held_to",
             "work.py:AtOnce.said",
             "work.py:AtOnce.schemas",
+            "work.py:AtOnce.parts",
+            "work.py:RawText.size",
+            "work.py:Tokens.size",
+            "work.py:Tokenize.size",
+            "work.py:Detokenize.size",
+            "events.py:moved",
             "events.py:Text.weight",
             "events.py:Reasoning.weight",
             "events.py:ToolCalled.weight",
@@ -676,6 +689,7 @@ BOUNDED: dict[str, str] = {
             ("Chat", "among"),
         )
     },
+    "daemon/wire/work.py:ChatMessage.texts": PARTS + "Chat.size",
     "daemon/wire/work.py:Generate.schemas": "as Wanted's",
     "daemon/wire/work.py:Generate.held_to": "as Wanted's",
     "daemon/serving/ask.py:Ask.held_to": "of 128 tools at most",

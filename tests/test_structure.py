@@ -21,6 +21,7 @@ LOOSE = {
         "atomic",
         "config",
         "errors",
+        "fair",
         "gate",
         "hours",
         "kept",
@@ -35,7 +36,7 @@ LOOSE = {
 LEAVES = LOOSE | {"llmd.daemon.machine", "llmd.daemon.state"}
 FOR_ENGINES = {
     "llmd.daemon.machine.confined", "llmd.daemon.machine.cores", "llmd.daemon.machine.telling", "llmd.daemon.errors",
-    "llmd.quantize.backends",
+    "llmd.daemon.fair", "llmd.quantize.backends",
 }  # fmt: skip
 # a room, or one file: what it may import from us. The first that fits counts, so exceptions stand above their room.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -282,7 +283,7 @@ def test_the_danger_guard_sees(code: str) -> None:
 
 
 # what stands in several layers: a command of `llmctl`, the admin socket's routes, and who does it
-IN_LAYERS = {"audit", "chat", "clients", "deployments", "doctor", "forms", "main", "plan", "policy"}
+IN_LAYERS = {"audit", "chat", "clients", "deployments", "doctor", "forms", "main", "plan", "policy", "usage"}
 
 
 def test_a_files_name_stands_for_one_thing() -> None:

@@ -7,6 +7,7 @@ forms.py        their forms, and jobs
 deployments.py  what serves
 clients.py      who may connect
 policy.py       who may use what
+usage.py        what clients have used
 audit.py        the audit log
 parts.py        what these share
 """

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from llmd.api.admin import audit, clients, deployments, forms, imported, machine, policy
+from llmd.api.admin import audit, clients, deployments, forms, imported, machine, policy, usage
 from llmd.api.admin.parts import who
 from llmd.api.http.routes import ADMIN
 from llmd.api.openai import chat
@@ -16,6 +16,7 @@ ROUTES = (
     *deployments.ROUTES,
     *clients.ROUTES,
     *policy.ROUTES,
+    *usage.ROUTES,
     *audit.ROUTES,
     replace(chat.ROUTES[0], roles=ADMIN),  # `llmctl chat`
 )

@@ -7,6 +7,7 @@ sources.py     a GGUF file or a Hugging Face folder, imported or deployed
 jobs.py        `llmctl jobs`
 client.py      `llmctl client`
 policy.py      `llmctl policy` and `llmctl group`
+usage.py       `llmctl usage`
 audit.py       `llmctl audit`, offline verification too
 bench.py       how fast a deployed model answers
 chat.py        `llmctl chat`

@@ -25,6 +25,7 @@ from llmd.api.cli import model as cli_model
 from llmd.api.cli import network as cli_network
 from llmd.api.cli import plan as cli_plan
 from llmd.api.cli import policy as cli_policy
+from llmd.api.cli import usage as cli_usage
 from llmd.api.cli.completion import deployed
 from llmd.api.cli.connection import SOCKETS, Client, DaemonError, NoDaemon
 from llmd.api.cli.terminal import MAX_CELL, as_json, device, json_before, moment, safe, short, show_json, span, table
@@ -227,6 +228,7 @@ for command in (
     cli_client.client,
     cli_policy.policy,
     cli_policy.group,
+    cli_usage.usage,
     cli_doctor.doctor,
     cli_network.network,
     cli_credential.ca_key,

@@ -7,6 +7,7 @@ body.py        strict JSON from outside
 routes.py      the table of routes, and who may call them
 app.py         an application of routes
 error_answers.py how an error is written, for every dialect
+rates.py       what is left of a client's limits, and its deadline, as headers
 streams.py     answers that take long: Server-Sent Events, clients that leave or do not read
 openapi.py     /openapi.json
 probes.py      what machines ask: alive, ready, metrics

@@ -9,7 +9,9 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from llmd.daemon.errors import LlmdError, ShuttingDown
+from llmd.api.http import rates
+from llmd.daemon.errors import LlmdError, RateLimited, ShuttingDown
+from llmd.daemon.serving.quotas import Rates
 
 # the body of an error, which is the data of an `error` event in a stream too
 Write: TypeAlias = Callable[[LlmdError], dict[str, Any]]
@@ -53,6 +55,8 @@ def response(error: LlmdError, request: Request | None = None) -> JSONResponse:
     errors: Errors = getattr(request.scope.get("route"), "errors", OPENAI) if request else OPENAI
     write = errors.chosen(request.headers) if request else errors.write
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if isinstance(error, RateLimited) and isinstance(error.rates, Rates):
+        headers |= rates.headers(error.rates)
     if isinstance(error, ShuttingDown):
         headers["Connection"] = "close"  # the next request goes to another server, or waits for the next start
     return JSONResponse(write(error), status_code=error.status, headers=headers)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope
 
+from llmd.api.http import rates
 from llmd.api.http.body import Body, aside, read
 from llmd.api.http.error_answers import OPENAI, Errors
 from llmd.daemon.errors import BadRequest, Forbidden, LlmdError, NotFound, denied
@@ -132,7 +133,9 @@ class GuardedRoute(APIRoute):
             return request
         body = await read(request, self._body)
         if self._ask_of is not None:
-            request.scope["ask"] = await _asked(request, partial(self._ask_of, body))
+            until = rates.deadline(request.headers)
+            ask = await _asked(request, partial(self._ask_of, body))
+            request.scope["ask"] = ask if until is None else replace(ask, deadline=until)
         return _Read(request.scope, request.receive, body)
 
 

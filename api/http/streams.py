@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +77,8 @@ class Opened:
 
 
 class EventStream(Response):
-    """Server-Sent Events. What `opening` raises before its first event is an error like any other; whatever happens,
+    """Server-Sent Events. What `opening` raises before its first event is an error like any other, or, where that has
+    taken so long that the response has begun, with comments that it lives, what `failed` makes of it. Whatever happens,
     its block is left.
 
     It hands on what is encoded already; what sse-starlette's own response costs stands in benchmarks/results/sse.md.
@@ -85,34 +86,59 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, opening: AbstractAsyncContextManager[Opened]) -> None:
+    def __init__(
+        self, opening: AbstractAsyncContextManager[Opened], failed: Callable[[LlmdError], bytes] | None = None
+    ) -> None:
         self.status_code, self.background = 200, None
         self.init_headers(MutableHeaders({"Cache-Control": "no-store", "X-Accel-Buffering": "no"}))
-        self._opening = opening
+        self._opening, self._failed = opening, failed
+        self._begins, self._begun = asyncio.Lock(), False
         self._sends_since: float | None = None  # when a send began that has not ended
         self._sent = 0.0  # when the last one ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with until_left(receive), self._opening as opened:
-                for name, value in opened.headers.items():
-                    self.headers[name] = value
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with until_left(receive):
                 keeper = asyncio.create_task(self._keep(scope, send), name="keep alive")
                 try:
-                    async for data in opened.events:
-                        await self._send(send, data)
+                    await self._answer(send)
                 finally:
                     keeper.cancel()
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except ClientDisconnect:
             pass  # nobody reads what could be said
 
+    async def _answer(self, send: Send) -> None:
+        opened = None
+        try:
+            async with self._opening as opened:
+                for name, value in opened.headers.items():
+                    self.headers[name] = value
+                await self._begin(send)
+                async for data in opened.events:
+                    await self._send(send, data)
+        except LlmdError as e:
+            if opened is not None or not self._begun or self._failed is None:
+                raise
+            await self._send(send, self._failed(e))
+
+    async def _begin(self, send: Send) -> None:
+        """Once."""
+        async with self._begins:
+            if not self._begun:
+                self._begun = True
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
     async def _send(self, send: Send, data: bytes) -> None:
         clock = asyncio.get_running_loop().time
         self._sends_since = clock()
         await send({"type": "http.response.body", "body": data, "more_body": True})
         self._sends_since, self._sent = None, clock()
+
+    async def _ping(self, send: Send) -> None:
+        if self._failed is not None or self._begun:
+            await self._begin(send)
+            await self._send(send, KEEP_ALIVE)
 
     async def _keep(self, scope: Scope, send: Send) -> None:
         """A comment while nothing comes, and the end of a client that has not read for STALL_SECONDS."""
@@ -125,7 +151,7 @@ class EventStream(Response):
             # by these steps and not by the clock: where this process itself stood still, that is no client's fault
             waited = waited + step if since is not None and since == self._sends_since else 0.0
             if self._sends_since is None and clock() - self._sent >= limits.PING_SECONDS:
-                ping = asyncio.create_task(self._send(send, KEEP_ALIVE))
+                ping = asyncio.create_task(self._ping(send))
                 await asyncio.wait({ping}, timeout=limits.STALL_SECONDS)
         log.warning("a client did not read its stream for %.0f s: cut", limits.STALL_SECONDS)
         scope["extensions"]["abort"]()

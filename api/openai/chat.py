@@ -7,6 +7,7 @@ from typing import TypeVar
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from llmd.api.http import rates
 from llmd.api.http.routes import INFER, Asked, Asks, Caller, Route
 from llmd.api.http.streams import EventStream, Opened, WholeJson, until_left
 from llmd.api.openai.answers import (
@@ -18,10 +19,11 @@ from llmd.api.openai.answers import (
     TokenizeAnswer,
 )
 from llmd.api.openai.bodies import ChatBody, CompletionBody, DetokenizeBody, Generation, StreamOptions, TokenizeBody
-from llmd.api.openai.encoding import Counts, EventEncoder, Shape, encoded, whole
+from llmd.api.openai.encoding import Counts, EventEncoder, Shape, encoded, failed, whole
 from llmd.daemon.identity.principal import Principal
-from llmd.daemon.serving.answer import Answer, Serving
+from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.ask import Ask
+from llmd.daemon.serving.begun import Answer
 from llmd.daemon.wire.events import Detokenized, Tokenized
 from llmd.daemon.wire.work import Detokenize, Generate, Tokenize, Work
 
@@ -68,9 +70,9 @@ async def _answered(request: Request, serving: Serving, principal: Principal, as
         return Shape(chat, shown, answer.model, logprobs)
 
     if body.stream:
-        return EventStream(_stream(serving, principal, ask, shape, body.stream_options or StreamOptions()))
+        return EventStream(_stream(serving, principal, ask, shape, body.stream_options or StreamOptions()), failed)
     async with until_left(request.receive), serving.open(principal, ask) as answer:
-        return WholeJson(await whole(answer, shape(answer)), {"X-Request-Id": answer.request_id})
+        return WholeJson(await whole(answer, shape(answer)), _headers(answer))
 
 
 @asynccontextmanager
@@ -80,21 +82,26 @@ async def _stream(
     async with serving.open(principal, ask) as answer:
         counts = Counts(answer) if options.continuous_usage_stats else None
         events = encoded(answer, EventEncoder(shape(answer), usage=bool(options.include_usage), counts=counts))
-        yield Opened({"X-Request-Id": answer.request_id}, events)
+        yield Opened(_headers(answer), events)
+
+
+def _headers(answer: Answer) -> dict[str, str]:
+    return {"X-Request-Id": answer.request_id, **rates.headers(answer.rates)}
 
 
 async def tokenize(body: TokenizeBody, ask: Asked, request: Request, serving: Asks, principal: Caller) -> Response:
     """A text's tokens."""
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         tokens = (await _only(answer, Tokenized)).tokens
-        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": answer.context})
+        content = {"tokens": tokens, "count": len(tokens), "max_model_len": answer.context}
+        return JSONResponse(content, headers=_headers(answer))
 
 
 async def detokenize(body: DetokenizeBody, ask: Asked, request: Request, serving: Asks, principal: Caller) -> Response:
     """Tokens' text."""
     async with until_left(request.receive), serving.open(principal, ask) as answer:
         text = (await _only(answer, Detokenized)).text
-        return JSONResponse({"prompt": text, "content": text})
+        return JSONResponse({"prompt": text, "content": text}, headers=_headers(answer))
 
 
 async def _only(answer: Answer, kind: type[_E]) -> _E:

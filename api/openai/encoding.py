@@ -15,8 +15,8 @@ from typing import Any
 
 from llmd.api.http.error_answers import openai
 from llmd.api.http.streams import event as sse
-from llmd.daemon.errors import from_wire
-from llmd.daemon.serving.answer import Answer
+from llmd.daemon.errors import LlmdError, from_wire
+from llmd.daemon.serving.begun import Answer
 from llmd.daemon.wire.events import ChosenLogprob, Event, Failed, Finished, Reasoning, Text, TokenLogprob, ToolCalled
 
 
@@ -32,6 +32,11 @@ _CUT = f'"{_MARK}"'.encode()
 SLICE = 128
 
 DONE = sse("[DONE]")
+
+
+def failed(error: LlmdError) -> bytes:
+    """How a stream ends that cannot go on, or begin."""
+    return sse(_json(openai(error)), "error") + DONE
 
 
 @dataclass(slots=True)
@@ -181,8 +186,7 @@ class EventEncoder:
         return self._chunk(event.choice, content, None, _reason(event))
 
     def failed(self, event: Failed) -> bytes:
-        error = from_wire(event.code, event.message, event.param)
-        return sse(_json(openai(error)), "error") + DONE
+        return failed(from_wire(event.code, event.message, event.param))
 
     def end(self, usage: dict[str, Any]) -> bytes:
         if not self._usage:

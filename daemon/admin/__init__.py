@@ -8,6 +8,7 @@ fitting.py    what a deployment is asked to load, and which form of a model woul
 cards.py      the GPUs, and which of them are kept out of every plan
 clients.py    who may connect: issue, revoke, roles
 policies.py   who may use what: shown, changed, tried
+usage.py      what clients have used: kept, told
 upkeep.py     reloads by a signal, and what is renewed by itself
 doctor.py     what is wrong on this machine, and what ends when
 """

@@ -15,6 +15,7 @@ from llmd.daemon.admin.fitting import Fitting
 from llmd.daemon.admin.forms import Forms
 from llmd.daemon.admin.policies import Policies
 from llmd.daemon.admin.shown import deployed, made
+from llmd.daemon.admin.usage import Usage
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.config import ConfigError, Current, changes
 from llmd.daemon.engine.answers.detecting import named
@@ -49,6 +50,7 @@ class Service:
     tls: ServerTls
     clients: Clients
     policies: Policies
+    usage: Usage
     doctor: Doctor
     cards: Cards
     planner: Planner

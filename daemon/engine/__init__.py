@@ -5,12 +5,12 @@ types.py       the nouns that the engine shares
 protocols.py   what it asks of its parts that come in several kinds
 prefixes.py    pure: which slots hold how much of a prompt
 pace.py        pure: how many prompt tokens a step computes beside the streams
+spending.py    how long a device has computed for whom
 threads.py     pure: on how many of its cores a step computes
 scheduler.py   pure: which tokens the next step computes
 slots.py       pure: which slot holds them, and what is shared
 loop.py        the engine thread
 deadline.py    a deadline for work that nothing else can stop
-fair.py        what several owners ask of one thread
 failures.py    what is told of an exception that nobody expected
 reach.py       what a worker and a trial may reach
 prompts.py     messages or text to tokens

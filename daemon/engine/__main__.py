@@ -25,7 +25,6 @@ from llmd.daemon.engine.answers.answering import Answering, Answers
 from llmd.daemon.engine.answers.formats import Thoughts
 from llmd.daemon.engine.answers.least import least
 from llmd.daemon.engine.deadline import Deadline, Timeout
-from llmd.daemon.engine.fair import FairQueue
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.prefixes import beginnings
 from llmd.daemon.engine.prompts import Prompts, named, terms
@@ -34,6 +33,7 @@ from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import overflow
 from llmd.daemon.engine.types import ModelInfo, Request, SamplingParams
 from llmd.daemon.errors import BadRequest, LlmdError, SchemaTooComplex, SchemaUnsupported
+from llmd.daemon.fair import FairQueue
 from llmd.daemon.machine import cores
 from llmd.daemon.machine.confined import lacks
 from llmd.daemon.wire import frames
@@ -56,6 +56,7 @@ from llmd.daemon.wire.frames import Decoder
 from llmd.daemon.wire.work import Chat, Detokenize, Generate, Prompt, RawText, Tokenize, Tokens, Wanted
 
 BIND_SECONDS = 2.0
+HANDLING = 1000  # bytes of text whose tokenizing takes about as long as what else there is to do for a request
 
 
 class Worker:
@@ -123,7 +124,7 @@ class Worker:
             if isinstance(message, Cancel):
                 self._engine.cancel(message.id)
             elif isinstance(message, Open):
-                self._inbox.put(message.owner, message)
+                self._inbox.put(message.owner, message, HANDLING + message.work.size, message.weight)
         os._exit(0)
 
     # --- prompts
@@ -172,12 +173,15 @@ class Worker:
             Request(
                 message.id, message.owner, tuple(tokens),
                 replace(params, max_tokens=min(most, context - len(tokens))), work.choices, at * work.choices,
+                weight=message.weight,
             )
             for at, (tokens, _) in enumerate(read)
         ]  # fmt: skip
         requests = [replace(one, beginnings=beginnings(one.prefix_key, one.prompt)) for one in requests]
         if isinstance(work.prompts[0], Chat) and (work.wanted or self._prompts.syntax.thinking):
-            self._unbound.put(message.owner, (requests[0], context, work.wanted or Wanted(), read[0][1]))
+            bound = (requests[0], context, work.wanted or Wanted(), read[0][1])
+            size = sum(len(text) for text, _, _ in work.schemas())
+            self._unbound.put(message.owner, bound, HANDLING + size, message.weight)
         else:
             self._begin(requests)
 
@@ -259,7 +263,8 @@ class Worker:
     def _beat(self) -> None:
         while True:
             began, now = self._engine.step_began, time.monotonic()
-            self.send(Beat(step=now - began if began else 0.0, token=now - self._engine.last_token))
+            spent = self._engine.spending.take()
+            self.send(Beat(step=now - began if began else 0.0, token=now - self._engine.last_token, spent=spent))
             self._bound_by.check()
             time.sleep(1.0)
 

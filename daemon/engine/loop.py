@@ -9,7 +9,7 @@ request that it happened to; a runner that fails ends the process, and the daemo
 """
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ from llmd.daemon.engine.output import LogprobOutput, TextOutput
 from llmd.daemon.engine.pace import Pace
 from llmd.daemon.engine.protocols import Runner, Space
 from llmd.daemon.engine.scheduler import Scheduler
+from llmd.daemon.engine.spending import Spending
 from llmd.daemon.engine.threads import Threads
 from llmd.daemon.engine.types import NO_MASKS, Logprob, Mask, Plan, Request, Sequence, Token
 from llmd.daemon.machine.cores import Alone, Idle, Seat
@@ -97,6 +98,7 @@ class Engine:
         self.scheduler = Scheduler(runner.info, batch=batch, chunk=chunk, burst=burst, space=space)
         self.step_began: float | None = None  # monotonic; None while there is nothing to do
         self.last_token = time.monotonic()
+        self.spending = Spending()
         self._send = send
         self._inbox: SimpleQueue[_Added | int | None] = SimpleQueue()
         self._live: dict[tuple[int, int], _Live] = {}
@@ -198,6 +200,7 @@ class Engine:
             self.scheduler.chunk = self._pace.chunk
         began = time.monotonic()
         plan = self.scheduler.plan()
+        tokens = self._tokens_of(plan)
         self._take_threads()
         self.runner.launch(plan)
         self._show()
@@ -216,8 +219,17 @@ class Engine:
         now = time.monotonic()
         self._pace.note(prompts, generating, now - began)
         self._threads.note(generating, prompts, now - began, now)
+        self.spending.add((now - began) * (1 if self.runner.info.overlaps else self._used), tokens)
         if not self.scheduler.busy:
             self._show()
+
+    def _tokens_of(self, plan: Plan) -> Counter[str]:
+        """That a step computes for each owner."""
+        found: Counter[str] = Counter()
+        for chunk in plan.chunks:
+            if (sequence := self.scheduler.space.at(chunk.slot)) is not None:
+                found[sequence.request.owner] += len(chunk.tokens)
+        return found
 
     def _take_threads(self) -> None:
         """As many as it has now."""

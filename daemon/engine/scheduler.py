@@ -7,13 +7,17 @@ One rule: computed tokens catch up with known tokens. A step holds
    but while anything generates `chunk`, so that a long prompt never stalls other streams; `burst` when many prompts
    wait (times their number by eights), because then first tokens are what most people wait for.
 
-Pieces are dealt round robin by owner, so that nobody's prompts hold up another's. Of one owner's turns, one goes to the
-prompt with the least left to read and the next to the oldest: a short one is soon read behind a long one, and the long
-one has half of its owner's turns whatever else comes.
+Pieces are dealt to whoever has had the least for its weight (`fair.py`), so that nobody's prompts hold up another's. Of
+one owner's turns, one goes to the prompt with the least left to read and the next to the oldest: a short one is soon
+read behind a long one, and the long one has half of its owner's turns whatever else comes.
+
+Slots are shared by weight too. Who is alone may have them all; where they are taken and an owner waits that would have
+no more than its share with one more, an owner that has no less than its own with one less gives one back: its sequence
+that has said the least waits again.
 
 Where a sequence lives is the space's to say (`Space` in `protocols.py`; `slots.py` is llama.cpp's): a prompt gets a
-place when its turn to be read comes. One that loses its place waits again, and reads what it had said anew, before it
-goes on where it was.
+place when its turn to be read comes. One that loses its place, be it to the space, waits again, and reads what it had
+said anew, before it goes on where it was.
 
 Where the runner cuts prompts at fixed places (`ModelInfo.exact_block` says why), the same seed and parameters give the
 same text, whatever was computed before or beside it: what a sequence with a seed had said is computed again a token a
@@ -22,13 +26,14 @@ step, as it was the first time.
 Every `add` is answered by exactly one end of each choice: a finish in `apply`, or `stop`, or `cancel`.
 """
 
-from dataclasses import dataclass
+from collections import Counter
 from operator import attrgetter
 
 from llmd.daemon.engine.prefixes import beginnings
 from llmd.daemon.engine.protocols import Space
-from llmd.daemon.engine.slots import Slots
+from llmd.daemon.engine.slots import MAX_STARTS, Slots
 from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, Sequence, Start, Token, next_cut
+from llmd.daemon.fair import Order
 
 # this many prompts that wait for their first token get larger chunks
 MANY_PROMPTS = 4
@@ -39,14 +44,6 @@ SHORT = 128
 LITTLE = 16
 
 _arrived = attrgetter("arrived")
-
-
-@dataclass(slots=True)
-class Turns:
-    """An owner's turns to have a piece read."""
-
-    last: int = -1  # when the last one was: -1 is longest ago
-    count: int = 0
 
 
 class Scheduler:
@@ -60,12 +57,13 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in the order in which they entered
         self._arrivals = 0
-        self._turns: dict[str, Turns] = {}  # of the owners with prompts
-        self._turn = 0
+        self._turns: dict[str, int] = {}  # that each owner with prompts has had
+        self._order = Order()
         # of the step: who enters, and to where each one is read
         self._starts: dict[Sequence, Start] = {}
         self._ends: dict[Sequence, int] = {}
         self._lost: set[Sequence] = set()  # of the step: whose place was taken away
+        self._may_enter: Counter[str] | None = None  # of the step: how many of each owner; None: all
 
     def add(self, request: Request) -> None:
         """Queue every choice of a request. Its prompt is not empty and shorter than the context."""
@@ -106,6 +104,7 @@ class Scheduler:
         changes."""
         self._starts, self._ends, self._lost = {}, {}, set()
         space = self.space
+        self._share()
         space.open(enter=bool(self.waiting))
         single: list[Sequence] = []
         behind: list[Sequence] = []
@@ -159,11 +158,56 @@ class Scheduler:
             self._starts.pop(other, None)
             self._ends.pop(other, None)
             self._lost.add(other)
-            self.running.remove(other)
-            other.slot, other.computed = -1, 0
-            other.repeats = bool(self.block) and other.exact  # its text is promised
-            self.waiting.append(other)
+            self._wait_again(other)
         return lost is not None
+
+    def _wait_again(self, sequence: Sequence) -> None:
+        """It has lost its place."""
+        self.running.remove(sequence)
+        sequence.slot, sequence.computed = -1, 0
+        sequence.repeats = bool(self.block) and sequence.exact  # its text is promised
+        self.waiting.append(sequence)
+
+    def _share(self) -> None:
+        """Where not all who wait can enter: how many of each owner may. Who came first does, unless it would have to
+        give the slot back at once; and where every slot is taken, who has more than its share gives to who has less."""
+        self._may_enter = None
+        free = self.info.slots - len(self.running)
+        if len(self.waiting) <= free:
+            return
+        weights = {s.request.owner: s.request.weight for s in (*self.running, *self.waiting)}
+        have = Counter(s.request.owner for s in self.running)
+        want: dict[str, list[int]] = {}
+        for sequence in sorted(self.waiting, key=_arrived, reverse=True):
+            if not sequence.held_up:
+                want.setdefault(sequence.request.owner, []).append(sequence.arrived)
+        may: Counter[str] = Counter()
+        while want and may.total() < MAX_STARTS + free:
+            least = min(want, key=lambda owner: (have[owner] + 1) / weights[owner])
+            level = (have[least] + 1) / weights[least]
+            if may.total() < free:
+                new = min((o for o in want if have[o] / weights[o] < level), key=lambda o: want[o][-1])
+            elif self._take_back(least, level, have, weights):
+                new = least
+            else:
+                break
+            have[new] += 1
+            may[new] += 1
+            want[new].pop()
+            if not want[new]:
+                del want[new]
+        self._may_enter = may
+
+    def _take_back(self, owner: str, level: float, have: Counter[str], weights: dict[str, float]) -> bool:
+        """Whether somebody has no less than its share without one of its slots: it waits again, for this owner."""
+        most = max(have, key=lambda name: (have[name] - 1) / weights[name])
+        if most == owner or (have[most] - 1) / weights[most] < level:
+            return False
+        last = min((s for s in self.running if s.request.owner == most), key=lambda s: (s.generated, -s.arrived))
+        self.space.leave(last)
+        self._wait_again(last)
+        have[most] -= 1
+        return True
 
     # --- prompts
 
@@ -177,39 +221,40 @@ class Scheduler:
         return min(self.batch, self.burst * max(1, prompts // (2 * MANY_PROMPTS)) or 2 * self.chunk)
 
     def _deal(self, behind: list[Sequence]) -> None:
-        """Pieces to prompts, a piece an owner in turn, until the budget is used."""
+        """Pieces to prompts, each to the owner that has had the least, until the budget is used."""
         left = self._budget(len(behind) + len(self.waiting))
         queues = self._queues(behind)
         ends, bounded = self._ends, self.space.bounded
         while left > 0 and queues:
-            for owner, queue in list(queues.items()):
-                turns = self._turns[owner]
-                sequence = self._next(queue, turns.count % 2 == 1)
-                if sequence is None:
-                    del queues[owner]
-                    continue
-                begin, length = ends.get(sequence, sequence.computed), whole(sequence)
-                end = self._cut(begin, length, left, begin == sequence.kept)
-                if bounded and not self._room(sequence, end):
-                    queue.remove(sequence)
-                    continue
-                ends[sequence] = end
-                self._turn += 1
-                turns.last, turns.count, left = self._turn, turns.count + 1, left - (end - begin)
-                if end == length:
-                    queue.remove(sequence)
-                if left <= 0:
-                    break
+            owner = self._order.next(queues)
+            queue = queues[owner]
+            sequence = self._next(queue, self._turns[owner] % 2 == 1)
+            if sequence is None:
+                del queues[owner]
+                continue
+            begin, length = ends.get(sequence, sequence.computed), whole(sequence)
+            end = self._cut(begin, length, left, begin == sequence.kept)
+            if bounded and not self._room(sequence, end):
+                queue.remove(sequence)
+                continue
+            ends[sequence] = end
+            self._turns[owner] += 1
+            self._order.took(owner, end - begin, sequence.request.weight)
+            left -= end - begin
+            if end == length:
+                queue.remove(sequence)
 
     def _queues(self, behind: list[Sequence]) -> dict[str, list[Sequence]]:
-        """The prompts of each owner, the shortest last; the owner whose turn is longest ago first."""
+        """The prompts of each owner, the shortest last."""
         queues: dict[str, list[Sequence]] = {}
         for sequence in (*behind, *self.waiting):
             queues.setdefault(sequence.request.owner, []).append(sequence)
-        self._turns = {owner: self._turns.get(owner) or Turns() for owner in queues}
+        for owner in queues.keys() - self._turns.keys():
+            self._order.come(owner)
+        self._turns = {owner: self._turns.get(owner, 0) for owner in queues}
         for queue in queues.values():
             queue.sort(key=lambda s: (s.computed - len(s.tokens), -s.arrived))
-        return dict(sorted(queues.items(), key=lambda item: self._turns[item[0]].last))
+        return queues
 
     def _next(self, queue: list[Sequence], oldest: bool) -> Sequence | None:
         """An owner's next prompt that has a place or gets one; those that get none leave the queue, for this step."""
@@ -217,7 +262,7 @@ class Scheduler:
             sequence = min(queue, key=_arrived) if oldest else queue[-1]
             if sequence.slot >= 0:
                 return sequence
-            if self.space.full:
+            if self.space.full or not self._may(sequence):
                 queue[:] = [one for one in queue if one.slot >= 0]
                 continue
             start = None if sequence in self._lost else self.space.enter(sequence)
@@ -225,9 +270,14 @@ class Scheduler:
                 self.waiting.remove(sequence)
                 self.running.append(sequence)
                 self._starts[sequence] = start
+                if self._may_enter is not None:
+                    self._may_enter[sequence.request.owner] -= 1
                 return sequence
             queue.remove(sequence)
         return None
+
+    def _may(self, sequence: Sequence) -> bool:
+        return self._may_enter is None or self._may_enter[sequence.request.owner] > 0
 
     def _cut(self, at: int, length: int, left: int, first: bool) -> int:
         """Where the piece that begins at `at` ends."""

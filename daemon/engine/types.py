@@ -55,11 +55,22 @@ class Request:
     first: int = 0  # its first choice's number: a request of several prompts is one of these a prompt
     beginnings: tuple[int, ...] | None = None  # `prefixes.beginnings`, where whoever made it had the time
     adapter: str = ""  # what is computed with beside the model's own weights
+    weight: float = 1.0  # its owner's, among others who wait for the same
 
     @property
     def prefix_key(self) -> tuple[str, ...]:
         """Prefixes are shared among requests that have the same one."""
         return (self.owner, self.adapter)
+
+
+class Memo:
+    """What a runner knows of how a sequence was sampled: it goes with the sequence from place to place, and ends with
+    it."""
+
+    __slots__ = ("__weakref__", "state")
+
+    def __init__(self) -> None:
+        self.state: Any = None  # the runner's own; None: nothing was sampled yet
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +90,7 @@ class Sequence:
     repeats: bool = False  # it lost its place: what it had said is computed again as it was the first time
     awaits: "Sequence | None" = None  # whose reading of a shared prefix it waits for, or has waited for
     beginnings: tuple[int, ...] = ()  # `prefixes.beginnings` of its prompt
+    memo: Memo = field(default_factory=Memo)
 
     def start(self, slot: int, copy_from: int, keep: int) -> "Start":
         """It lives in that slot from now on, where `keep` of its tokens are computed already."""
@@ -88,12 +100,18 @@ class Sequence:
         if not said:
             self.cached = keep
         # a prompt's text is the same alone and among others
-        return Start(slot, copy_from, keep, request.params, request.prompt, self.choice - request.first, said)
+        choice = self.choice - request.first
+        return Start(slot, copy_from, keep, request.params, request.prompt, choice, said, self.memo)
 
     @property
     def exact(self) -> bool:
         """Whether its text is promised to be the same every time: it was given a seed, or is greedy."""
         return self.request.params.seed is not None or self.request.params.temperature == 0
+
+    @property
+    def held_up(self) -> bool:
+        """By the reading of a prefix that it will share."""
+        return self.awaits is not None and self.awaits.slot >= 0 and not self.awaits.prefilled
 
     @property
     def generated(self) -> int:
@@ -116,6 +134,7 @@ class Start:
     prompt: tuple[int, ...]
     choice: int
     generated: tuple[int, ...] = ()  # by a sequence that had lost its place: what is sampled next follows these
+    memo: Memo = field(default_factory=Memo)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ A request of a client for a model by a route is judged in this order:
 
 1. No grant names the client, this model (in one of the forms that would answer) and this route: denied, as what is not
    there at all.
-2. Each limit that names the client and the model holds: at this moment its hours must be open.
-3. Of the limits on context and output the tightest holds.
+2. Each limit that names the client and the model holds: at this moment its hours must be open, and what it counts
+   (`serving/quotas.py`) not used up.
+3. Of the limits on context and output, of deadlines, weights and priorities the tightest holds.
 
 A policy always has grants: without one there is none, and roles alone decide (`Policy.none`). It judges the model that
 answers, never how it was asked for; the local admin is never judged.
@@ -22,12 +23,12 @@ ALL = "*"
 NONE: frozenset[str] = frozenset()
 # decisions of one client that are kept
 MAX_KEPT = 128
-# limits that are numbers, in the order in which they are told; those in ENFORCED hold, the others are kept
-NUMBERS = (
-    "longest_context", "longest_output", "requests_per_minute", "tokens_per_minute", "tokens_per_day", "streams",
-)  # fmt: skip
-PRIORITIES = ("batch", "normal", "interactive")
-ENFORCED = frozenset({"longest_context", "longest_output", "hours"})
+# limits that count what a client asks
+COUNTED = ("requests_per_minute", "requests_per_day", "tokens_per_minute", "tokens_per_day", "streams")
+# limits that are numbers, in the order in which they are told
+NUMBERS = ("longest_context", "longest_output", *COUNTED, "deadline_seconds", "weight")
+# what each is worth among those who wait for the same, for a weight of 1
+PRIORITIES = {"batch": 0.125, "normal": 1.0, "interactive": 8.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,10 @@ class Limit:
     priority: str | None = None
     hours: Hours | None = None
 
+    def covers(self, model: str) -> bool:
+        """A model, in any of its forms."""
+        return not self.models or any(one.model.fits(model) for one in self.models)
+
     def on(self, model: str, forms: frozenset[str]) -> bool:
         return not self.models or any(one.model.fits(model) and one.of_form(forms) for one in self.models)
 
@@ -123,12 +128,16 @@ UNBOUND = Bounds()
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`forms`: of a model's those that may answer; none: the model is not there. `hours`: with the numbers of their
-    limits."""
+    """`forms`: of a model's those that may answer; none: the model is not there. `hours` and `counts`, the limits that
+    count, each with its number; `deadline` is in seconds, of a whole answer; `weight` is the client's among those who
+    wait for the same."""
 
     forms: frozenset[str]
-    bounds: Bounds
-    hours: tuple[tuple[int, Hours], ...]
+    bounds: Bounds = UNBOUND
+    hours: tuple[tuple[int, Hours], ...] = ()
+    counts: tuple[tuple[int, Limit], ...] = ()
+    deadline: int | None = None
+    weight: float = 1.0
 
     def closed(self, now: datetime) -> tuple[int, Hours] | None:
         """The first limit whose hours are not open."""
@@ -162,13 +171,15 @@ class Rights:
                 given |= grant.forms(model, forms)
         limits = [(number, limit) for number, limit in self.limits if limit.on(model, given)] if given else []
         if not limits:
-            return Decision(given, UNBOUND, ())
+            return Decision(given)
         hours = tuple((number, limit.hours) for number, limit in limits if limit.hours)  # 2
-        context, output = (
+        counts = tuple((number, limit) for number, limit in limits if not limit.numbers.keys().isdisjoint(COUNTED))
+        context, output, deadline, weight = (
             min((limit.numbers[name] for _, limit in limits if name in limit.numbers), default=None)
-            for name in ("longest_context", "longest_output")
+            for name in ("longest_context", "longest_output", "deadline_seconds", "weight")
         )  # 3
-        return Decision(given, Bounds(context, output), hours)
+        worth = min((PRIORITIES[limit.priority] for _, limit in limits if limit.priority), default=1.0)
+        return Decision(given, Bounds(context, output), hours, counts, deadline, worth * (weight or 1))
 
     def forms(self, model: str, forms: frozenset[str], route: str | None = None) -> frozenset[str]:
         """Which of these forms of a model may answer by a route, or by any; none: the model is not there."""
@@ -199,6 +210,9 @@ class Rights:
     def no_grant(self, what: str) -> str:
         return f"policy {self._policy.version}: no grant gives {self.client} {what}"
 
+    def used_up(self, number: int, name: str) -> str:
+        return f"policy {self._policy.version}: limit {number}, {name}"
+
     def not_open(self, number: int, hours: Hours) -> str:
         return f"policy {self._policy.version}: limit {number}, the hours {hours}"
 
@@ -223,6 +237,9 @@ class Policy:
             for member in members:
                 self._groups_of.setdefault(member, []).append(name)
         self._rights: dict[str, Rights] = {}
+
+    def groups_of(self, client: str) -> list[str]:
+        return sorted(self._groups_of.get(client, ()))
 
     def of(self, client: str) -> Rights:
         """Kept for each client: there are as many as have certificates. Whoever sets a policy makes them beforehand."""

@@ -100,18 +100,16 @@ def _tighter(had: Rights, has: Rights, model: str, forms: frozenset[str]) -> Ite
     """Limits of `has` that `had` has not, or looser: their names, and what they were and are."""
     for name in NUMBERS:
         before, after = had.least(name, model, forms), has.least(name, model, forms)
+        if name == "weight":  # without a limit it is 1
+            before, after = before or 1, after or 1
         if after is not None and (before is None or after < before):
             yield name, f"{before:,}" if before is not None else "", f"{after:,}"
-    first, last = (_priority(of.priorities(model, forms)) for of in (had, has))
-    if last < first:
-        yield "priority", PRIORITIES[first], PRIORITIES[last]
+    first, last = (min(of.priorities(model, forms), key=PRIORITIES.__getitem__, default="normal") for of in (had, has))
+    if PRIORITIES[last] < PRIORITIES[first]:
+        yield "priority", first, last
     hours = had.hours(model, forms)
     yield from (("hours", "; ".join(map(str, hours)), str(one)) for one in has.hours(model, forms)
                 if not _open(one, hours))  # fmt: skip
-
-
-def _priority(given: Sequence[str]) -> int:
-    return min(map(PRIORITIES.index, given), default=PRIORITIES.index("normal"))
 
 
 def _open(hours: Hours, before: Sequence[Hours]) -> bool:

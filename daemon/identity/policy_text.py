@@ -9,11 +9,12 @@ from typing import Any, NoReturn
 from llmd.daemon import toml
 from llmd.daemon.errors import PolicyInvalid, listed, quoted
 from llmd.daemon.hours import Hours
-from llmd.daemon.identity.policy import ALL, ENFORCED, NUMBERS, PRIORITIES, Grant, Limit, Models, Pattern, Policy
+from llmd.daemon.identity.policy import ALL, NUMBERS, PRIORITIES, Grant, Limit, Models, Pattern, Policy
 
 # characters
 MAX_TEXT = 256 * 1024
 MOST = 1 << 53
+MOST_WEIGHT = 1000
 _GROUP = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 NAME_RULE = "1 to 64 lower-case letters, digits, dots, hyphens and underscores, a letter or digit first"
 _MODELS = re.compile(r"[a-z0-9._*-]{1,64}(@[A-Za-z0-9_.*-]{1,64})?")
@@ -29,7 +30,10 @@ BEGIN = """\
 #             models = as above; without: all
 #             hours = ["Mon-Fri 08:00-18:00"], with zone = "Europe/Berlin"
 #             longest_context, longest_output = tokens of a prompt with its answer, of an answer
-#             requests_per_minute, tokens_per_minute, tokens_per_day, streams, priority = "batch|normal|interactive"
+#             requests_per_minute, requests_per_day, tokens_per_minute, tokens_per_day, streams = at a time; each
+#               client's own, over the limit's models together
+#             priority = "batch", "normal" or "interactive", weight = 1, …: its share among those who wait
+#             deadline_seconds = of a whole answer; one that would begin later is refused
 
 [groups]
 
@@ -187,15 +191,19 @@ class _Reader:
         hours = self._hours(path, given)
         if not (numbers or priority or hours):
             self._wrong(path, f"it limits nothing; a limit has {', '.join((*NUMBERS, 'priority', 'hours'))}")
-        for less, more in (("longest_output", "longest_context"), ("tokens_per_minute", "tokens_per_day")):
+        for less, more in (
+            ("longest_output", "longest_context"), ("tokens_per_minute", "tokens_per_day"),
+            ("requests_per_minute", "requests_per_day"),
+        ):  # fmt: skip
             if less in numbers and more in numbers and numbers[less] > numbers[more]:
                 self._wrong((*path, less), f"{less} is more than {more}")
         return Limit(self._people(path, given, "of"), self._models(path, given), numbers, priority, hours)
 
     def _number(self, path: toml.Path, value: Any) -> int:
-        least = 2 if path[-1] == "longest_context" else 1
-        if type(value) is not int or not least <= value <= MOST:
-            self._wrong(path, f"{path[-1]} takes a whole number, {least} or more; without it there is no such limit")
+        least, most = 2 if path[-1] == "longest_context" else 1, MOST_WEIGHT if path[-1] == "weight" else MOST
+        if type(value) is not int or not least <= value <= most:
+            told = f"{least} or more" if most == MOST else f"{least} to {most}"
+            self._wrong(path, f"{path[-1]} takes a whole number, {told}; without it there is no such limit")
         return value
 
     def _hours(self, path: toml.Path, given: dict[str, Any]) -> Hours | None:
@@ -252,9 +260,6 @@ class _Reader:
 
 def remarks(policy: Policy, known: Known, clients: Mapping[str, str], models: Collection[str]) -> Iterator[str]:
     """What is right and may not be meant. `clients`: to their roles; `models`: those that are imported."""
-    given = {name for one in policy.limits for name in (*one.numbers, *(("priority",) if one.priority else ()))}
-    for name in sorted(given - ENFORCED):
-        yield f"{name} is kept, and not looked at by this version of llmd"
     for name in sorted({*policy.groups} - {name for grant in policy.grants for name in grant.to}):
         yield f"no grant is to the group {name}"
     for number, grant in enumerate(policy.grants, 1):

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import lru_cache
 
 from llmd.daemon.planning.plan import Wish
@@ -18,6 +19,19 @@ from llmd.daemon.wire.control import Ready
 @lru_cache(1024)
 def _types(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(map(type_of, names))
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Of the processes that serve a model: their slots, and the sequences that clients have in them."""
+
+    slots: int
+    taken: int
+
+    @property
+    def ahead(self) -> int:
+        """Sequences that may wait in them for the next slot, so that it is never empty until another one has come."""
+        return max(1, self.slots // 8)
 
 
 class Replica:
@@ -64,6 +78,7 @@ class Deployment:
         self.crowded = False  # there was no room beside what serves
         self.grows = False  # whether there is a GPU for another replica is being found out
         self.over = False
+        self.queued = 0  # sequences that wait for a slot, in no process yet
         self.numbers = 0  # of the last replica that was made
         self._router = Router()
         self._restarts = 0  # of replicas that are gone
@@ -109,10 +124,15 @@ class Deployment:
         return next((one.reason for one in down if not one.shrinks), "")
 
     @property
-    def slots(self) -> int:
-        """Sequences that all its processes answer at once, those too that only end what they have."""
-        workers = [one.worker for one in self.replicas if one.worker and not one.worker.lost.is_set()]
-        return sum(worker.info.slots for worker in workers if worker.info)
+    def capacity(self) -> Capacity | None:
+        """Of what serves; None: nothing does, or will soon."""
+        slots = taken = 0
+        for one in self.replicas:
+            if found := one.serving:
+                slots += found[1].slots
+                taken += found[0].open_sequences - found[0].trials
+        gone = self.residency.away or self.wanted is None
+        return None if not slots and (gone or self.state == QUARANTINED) else Capacity(slots, taken)
 
     @property
     def idle(self) -> bool:

@@ -4,7 +4,7 @@ happens. The event loop owns it all, so there are no locks. One deployment never
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.planning.planner import Planner
 from llmd.daemon.replicas import residency
-from llmd.daemon.replicas.deployment import Deployment, Replica
+from llmd.daemon.replicas.deployment import Capacity, Deployment, Replica
 from llmd.daemon.replicas.lifecycle import (
     PAUSE_SECONDS,
     QUARANTINED,
@@ -39,7 +39,7 @@ from llmd.daemon.replicas.rollout import Add, Release, Replace
 from llmd.daemon.replicas.runs import Runs
 from llmd.daemon.replicas.worker import NO_GROUPS, Worker
 from llmd.daemon.tasks import Tasks
-from llmd.daemon.wire.control import Ready
+from llmd.daemon.wire.control import Ready, Spent
 from llmd.daemon.wire.work import GENERATE_SECONDS
 
 log = logging.getLogger("llmd.pool")
@@ -66,6 +66,9 @@ class Pool:
         self._deployed: dict[str, Deployment] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._gpus: frozenset[str] = frozenset()
+        self.told: Callable[[str], None] = lambda model: None  # of a model that has changed
+        # of a model, on these GPUs, for whom
+        self.spent: Callable[[str, Sequence[str], Sequence[Spent]], None] = lambda model, gpus, spent: None
         self.draining = False
         self.cut = 0  # running answers that were ended with their model
 
@@ -188,6 +191,20 @@ class Pool:
             raise ModelNotReady(f"{model} is {deployment.state}{why}; try again soon", retry_after=2)
         return found
 
+    def capacity(self, model: str) -> Capacity | None:
+        """What serves it has; None: nothing does, or will soon, and `serves` says why."""
+        found = self._deployed.get(model)
+        return None if found is None or self.draining else found.capacity
+
+    def spends(self, model: str, gpus: Sequence[str], spent: Sequence[Spent]) -> None:
+        self.spent(model, gpus, spent)
+
+    def waits(self, model: str, sequences: int) -> None:
+        """So many wait for a slot, in no process yet."""
+        if found := self._deployed.get(model):
+            found.queued = sequences
+            self._metrics.model(model).queued = sequences
+
     def comes(self, model: str) -> bool:
         """Whether a model serves nobody now, and is about to, with other settings or because it is asked for: a request
         may wait for that."""
@@ -260,6 +277,7 @@ class Pool:
             self._planner.forget(d.model)
         self._stay(d, Unloaded())
         d.told()
+        self.told(d.model)
 
     def tell(self, d: Deployment, r: Replica, event: Event) -> None:
         """An event to a replica's life, and what follows from it."""
@@ -286,6 +304,7 @@ class Pool:
             metrics.up(d.ready)
             metrics.quarantined(sum(one.life.state == QUARANTINED for one in d.replicas))
         d.told()
+        self.told(d.model)
 
     def _ask(self, d: Deployment, r: Replica) -> None:
         assert d.wanted is not None

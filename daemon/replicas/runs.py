@@ -3,7 +3,7 @@ and tells the pool what happens."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from llmd.daemon.replicas import trials
 from llmd.daemon.replicas.deployment import Deployment, Replica
 from llmd.daemon.replicas.lifecycle import Down, Drained, Event, Up, Withdrawn
 from llmd.daemon.replicas.worker import Worker
-from llmd.daemon.wire.control import Settings
+from llmd.daemon.wire.control import Settings, Spent
 
 log = logging.getLogger("llmd.pool")
 
@@ -35,6 +35,10 @@ class Told(Protocol):
 
     def grow(self, d: Deployment) -> None:
         """It serves: there may be room for another replica."""
+        ...
+
+    def spends(self, model: str, gpus: Sequence[str], spent: Sequence[Spent]) -> None:
+        """Its worker has computed."""
         ...
 
     def feed(self) -> None:
@@ -72,7 +76,8 @@ class Runs:
             if r.stopped == run:
                 raise ModelNotReady("the model was taken out of service")
             metrics = self._metrics.model(d.model)
-            r.worker = worker = Worker(settings, metrics, self._planner.lost, self._groups, self._seats)
+            spent = partial(self._pool.spends, d.model)
+            r.worker = worker = Worker(settings, metrics, self._planner.lost, self._groups, self._seats, spent)
             self._planner.started(lease, lambda: worker.pid if worker else 0)
             await worker.start()
             self._planner.ready(lease)

@@ -17,23 +17,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from llmd.daemon.errors import (
-    GpuLost,
-    GpuOutOfMemory,
-    LlmdError,
-    ModelNotReady,
-    WorkerLost,
-    from_wire,
-)
+from llmd.daemon.errors import GpuLost, GpuOutOfMemory, LlmdError, ModelNotReady, WorkerLost, from_wire
 from llmd.daemon.machine import children, groups
 from llmd.daemon.machine.groups import Groups
 from llmd.daemon.machine.seats import Seats
 from llmd.daemon.metrics import ModelMetrics
 from llmd.daemon.planning.engines import ENGINES
 from llmd.daemon.replicas import aborts
-from llmd.daemon.replicas.stream import Stream
+from llmd.daemon.replicas.stream import Call, Stream
 from llmd.daemon.wire import frames
-from llmd.daemon.wire.control import Beat, Busy, Fatal, FromWorker, Load, Open, Ready, Settings, Step, ToWorker
+from llmd.daemon.wire.control import Beat, Busy, Fatal, FromWorker, Load, Open, Ready, Settings, Spent, Step, ToWorker
 from llmd.daemon.wire.events import Event, Failed, Started
 from llmd.daemon.wire.work import Work
 
@@ -89,7 +82,8 @@ class Worker:
     """`await start()`, then `open` streams until `lost` is set. A worker is used once; the pool makes a new one.
 
     `gone` tells whether one of these GPUs is lost now. `groups`: where its memory is limited. `seats`: where it has a
-    seat among those that compute. `cause`: what kind of end it had, once `answered` is set.
+    seat among those that compute. `spent` is told on which GPUs it has computed how long, for whom. `cause`: what kind
+    of end it had, once `answered` is set.
     """
 
     def __init__(
@@ -99,8 +93,9 @@ class Worker:
         gone: Gone = nobody,
         groups: Groups = NO_GROUPS,
         seats: Seats | None = None,
+        spent: Callable[[tuple[str, ...], tuple[Spent, ...]], None] = lambda gpus, spent: None,
     ) -> None:
-        self.settings, self.metrics = settings, metrics
+        self.settings, self.metrics, self._spent = settings, metrics, spent
         self.cause: type[WorkerLost] = WorkerLost
         self.info: Ready | None = None
         self.busy = Busy()  # of the last step
@@ -111,7 +106,9 @@ class Worker:
         self.lost, self.answered = asyncio.Event(), asyncio.Event()
         self.loop = self._loop = asyncio.get_running_loop()
         self.gives_way: Stream | None = None  # nobody waits for it: it ends before another request begins
-        self._streams: dict[int, Stream] = {}
+        self._calls: dict[int, Call] = {}
+        self.open_sequences = 0  # choices that have not ended: running, waiting, or on their way
+        self.trials = 0  # of those, that nobody but us has asked for
         self._ids = itertools.count(1)
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._process: asyncio.subprocess.Process | None = None
@@ -123,11 +120,6 @@ class Worker:
         self._lines: deque[str] = deque(maxlen=aborts.KEPT_LINES)
         self._listening: asyncio.Task[None] | None = None
         self._finding: asyncio.Task[None] | None = None
-
-    @property
-    def open_sequences(self) -> int:
-        """Choices that have not ended: running, waiting, or on their way."""
-        return sum(stream.left for stream in self._streams.values())
 
     @property
     def beat_age(self) -> float:
@@ -301,8 +293,8 @@ class Worker:
             why = "" if self.reason == "it stopped" else f": {self.reason}"
             self._ready.set_exception(error or self.cause(f"the model's process died while it loaded{why}"))
             self._ready.exception()  # `start` may never have been called: then nobody waits for it
-        for stream in list(self._streams.values()):
-            stream.feed(Failed(stream.id, self.cause.code, WHY[self.cause]))
+        for call in list(self._calls.values()):
+            call.stream.feed(Failed(call.id, self.cause.code, WHY[self.cause]), call)
         self.metrics.gone(self.pid)
 
     # --- requests
@@ -311,23 +303,44 @@ class Worker:
         self,
         owner: str,
         work: Work,
-        on_end: Callable[[], None] = lambda: None,
+        on_end: Callable[[int], None] = lambda _: None,
         *,
         counted: bool = True,
-        context: int | None = None,
-        output: int | None = None,
     ) -> Stream:
-        """Send a request; `messages` says what events answer it. `on_end` is called once, when its work has ended.
-        `counted`: it stands in the metrics. `context`, `output`: as in `Open`."""
-        if self.gives_way:
-            self.gives_way.cancel()
-        stream = Stream(self, next(self._ids), work.sequences, on_end, counted=counted)
-        self._streams[stream.id] = stream
-        self.send(Open(stream.id, owner, work, context or 0, output or 0))
+        """Send a request; `wire/events.py` says what events answer it. `on_end`: as in `Stream`. `counted`: it stands
+        in the metrics."""
+        stream = Stream(self, work.sequences, on_end, counted=counted)
+        self.begin(stream, owner, work)
         return stream
 
-    def forget(self, stream: Stream) -> None:
-        self._streams.pop(stream.id, None)
+    def begin(
+        self,
+        stream: Stream,
+        owner: str,
+        work: Work,
+        first: int = 0,
+        *,
+        bounds: tuple[int, int] = (0, 0),
+        weight: float = 1.0,
+    ) -> None:
+        """Send a part of a request, whose first choice has this number among all of them. `bounds`, of context and
+        output, and `weight`: as in `Open`."""
+        if self.gives_way:
+            self.gives_way.cancel()
+        call = Call(self, next(self._ids), stream, work.sequences, first)
+        self._calls[call.id] = call
+        self._count(call, call.left)
+        self.send(Open(call.id, owner, work, *bounds, weight))
+
+    def forget(self, call: Call, ended: int) -> None:
+        """So many of its choices have ended; the others are on their way."""
+        self._count(call, -ended)
+        if not call.left:
+            self._calls.pop(call.id, None)
+
+    def _count(self, call: Call, sequences: int) -> None:
+        self.open_sequences += sequences
+        self.trials += 0 if call.stream.counted else sequences
 
     def send(self, message: ToWorker) -> None:
         if self._transport and not self.lost.is_set():
@@ -348,8 +361,10 @@ class Worker:
                     positions = self.info.positions if self.info else 1
                     kv = busy.kv_used / positions
                     self.metrics.state(self.pid, busy.running, busy.waiting, kv, busy.threads, busy.share)
-            case Beat(step, token):
+            case Beat(step, token, spent):
                 self.token_age = token
+                if spent:
+                    self._spent(self.settings.gpus, spent)
                 if step > STEP_SECONDS:
                     self.kill("a step did not end", crashed=True)
             case Ready():
@@ -360,12 +375,13 @@ class Worker:
                 self._fatal(from_wire(code, text))
 
     def _event(self, event: Event) -> None:
-        stream = self._streams.get(event.id)
-        if stream is None:
+        call = self._calls.get(event.id)
+        if call is None:
             return  # cancelled
+        stream = call.stream
         if isinstance(event, Started) and stream.counted:
             self.metrics.prompt(event.prompt_tokens)
-        stream.feed(event)
+        stream.feed(event, call)
 
     def _fatal(self, error: LlmdError) -> None:
         """It says that it ends. On GPUs its last lines may know more."""

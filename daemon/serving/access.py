@@ -62,8 +62,13 @@ class Access:
         known, decision = self._given(rights, model, ask.form, ask.route)
         if decision.hours and (closed := decision.closed(self._now())):
             raise denied(_closed(model, closed[1]), rights.not_open(*closed))
-        forms, bounds = None if decision.forms == known.forms else decision.forms, decision.bounds
-        return ask if (forms, bounds) == (ask.forms, ask.bounds) else replace(ask, forms=forms, bounds=bounds)
+        forms = None if decision.forms == known.forms else decision.forms
+        deadline = min(filter(None, (ask.deadline, decision.deadline)), default=None)
+        taken = (forms, decision.bounds, decision.weight, decision.counts, deadline)
+        if taken == (ask.forms, ask.bounds, ask.weight, ask.counts, ask.deadline):
+            return ask
+        forms, bounds, weight, counts, deadline = taken
+        return replace(ask, forms=forms, bounds=bounds, weight=weight, counts=counts, deadline=deadline)
 
     def lost(self, principal: Principal, ask: Ask, form: str, was: Rights) -> LlmdError | None:
         """Why a request that a form of a model answers may not go on under the policy that holds now, after `was`.

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from llmd.daemon.identity.policy import UNBOUND, Bounds
+from llmd.daemon.identity.policy import UNBOUND, Bounds, Limit
 from llmd.daemon.wire.work import Schema, Work
 
 
@@ -13,7 +13,8 @@ from llmd.daemon.wire.work import Schema, Work
 class Ask:
     """`route` is how the audit log names the way it came, `model` None the only model there is. The last ones are set
     as it is taken in (`access.py`): `form`, the type of one of the model's forms, where MODEL@TYPE was asked for;
-    `forms`, those that may answer, None all of them; `bounds` of its answers."""
+    `forms`, those that may answer, None all of them; `bounds` of its answers; `weight`, of who asks, among others who
+    wait; `counts`, the limits that count it."""
 
     route: str
     model: str | None
@@ -24,6 +25,8 @@ class Ask:
     form: str | None = None
     forms: frozenset[str] | None = None
     bounds: Bounds = UNBOUND
+    weight: float = 1.0
+    counts: tuple[tuple[int, Limit], ...] = ()
 
     @property
     def seconds(self) -> float:

@@ -14,6 +14,7 @@ from llmd.daemon.gate import Aside
 from llmd.daemon.identity.principal import Principal
 from llmd.daemon.metrics import Metrics
 from llmd.daemon.serving.ask import Ask
+from llmd.daemon.serving.metering import Meter
 
 log = logging.getLogger("llmd.requests")
 
@@ -44,8 +45,9 @@ class Books:
         aside: Aside,
         digest: Callable[[str], str],
         unaudited: Callable[[], bool],
+        meter: Meter,
     ) -> None:
-        self.audit, self.metrics, self.aside = audit, metrics, aside
+        self.audit, self.metrics, self.aside, self.meter = audit, metrics, aside, meter
         self.digest, self.unaudited = digest, unaudited
         self.refusals = Refusals(audit)
 
@@ -126,6 +128,9 @@ class Entry:
         books.metrics.outcome(known, outcome)
         if error == LlmdError.code:
             books.metrics.model(known).faults()
+        if self._asked:
+            tokens = used.prompt_tokens, used.cached_tokens, used.completion_tokens
+            books.meter.used(self._principal.name, self._model, *tokens)
         if self._written:
             books.audit.finish(
                 self.request_id,

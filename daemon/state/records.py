@@ -27,6 +27,23 @@ class Certificate:
     issued: float
 
 
+@dataclass(slots=True)
+class Used:
+    """What a client, then in these groups (their names, joined by commas), used of a model on a day. `seconds` of each
+    GPU or core, energy in `joules`. A client and model of "" are nobody's."""
+
+    day: str
+    client: str
+    groups: str
+    model: str
+    requests: int = 0
+    prompt: int = 0  # tokens
+    cached: int = 0  # of those, found in shared prefixes
+    output: int = 0
+    seconds: float = 0.0
+    joules: float = 0.0
+
+
 class Proof(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the first `tokens` logits of a converted file differ from its original's: `difference` as a share of theirs,
     `kl` in nats; `same_tokens`: its tokenizer cuts a sample as the original's. Or why it is `unproven`."""

@@ -8,14 +8,15 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llmd.daemon.errors import Conflict, ModelNotFound, NotFound
 from llmd.daemon.state.database import JSON, StateFile, packed, unpacked
-from llmd.daemon.state.records import Certificate, Deployment, Form, Info, Job, Model, PolicyText, Principal
+from llmd.daemon.state.records import Certificate, Deployment, Form, Info, Job, Model, PolicyText, Principal, Used
 from llmd.daemon.state.versions import Restored
 
 T = TypeVar("T")
@@ -295,6 +296,20 @@ class Store:
         made = PolicyText(version, self._clock(), actor, text)
         self._file.insert("policies", made, f"there is a policy {version} already")
         return made
+
+    # --- what was used
+
+    def keep_usage(self, rows: Iterable[Used], oldest: str) -> None:
+        """They replace those of the same day, client, groups and model; what is of a day before `oldest` goes."""
+        marks = ", ".join("?" * len(fields(Used)))
+        with self._file.atomic():
+            for row in rows:
+                self._file.write(f"INSERT OR REPLACE INTO usage VALUES ({marks})", *astuple(row))
+            self._file.write("DELETE FROM usage WHERE day < ?", oldest)
+
+    def usage(self, since: str) -> list[Used]:
+        """From that day on, the oldest first."""
+        return self._file.rows(Used, "SELECT * FROM usage WHERE day >= ? ORDER BY day, client, groups, model", since)
 
     # --- what was measured
 

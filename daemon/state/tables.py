@@ -4,7 +4,7 @@ from sqlite_utils import Database, Migrations
 
 # a migration is never edited once it has shipped: a change is a new one at the end, with the next number
 MIGRATIONS = Migrations("state")
-VERSION = 9
+VERSION = 10
 
 _FIRST = (
     "CREATE TABLE IF NOT EXISTS principals (name TEXT PRIMARY KEY, role TEXT NOT NULL, created REAL NOT NULL) STRICT",
@@ -99,3 +99,14 @@ def policies(db: Database) -> None:
             version INTEGER PRIMARY KEY, created REAL NOT NULL, actor TEXT NOT NULL, text TEXT NOT NULL) STRICT"""
     )
     db.execute("PRAGMA user_version = 9")
+
+
+@MIGRATIONS()
+def usage(db: Database) -> None:
+    db.execute(
+        """CREATE TABLE IF NOT EXISTS usage (
+            day TEXT NOT NULL, client TEXT NOT NULL, groups TEXT NOT NULL, model TEXT NOT NULL,
+            requests INTEGER NOT NULL, prompt INTEGER NOT NULL, cached INTEGER NOT NULL, output INTEGER NOT NULL,
+            seconds REAL NOT NULL, joules REAL NOT NULL, PRIMARY KEY (day, client, groups, model)) STRICT"""
+    )
+    db.execute("PRAGMA user_version = 10")

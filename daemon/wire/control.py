@@ -67,13 +67,15 @@ class Load(Message, frozen=True):
 
 class Open(Message, frozen=True):
     """Begin a request. `id` is unique in the worker; `owner` is whose prompt prefixes it may share. `context`: most
-    tokens of a prompt with its answer, `output`: of an answer; 0: as many as a slot has."""
+    tokens of a prompt with its answer, `output`: of an answer; 0: as many as a slot has. `weight`: the owner's, among
+    those who wait for the same."""
 
     id: int
     owner: str
     work: Work
     context: int = 0
     output: int = 0
+    weight: float = 1.0
 
 
 class Cancel(Message, frozen=True):
@@ -131,11 +133,20 @@ class Step(Message, frozen=True):
     busy: Busy | None = None
 
 
+class Spent(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """So many seconds of each of its GPUs, or of cores, a worker has computed for an owner."""
+
+    owner: str
+    seconds: float
+
+
 class Beat(Message, frozen=True):
-    """The process lives. Seconds: `step` since the running step began, 0 between steps; `token` since the last one."""
+    """The process lives. Seconds: `step` since the running step began, 0 between steps; `token` since the last one.
+    `spent`: since the last beat."""
 
     step: float
     token: float
+    spent: tuple[Spent, ...] = ()
 
 
 FromWorker: TypeAlias = Ready | Fatal | Step | Beat

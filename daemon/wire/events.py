@@ -121,3 +121,13 @@ class Detokenized(Answered, frozen=True):
 
 
 Event: TypeAlias = Started | Text | Reasoning | ToolCalled | Finished | Failed | Tokenized | Detokenized
+
+
+def moved(event: Event, by: int) -> Event:
+    """An event of a part of a request as one of the whole, where its first choice has this number."""
+    match event:
+        case Text() | Reasoning() | ToolCalled() | Finished():
+            if event.choice < 0:
+                raise ValueError("there is no such choice")
+            return msgspec.structs.replace(event, choice=event.choice + by)
+    return event

@@ -2,6 +2,8 @@
 is:
 
     sequences     how many it adds to what runs and waits
+    size          about how many bytes its prompts are
+    parts()       what of it can begin by itself, one after the other: the same work, in pieces
     choices       how many answers each of its prompts has
     most_tokens   how many it may generate
     seconds       how long it may take, to its last event
@@ -24,6 +26,7 @@ from llmd.daemon.wire.message import Message
 
 GENERATE_SECONDS = 3600.0
 AT_ONCE_SECONDS = 60.0
+TOKEN_BYTES = 4  # of text, about
 NO_TEXT = b"\xff"  # UTF-8 has no such byte
 # what of a request's parts the prompt's hash covers, or the parameters' hash by itself
 COVERED = frozenset({
@@ -73,6 +76,12 @@ class ChatMessage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tool_call_id: str | None = None
     reasoning: str | None = None
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that it says."""
+        said = self.content if isinstance(self.content, tuple) else (self.content or "",)
+        return (*said, self.reasoning or "", *(call.arguments for call in self.tool_calls))
+
 
 class Tool(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A function that the model may call. `definition` is what its chat template shows (JSON, as the client wrote it),
@@ -109,6 +118,11 @@ class Chat(Message, frozen=True):
         """Among several, of which one is JSON."""
         return self.spelled().decode()
 
+    @property
+    def size(self) -> int:
+        texts = sum(len(part) for turn in self.messages for part in turn.texts)
+        return texts + sum(len(tool.definition) for tool in self.tools)
+
 
 class RawText(Message, frozen=True):
     """A prompt as it is."""
@@ -121,6 +135,10 @@ class RawText(Message, frozen=True):
     def among(self) -> Any:
         return self.text
 
+    @property
+    def size(self) -> int:
+        return len(self.text)
+
 
 class Tokens(Message, frozen=True):
     """A prompt that is tokenized already."""
@@ -132,6 +150,10 @@ class Tokens(Message, frozen=True):
 
     def among(self) -> Any:
         return self.tokens
+
+    @property
+    def size(self) -> int:
+        return TOKEN_BYTES * len(self.tokens)
 
 
 Prompt: TypeAlias = Chat | RawText | Tokens
@@ -180,6 +202,15 @@ class Generate(Message, frozen=True):
     def most_tokens(self) -> int:
         return self.sequences * self.params.max_tokens
 
+    @property
+    def size(self) -> int:
+        return sum(prompt.size for prompt in self.prompts)
+
+    def parts(self) -> tuple["Generate", ...]:
+        if len(self.prompts) == 1:
+            return (self,)
+        return tuple(Generate((prompt,), self.params, self.choices, self.wanted) for prompt in self.prompts)
+
     def schemas(self) -> list[Schema]:
         return self.wanted.schemas() if self.wanted else []
 
@@ -211,6 +242,9 @@ class AtOnce(Message, frozen=True):
     seconds: ClassVar[float] = AT_ONCE_SECONDS
     wanted: ClassVar[Wanted | None] = None
 
+    def parts(self) -> tuple[Self, ...]:
+        return (self,)
+
     def schemas(self) -> list[Schema]:
         return []
 
@@ -227,12 +261,20 @@ class Tokenize(AtOnce, frozen=True):
     text: str
     special: bool = False
 
+    @property
+    def size(self) -> int:
+        return len(self.text)
+
     def spelled(self) -> bytes:
         return self.text.encode()
 
 
 class Detokenize(AtOnce, frozen=True):
     tokens: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return TOKEN_BYTES * len(self.tokens)
 
     def spelled(self) -> bytes:
         return json.dumps(self.tokens).encode()

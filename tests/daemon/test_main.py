@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,12 @@ from llmd.daemon.audit.offline import verify_file
 from llmd.daemon.config import ConfigError
 from llmd.daemon.errors import QueueFull
 from llmd.daemon.identity.pki import Authority
-from llmd.daemon.identity.principal import Principal
 from llmd.daemon.machine import memory
+from llmd.daemon.replicas.deployment import Capacity
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.state.database import StateFile
 from llmd.daemon.state.records import Info
-from llmd.daemon.wire.work import Generate, RawText, SamplingWish, Tokenize
+from llmd.daemon.wire.work import Tokenize
 
 
 def client(llmd: Llmd, tls: Any = None) -> openai.OpenAI:
@@ -192,7 +191,7 @@ def test_a_killed_daemon_leaves_no_worker_and_its_open_request_is_lost(own_llmd:
         assert again.stop() == 0
 
 
-def test_a_full_queue_is_429_with_retry_after(own_llmd: Llmd) -> None:
+def test_a_full_queue_is_503_with_retry_after(own_llmd: Llmd) -> None:
     with client(own_llmd) as c:
         running = [stream(c) for _ in range(2)]
         for parts in running:
@@ -203,7 +202,7 @@ def test_a_full_queue_is_429_with_retry_after(own_llmd: Llmd) -> None:
         while own_llmd.model()["waiting"] < 1 and time.monotonic() < deadline:
             time.sleep(0.02)
         status, headers, answer = own_llmd.post("/v1/completions", {"prompt": "x"})
-        assert (status, answer["error"]["code"]) == (429, "queue_full") and int(headers["retry-after"]) >= 1
+        assert (status, answer["error"]["code"]) == (503, "queue_full") and int(headers["retry-after"]) >= 1
         assert own_llmd.get("/livez")[0] == 200 and own_llmd.get("/readyz")[0] == 200
     waiting.join(20)  # the client's end frees both slots
     assert not waiting.is_alive()
@@ -354,12 +353,10 @@ async def test_what_a_reload_has_read_is_used(tmp_path: Path, monkeypatch: pytes
     wish = (await daemon.service.deployments.deploy("m", "me"))[0].wanted
     assert wish and (wish.slots, wish.context, wish.batch, wish.chunk, wish.threads) == (2, 512, 128, 64, 1)
     assert daemon.seats.total == daemon.service.forms.maker._threads() == 1
-    daemon.serving.admission._slots = lambda model: 2
-    alice, ask = Principal("alice", "user", "1", "127.0.0.1"), partial(Ask, "/there", "m")
-    several = Generate((RawText("hello"),), SamplingWish(1), choices=3)
-    daemon.serving.admission.enter(alice, ask(several))
-    with pytest.raises(QueueFull, match="m has as many requests waiting as it takes"):
-        daemon.serving.admission.enter(alice, ask(Tokenize("hello")))
+    daemon.serving.admission._capacity = lambda model: Capacity(2, 2)
+    daemon.serving.admission.enter("alice", 1.0, Ask("/there", "m", Tokenize("hello")))
+    with pytest.raises(QueueFull, match="as many requests wait for this model as it takes"):
+        daemon.serving.admission.enter("alice", 1.0, Ask("/there", "m", Tokenize("hello")))
     daemon.audit._writer._write = lambda db, entries: 1 / 0  # type: ignore[assignment, method-assign]
     async with daemon.acts("admin.deploy", "me"):
         assert daemon.serving.books.unaudited()

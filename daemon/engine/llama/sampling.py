@@ -64,6 +64,13 @@ class Sampling:
         filters = (1, 1.0, 0.0, 1.0) if greedy else (params.top_k, params.top_p, params.min_p, params.temperature)
         self._states[slot] = (*filters, seed & (1 << 64) - 1, 0)
 
+    def state(self, slot: int) -> Any:
+        """As its sequence has it, to go on with in any slot."""
+        return self._states[slot].copy()
+
+    def resume(self, slot: int, state: Any) -> None:
+        self._states[slot] = state
+
     def choose(self, logits: int, size: int, rows: Sequence[int], slots: Sequence[int]) -> list[int]:
         """The next token of each slot from its row; 0 where a row holds no number."""
         at, of, tokens = np.array(rows, np.int64), np.array(slots, np.int64), np.empty(len(rows), np.int64)

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from llmd.api.http.streams import EventStream, Opened, progress, until_left
 from llmd.daemon import limits
-from llmd.daemon.errors import QueueFull
+from llmd.daemon.errors import LlmdError, QueueFull
 
 
 class Source:
@@ -85,6 +85,36 @@ async def test_what_refuses_it_before_the_first_byte_is_raised() -> None:
     with pytest.raises(QueueFull):
         await EventStream(refused())({"type": "http", "extensions": {}}, client.receive, client.send)
     assert client.messages == []
+
+
+async def test_one_that_waits_long_to_begin_gets_comments_and_then_what_it_came_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "PING_SECONDS", 0.05)
+    told = asyncio.Event()
+
+    @asynccontextmanager
+    async def late(error: LlmdError | None) -> AsyncIterator[Opened]:
+        await told.wait()
+        if error:
+            raise error
+        yield Opened({"X-Request-Id": "req-1"}, Source(b"data: a\n\n", None)._events())
+
+    def failed(error: LlmdError) -> bytes:
+        return f"event: error\ndata: {error.code}\n\n".encode()
+
+    for error, end in ((None, b"data: a\n\n"), (QueueFull("full"), b"event: error\ndata: queue_full\n\n")):
+        told.clear()
+        client, scope = Client(), {"type": "http", "extensions": {}}
+        task = asyncio.create_task(EventStream(late(error), failed)(scope, client.receive, client.send))
+        async with asyncio.timeout(5):
+            while client.body.count(b": keep-alive\n\n") < 3:
+                await asyncio.sleep(0.01)
+            told.set()
+            await task
+        kinds = [message["type"] for message in client.messages]
+        assert kinds.count("http.response.start") == 1 and kinds[0] == "http.response.start"
+        assert client.body.replace(b": keep-alive\n\n", b"") == end and not client.messages[-1]["more_body"]
 
 
 async def test_an_idle_stream_gets_comments(monkeypatch: pytest.MonkeyPatch) -> None:

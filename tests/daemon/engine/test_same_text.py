@@ -155,3 +155,33 @@ def test_the_real_model_at_every_length(model_file: Path, length: int) -> None:
     assert driver.run(exact(5, tokens[:length], 24))[5, 0] == said  # on the prefix that is there now
     assert alone(made, request) == said
     made.close()
+
+
+def sampled(kind: str, id_: int, prompt: Sequence[int], tokens: int) -> Request:
+    """With a seed: by our own sampling, and by llama.cpp's samplers."""
+    more: dict[str, Any] = {
+        "own": {}, "penalties": {"repeat_penalty": 1.3, "frequency_penalty": 0.4}, "all": {"top_k": 0, "top_p": 1.0},
+        "greedy": {"temperature": 0.0, "repeat_penalty": 1.2},
+    }[kind]  # fmt: skip
+    params = SamplingParams(**{"max_tokens": tokens, "ignore_eos": True, "temperature": 1.5, "seed": 11, **more})
+    return Request(id_, "a", tuple(prompt), params)
+
+
+@pytest.mark.parametrize("kind", ["own", "penalties", "all", "greedy"])
+def test_what_gives_its_slot_to_others_goes_on_as_if_it_had_not(small: LlamaRunner, kind: str) -> None:
+    dice = random.Random(5)
+    requests = [sampled(kind, 1 + i, text(dice, 90), 40) for i in range(SLOTS)]
+    expected = [alone(small, one) for one in requests]
+    driver = Driver(small, lambda: 1)
+    for one in requests:
+        driver.scheduler.add(one)
+    gave = 0
+    for number in range(6):
+        for _ in range(7):
+            driver.step()
+        driver.scheduler.add(company(100 + number, text(dice, 70), 5, "b"))
+        driver.step()
+        gave += any(s.generated for s in driver.scheduler.waiting)
+    driver.run()
+    assert gave >= 3
+    assert [driver.said[one.id, 0] for one in requests] == expected

@@ -1,6 +1,7 @@
 """The scheduler alone: what it plans, and that everything it is given ends exactly once."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -406,7 +407,8 @@ class Driver:
             self.ends |= {(self.ids, c): 0 for c in range(choices)}
             seed = rng.choice([None, 1])
             given: dict[str, Any] = {"choices": choices, "max_tokens": rng.randrange(1, 30), "seed": seed}
-            self.s.add(ask(self.ids, prompt, owner=rng.choice("ab"), **given))
+            owner = rng.choice("abcd")
+            self.s.add(replace(ask(self.ids, prompt, owner=owner, **given), weight=1.0 + ord(owner) % 3))
         if rng.random() < 0.1 and self.ids:
             for sequence in self.s.cancel(rng.randrange(1, self.ids + 1)):
                 self.ends[sequence.request.id, sequence.choice] += 1
@@ -424,7 +426,7 @@ class Driver:
                 self.kv[start.slot] = list(self.kv[start.copy_from])
             if not self.s.info.can_trim and start.keep:
                 assert len(self.kv[start.slot]) == start.keep
-            assert tuple(self.kv[start.slot][: start.keep]) == start.prompt[: start.keep]
+            assert tuple(self.kv[start.slot][: start.keep]) == (start.prompt + start.generated)[: start.keep]
             assert start.keep < len(start.prompt) + len(start.generated)
             del self.kv[start.slot][start.keep :]
         for chunk in plan.chunks:
@@ -452,6 +454,84 @@ def test_whatever_happens_everything_ends_once_and_every_slot_is_free(seed: int,
         driver.step()
     assert set(driver.ends.values()) <= {1}
     assert all(driver.s.space.at(slot) is None for slot in range(len(driver.kv)))
+
+
+def test_slots_are_taken_and_given_back_in_what_is_driven() -> None:
+    """Else the random driver would show nothing of that."""
+    back = 0
+    for seed in range(20):
+        driver = Driver(random.Random(seed), True, False)
+        while driver.ids < 60:
+            driver.act()
+            back += sum(bool(s.generated) for s in driver.s.waiting)
+    assert back > 20
+
+
+def held(s: Scheduler) -> dict[str, int]:
+    return dict(Counter(q.request.owner for q in s.running))
+
+
+def test_who_is_alone_has_all_slots_and_gives_them_back_as_others_come() -> None:
+    s = make(slots=8)
+
+    def after(*added: Request) -> dict[str, int]:
+        for request in added:
+            s.add(request)
+        for _ in range(3):  # a second choice's prompt is the first one's
+            step(s)
+        return held(s)
+
+    assert after(ask(1, words(1, 10), max_tokens=100, choices=20)) == {"a": 8}
+    assert after(ask(2, words(2, 10), owner="b", max_tokens=100, choices=2)) == {"a": 6, "b": 2}
+    assert after(ask(3, words(3, 10), owner="b", max_tokens=100, choices=20)) == {"a": 4, "b": 4}
+    twice = replace(ask(4, words(4, 10), owner="c", max_tokens=100, choices=20), weight=2.0)
+    assert after(twice) == {"a": 2, "b": 2, "c": 4}
+    for id_ in (2, 3, 4):
+        s.cancel(id_)
+    assert after() == {"a": 8}
+
+
+def test_who_has_next_to_no_weight_has_its_turn_all_the_same() -> None:
+    """The daemon lets it in when its turn has come; it is not passed by then."""
+    s = make(slots=4)
+    for n in range(8):
+        s.add(ask(n, words(n, 10), max_tokens=5))
+    step(s)
+    s.add(replace(ask(50, words(50, 10), owner="batch", max_tokens=5), weight=0.01))
+    for n in range(100, 200):
+        s.add(ask(n, words(n, 10), max_tokens=5))
+        _, tokens = step(s)
+        if any(t.sequence.request.owner == "batch" for t in tokens):
+            break
+    assert n < 110
+    while any(q.request.owner == "batch" for q in s.running):
+        step(s)
+    assert not any(q.request.owner == "batch" for q in s.waiting), "and keeps it"
+
+
+def test_more_owners_than_slots_take_none_from_each_other() -> None:
+    s = make(slots=2)
+    for n, owner in enumerate("abcd"):
+        s.add(ask(n, words(n, 10), owner=owner, max_tokens=50))
+    starts = sum(len(step(s)[0].starts) for _ in range(40))
+    assert starts == 2 and len(s.waiting) == 2
+
+
+def test_the_one_that_has_said_least_waits_again_and_goes_on_where_it_was() -> None:
+    s = make(slots=2, context=64)
+    s.add(ask(1, words(1, 10), max_tokens=40, seed=1))
+    step(s)
+    step(s)
+    s.add(ask(2, words(2, 10), max_tokens=40, seed=1))
+    step(s)
+    s.add(ask(3, words(3, 10), owner="b", max_tokens=2))
+    step(s)
+    (again,) = s.waiting
+    assert again.request.id == 2 and again.generated == 1
+    said: Counter[int] = Counter()
+    while s.busy:
+        said.update(t.sequence.request.id for t in step(s)[1])
+    assert said[2] == 39 and said[1] == 36
 
 
 def test_places_are_refused_and_taken_away_in_what_is_driven() -> None:

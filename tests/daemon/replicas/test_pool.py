@@ -36,6 +36,10 @@ async def pool() -> AsyncIterator[Pool]:
     await pool.close(0)
 
 
+def slots(deployment: Deployment) -> int:
+    return deployment.capacity.slots if deployment.capacity else 0
+
+
 async def ready(deployment: Deployment) -> None:
     async with asyncio.timeout(20):
         while deployment.state != "ready":
@@ -79,7 +83,7 @@ async def test_requests_are_spread_and_conversations_stay(pool: Pool) -> None:
     deployment = pool.deploy("m", "0" * 64, WISH, replicas=2)
     await ready(deployment)
     pids = {one.worker.pid for one in deployment.replicas if one.worker}
-    assert len(pids) == 2 and deployment.slots == 4
+    assert len(pids) == 2 and slots(deployment) == 4
     spread = [ask(pool, "hello", 200) for _ in range(4)]
     assert sorted(one.worker.open_sequences for one in deployment.replicas if one.worker) == [2, 2]
     for stream in spread:
@@ -89,7 +93,7 @@ async def test_requests_are_spread_and_conversations_stay(pool: Pool) -> None:
     busy = [ask(pool, "hello", 200) for _ in range(1)]
     assert isinstance(await end(first), Finished)
     again = ask(pool, talk + " and more")
-    assert again._worker is first._worker
+    assert again.calls[0].worker is first.calls[0].worker
     assert isinstance(await end(again), Finished)
     for stream in busy:
         stream.cancel()
@@ -99,15 +103,15 @@ async def test_a_replicas_death_is_invisible_to_the_others_streams(pool: Pool) -
     deployment = pool.deploy("m", "0" * 64, WISH, replicas=2)
     await ready(deployment)
     streams = [ask(pool, "hello", 150) for _ in range(2)]
-    dying = next(one for one in deployment.replicas if one.worker is streams[0]._worker)
-    assert dying.worker and streams[1]._worker is not dying.worker
+    dying = next(one for one in deployment.replicas if one.worker is streams[0].calls[0].worker)
+    assert dying.worker and streams[1].calls[0].worker is not dying.worker
     await asyncio.gather(*(s.next() for s in streams))
     os.kill(dying.worker.pid, signal.SIGKILL)
     failed = await end(streams[0])
     assert isinstance(failed, Failed) and failed.code == "worker_lost"
     assert deployment.ready
     late = ask(pool, "hello")
-    assert late._worker is streams[1]._worker and isinstance(await end(late), Finished)
+    assert late.calls[0].worker is streams[1].calls[0].worker and isinstance(await end(late), Finished)
     async with asyncio.timeout(5):
         while deployment.state != "degraded":
             await deployment.changed.wait()
@@ -127,7 +131,7 @@ async def test_more_and_fewer_replicas_touch_none_that_stays(pool: Pool) -> None
     async with asyncio.timeout(10):
         while len(deployment.replicas) > 1:
             await deployment.changed.wait()
-    assert deployment.worker is stream._worker, "the busy one stays"
+    assert deployment.worker is stream.calls[0].worker, "the busy one stays"
     assert isinstance(await end(stream), Finished)
 
 
@@ -142,7 +146,7 @@ async def test_new_settings_go_round_one_after_the_other_and_something_always_se
             assert deployment.ready
             most = max(most, len(deployment.replicas))
             await deployment.changed.wait()
-    assert not old & {one.number for one in deployment.replicas} and deployment.slots == 6 and most <= 4
+    assert not old & {one.number for one in deployment.replicas} and slots(deployment) == 6 and most <= 4
 
 
 async def test_auto_is_one_on_each_gpu_that_holds_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.replicas.pool import Pool
 from llmd.daemon.serving.access import Access
-from llmd.daemon.serving.answer import Answer, Serving
+from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.ask import Ask
+from llmd.daemon.serving.begun import Answer
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.events import Event, Failed, Finished, Tokenized
 from llmd.daemon.wire.work import Generate, RawText, SamplingWish, Tokenize, Tokens, Work
@@ -32,7 +33,7 @@ MONDAY_NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
 
 def wish(form: str) -> Wish:
-    return Wish("", 1, 256, 64, 32, 1, form=form, engine="fake", fake={"text": "one two", "step_seconds": 0.01})
+    return Wish("", 2, 256, 64, 32, 1, form=form, engine="fake", fake={"text": "one two", "step_seconds": 0.01})
 
 
 @dataclass

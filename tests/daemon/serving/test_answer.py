@@ -35,10 +35,11 @@ from llmd.daemon.metrics import Metrics
 from llmd.daemon.planning.plan import Wish
 from llmd.daemon.replicas.deployment import Deployment
 from llmd.daemon.replicas.pool import Pool
-from llmd.daemon.replicas.stream import Stream
+from llmd.daemon.replicas.stream import Call, Stream
 from llmd.daemon.serving import answer as answer_module
-from llmd.daemon.serving.answer import Answer, Serving
+from llmd.daemon.serving.answer import Serving
 from llmd.daemon.serving.ask import Ask
+from llmd.daemon.serving.begun import Answer
 from llmd.daemon.serving.holding import Whole
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.control import Cancel, Settings
@@ -178,7 +179,7 @@ async def test_who_is_refused_by_the_log_itself_leaves_its_place(place: Place, m
             with pytest.raises(AuditUnavailable):
                 await place.ask(generate(1))
     assert isinstance((await place.ask(generate(1)))[-1], Finished)
-    assert place.serving.admission.enter(ALICE, Ask("/there", "m", generate(1, choices=2)))
+    assert place.serving.admission.enter("alice", 1.0, Ask("/there", "m", generate(1, choices=2))).begun
 
 
 async def test_a_worker_that_is_lost_while_the_row_is_written_is_an_error(
@@ -388,7 +389,7 @@ class Silent:
     def send(self, message: object) -> None:
         self.sent.append(message)
 
-    def forget(self, stream: Stream) -> None: ...
+    def forget(self, call: Call, ended: int) -> None: ...
 
 
 async def held_answer(events: list[Event], bad: str) -> tuple[list[Event], Answer, Silent]:
@@ -401,13 +402,14 @@ async def held_answer(events: list[Event], bad: str) -> tuple[list[Event], Answe
         for _, _, text, what in whole:
             checked.append(text)
             if text == bad:
-                stream.feed(Text(1, 0, "after it", 3, 0))
+                stream.feed(Text(1, 0, "after it", 3, 0), call)
                 raise AnswerInvalid(f"{what} does not fit", param="response_format")
 
-    stream = Stream(worker, 1, 2, lambda: None)
+    stream = Stream(worker, 2, lambda _: None)
+    call = Call(worker, 1, stream, 2)
     answer = Answer("req-1", "m", 99, stream, work, check)
     for event in events:
-        stream.feed(event)
+        stream.feed(event, call)
     return [event async for several in answer for event in several], answer, worker
 
 
