@@ -221,13 +221,41 @@ async def run(box: Box, folder: Path, a: argparse.Namespace) -> list[str]:
     lines.append(f"Peak: {best:.1f} output tokens/s, {requests:.2f} requests/s.\n")
     print(lines[-1], flush=True)
     rate = OVERLOAD * requests
+    if "overload" in a.parts:
+        lines += await beyond(modest, greedy, probe, a, rate, best)
+        print("\n".join(lines), flush=True)
+    if "shares" in a.parts:
+        of = [people[name] for name in ("one", "two", "four")]
+        got = await shares(box, of, a, rate / 3)
+        apart = max(abs(got[n] / got[0] / weight - 1) for n, weight in ((1, 2), (2, 4)))
+        lines += [
+            f"Weights of 1, 2 and 4: {got[0]:,}, {got[1]:,} and {got[2]:,} tokens, "
+            f"1 : {got[1] / got[0]:.2f} : {got[2] / got[0]:.2f}, at most {100 * apart:.0f} % apart (target: 10 %).\n",
+        ]
+        print(lines[-1], flush=True)
+        await asyncio.sleep(3)
+    if "greed" in a.parts:
+        lines += ["| beside | first token, median | most | later than alone (target: 1 s) |", "|---|---|---|---|"]
+        found = await greed(modest[0], greedy, a)
+        for name, (middle, most) in found.items():
+            later = f"{middle - found['alone'][0]:.2f} s, at most {most - found['alone'][0]:.2f} s"
+            lines.append(f"| {name} | {middle:.2f} s | {most:.2f} s | {later if name != 'alone' else ''} |")
+    for person in people.values():
+        await person.__aexit__()
+    return lines
+
+
+async def beyond(
+    modest: list[Person], greedy: Person, probe: Person, a: argparse.Namespace, rate: float, best: float
+) -> list[str]:
+    """Overload without and with the greedy one."""
     without, _ = await overload(modest, None, probe, a, rate)
     before = {p.name: percentile(p.seen.first, 0.95) for p in modest}
     with_, probed = await overload(modest, greedy, probe, a, rate)
     refused = [took for p in (*modest, greedy) for took in p.seen.refused]
     worst = max(percentile(p.seen.first, 0.95) / before[p.name] for p in modest)
     tokens = [p.seen.tokens for p in modest]
-    lines += [
+    return [
         "| overload, ten times the peak | figure | target |",
         "|---|---|---|",
         f"| goodput, of the peak | {with_ / best:.2f} ({without / best:.2f} without the greedy one) | ≥ 0.9 |",
@@ -238,24 +266,6 @@ async def run(box: Box, folder: Path, a: argparse.Namespace) -> list[str]:
         f"| answers that failed | {sum(p.seen.failed for p in (*modest, greedy))} | 0 |",
         "",
     ]
-    print("\n".join(lines), flush=True)
-    of = [people[name] for name in ("one", "two", "four")]
-    got = await shares(box, of, a, rate / 3)
-    apart = max(abs(got[n] / got[0] / weight - 1) for n, weight in ((1, 2), (2, 4)))
-    lines += [
-        f"Weights of 1, 2 and 4: {got[0]:,}, {got[1]:,} and {got[2]:,} tokens, "
-        f"1 : {got[1] / got[0]:.2f} : {got[2] / got[0]:.2f}, at most {100 * apart:.0f} % apart (target: 10 %).\n",
-    ]
-    print(lines[-1], flush=True)
-    await asyncio.sleep(3)
-    lines += ["| beside | first token, median | most | later than alone (target: 1 s) |", "|---|---|---|---|"]
-    found = await greed(modest[0], greedy, a)
-    for name, (middle, most) in found.items():
-        later = f"{middle - found['alone'][0]:.2f} s, at most {most - found['alone'][0]:.2f} s"
-        lines.append(f"| {name} | {middle:.2f} s | {most:.2f} s | {later if name != 'alone' else ''} |")
-    for person in people.values():
-        await person.__aexit__()
-    return lines
 
 
 def main() -> None:
@@ -270,6 +280,7 @@ def main() -> None:
     p.add_argument("--words", type=int, default=30, help="of a prompt")
     p.add_argument("--tokens", type=int, default=32, help="of an answer")
     p.add_argument("--asks", type=int, default=10, help="of the modest client beside each kind of greed")
+    p.add_argument("--parts", nargs="+", default=["overload", "shares", "greed"])
     p.add_argument("--out", default=str(HERE / "results" / "overload.md"))
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as name:

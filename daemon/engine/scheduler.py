@@ -13,7 +13,8 @@ read behind a long one, and the long one has half of its owner's turns whatever 
 
 Slots are shared by weight too. Who is alone may have them all; where they are taken and an owner waits that would have
 no more than its share with one more, an owner that has no less than its own with one less gives one back: its sequence
-that has said the least waits again.
+that has said the least waits again. Where both would have as many then, that is PATIENCE steps later: one may become
+free by itself, and what is taken back is computed twice.
 
 Where a sequence lives is the space's to say (`Space` in `protocols.py`; `slots.py` is llama.cpp's): a prompt gets a
 place when its turn to be read comes. One that loses its place, be it to the space, waits again, and reads what it had
@@ -42,6 +43,8 @@ MANY_PROMPTS = 4
 PIECE = 64
 SHORT = 128
 LITTLE = 16
+# steps that an owner waits before it takes a slot from one that would have as many as it then
+PATIENCE = 16
 
 _arrived = attrgetter("arrived")
 
@@ -63,6 +66,7 @@ class Scheduler:
         self._starts: dict[Sequence, Start] = {}
         self._ends: dict[Sequence, int] = {}
         self._lost: set[Sequence] = set()  # of the step: whose place was taken away
+        self._short: Counter[str] = Counter()  # steps in which an owner has waited for no more than its share
         self._may_enter: Counter[str] | None = None  # of the step: how many of each owner; None: all
 
     def add(self, request: Request) -> None:
@@ -174,6 +178,7 @@ class Scheduler:
         self._may_enter = None
         free = self.info.slots - len(self.running)
         if len(self.waiting) <= free:
+            self._short.clear()
             return
         weights = {s.request.owner: s.request.weight for s in (*self.running, *self.waiting)}
         have = Counter(s.request.owner for s in self.running)
@@ -182,6 +187,7 @@ class Scheduler:
             if not sequence.held_up:
                 want.setdefault(sequence.request.owner, []).append(sequence.arrived)
         may: Counter[str] = Counter()
+        short: Counter[str] = Counter()
         while want and may.total() < MAX_STARTS + free:
             least = min(want, key=lambda owner: (have[owner] + 1) / weights[owner])
             level = (have[least] + 1) / weights[least]
@@ -190,18 +196,22 @@ class Scheduler:
             elif self._take_back(least, level, have, weights):
                 new = least
             else:
+                short[least] = self._short[least] + 1
                 break
             have[new] += 1
             may[new] += 1
             want[new].pop()
             if not want[new]:
                 del want[new]
-        self._may_enter = may
+        self._may_enter, self._short = may, short
 
     def _take_back(self, owner: str, level: float, have: Counter[str], weights: dict[str, float]) -> bool:
         """Whether somebody has no less than its share without one of its slots: it waits again, for this owner."""
         most = max(have, key=lambda name: (have[name] - 1) / weights[name])
-        if most == owner or (have[most] - 1) / weights[most] < level:
+        keeps = (have[most] - 1) / weights[most]
+        if most == owner or keeps < level:
+            return False
+        if keeps == level and self._short[owner] < PATIENCE:
             return False
         last = min((s for s in self.running if s.request.owner == most), key=lambda s: (s.generated, -s.arrived))
         self.space.leave(last)

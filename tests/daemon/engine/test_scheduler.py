@@ -13,7 +13,7 @@ from paged import Pages
 
 from llmd.daemon.engine import prefixes
 from llmd.daemon.engine.prefixes import MAX_FOUND, common_prefix
-from llmd.daemon.engine.scheduler import LITTLE, SHORT, Scheduler
+from llmd.daemon.engine.scheduler import LITTLE, PATIENCE, SHORT, Scheduler
 from llmd.daemon.engine.slots import MAX_STARTS, Slot, Slots
 from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, SamplingParams, Token, next_cut
 
@@ -477,14 +477,14 @@ def test_who_is_alone_has_all_slots_and_gives_them_back_as_others_come() -> None
     def after(*added: Request) -> dict[str, int]:
         for request in added:
             s.add(request)
-        for _ in range(3):  # a second choice's prompt is the first one's
+        for _ in range(PATIENCE + 3):  # a second choice's prompt is the first one's
             step(s)
         return held(s)
 
-    assert after(ask(1, words(1, 10), max_tokens=100, choices=20)) == {"a": 8}
-    assert after(ask(2, words(2, 10), owner="b", max_tokens=100, choices=2)) == {"a": 6, "b": 2}
-    assert after(ask(3, words(3, 10), owner="b", max_tokens=100, choices=20)) == {"a": 4, "b": 4}
-    twice = replace(ask(4, words(4, 10), owner="c", max_tokens=100, choices=20), weight=2.0)
+    assert after(ask(1, words(1, 10), max_tokens=200, choices=20)) == {"a": 8}
+    assert after(ask(2, words(2, 10), owner="b", max_tokens=200, choices=2)) == {"a": 6, "b": 2}
+    assert after(ask(3, words(3, 10), owner="b", max_tokens=200, choices=20)) == {"a": 4, "b": 4}
+    twice = replace(ask(4, words(4, 10), owner="c", max_tokens=200, choices=20), weight=2.0)
     assert after(twice) == {"a": 2, "b": 2, "c": 4}
     for id_ in (2, 3, 4):
         s.cancel(id_)
@@ -525,13 +525,16 @@ def test_the_one_that_has_said_least_waits_again_and_goes_on_where_it_was() -> N
     s.add(ask(2, words(2, 10), max_tokens=40, seed=1))
     step(s)
     s.add(ask(3, words(3, 10), owner="b", max_tokens=2))
+    for _ in range(PATIENCE):  # the other one would have no more than it
+        step(s)
+        assert s.waiting[0].request.id == 3
     step(s)
     (again,) = s.waiting
-    assert again.request.id == 2 and again.generated == 1
+    assert again.request.id == 2 and again.generated == PATIENCE + 1
     said: Counter[int] = Counter()
     while s.busy:
         said.update(t.sequence.request.id for t in step(s)[1])
-    assert said[2] == 39 and said[1] == 36
+    assert said[2] == 39 - PATIENCE and said[1] == 36 - PATIENCE
 
 
 def test_places_are_refused_and_taken_away_in_what_is_driven() -> None:
