@@ -3,7 +3,8 @@
 
 python benchmarks/overload.py MODEL.gguf [--seconds 300]        results in benchmarks/results/overload.md
 
-1. Peak: eight clients ask in turn, as many at a time as there are slots. Output tokens a second of whole answers.
+1. Peak: eight clients ask in turn, as many at a time as there are slots. Output tokens a second of whole answers, of
+   before and after what follows.
 2. Overload: seven modest clients ask, at random times, five times as much as that; an eighth, greedy one asks as much
    as all of them together. `--seconds` with it, `--seconds` without it. Told: the share of the peak that is answered
    (goodput), how long a refusal takes, /livez on a connection of its own, and each modest client's time to its first
@@ -218,8 +219,7 @@ async def run(box: Box, folder: Path, a: argparse.Namespace) -> list[str]:
     modest, greedy, probe = [people[name] for name in MODEST], people["greedy"], people["probe"]
     lines: list[str] = []
     best, requests = await peak([*modest, greedy], a)
-    lines.append(f"Peak: {best:.1f} output tokens/s, {requests:.2f} requests/s.\n")
-    print(lines[-1], flush=True)
+    print(f"Peak: {best:.1f} output tokens/s, {requests:.2f} requests/s.\n", flush=True)
     rate = OVERLOAD * requests
     if "overload" in a.parts:
         lines += await beyond(modest, greedy, probe, a, rate, best)
@@ -252,12 +252,21 @@ async def beyond(
     without, _ = await overload(modest, None, probe, a, rate)
     before = {p.name: percentile(p.seen.first, 0.95) for p in modest}
     with_, probed = await overload(modest, greedy, probe, a, rate)
+    everybody = [*modest, greedy]
+    kept = {p.name: p.seen for p in everybody}
+    for person in everybody:
+        person.seen = Seen()
+    after, _ = await peak(everybody, a)  # a machine's speed drifts
+    for person in everybody:
+        person.seen = kept[person.name]
+    peaks, best = f"{best:.1f} before, {after:.1f} after", (best + after) / 2
     refused = [took for p in (*modest, greedy) for took in p.seen.refused]
     worst = max(percentile(p.seen.first, 0.95) / before[p.name] for p in modest)
     tokens = [p.seen.tokens for p in modest]
     return [
         "| overload, ten times the peak | figure | target |",
         "|---|---|---|",
+        f"| peak, output tokens/s | {peaks} | |",
         f"| goodput, of the peak | {with_ / best:.2f} ({without / best:.2f} without the greedy one) | ≥ 0.9 |",
         f"| refusals' p99, of {len(refused):,} | {1000 * percentile(refused, 0.99):.0f} ms | ≤ 100 ms |",
         f"| /livez p99, of {len(probed):,} | {1000 * percentile(probed, 0.99):.0f} ms | ≤ 100 ms |",
@@ -275,7 +284,7 @@ def main() -> None:
     p.add_argument("--peak-seconds", type=float, default=45.0)
     p.add_argument("--share-seconds", type=float, default=120.0)
     p.add_argument("--slots", type=int, default=8)
-    p.add_argument("--queue", type=int, default=4, help="requests of a client that may wait")
+    p.add_argument("--queue", type=int, default=8, help="requests of a client that may wait")
     p.add_argument("--context", type=int, default=4096)
     p.add_argument("--words", type=int, default=30, help="of a prompt")
     p.add_argument("--tokens", type=int, default=32, help="of an answer")

@@ -7,6 +7,7 @@ banner.py    what `llmd serve` prints once it can answer
 config.py    the one frozen dataclass, its TOML file
 toml.py      TOML that people write, and its lines
 hours.py     hours of the week in a named zone
+current.py   what holds now and may be replaced
 errors.py    the error tree
 atomic.py    atomic writes
 fair.py      who is next where several owners share one thing

@@ -35,7 +35,7 @@ from llmd.daemon.admin.upkeep import Upkeep
 from llmd.daemon.admin.usage import Usage
 from llmd.daemon.audit.acts import Acts
 from llmd.daemon.audit.log import AuditLog
-from llmd.daemon.config import Config, Current
+from llmd.daemon.config import Config, InUse
 from llmd.daemon.errors import cut
 from llmd.daemon.gpus.faults import Action
 from llmd.daemon.gpus.inventory import Inventory
@@ -87,7 +87,7 @@ class Daemon:
     ) -> None:
         """`read` reads the configuration anew. What reaches out of this process may be another: what tells of the GPUs,
         who plans on them, and the control groups."""
-        self.current = Current(settings, read)
+        self.current = InUse(settings, read)
         self.current.follow(self._changed)
         state = settings.state
         process.apart(state)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmd.daemon import atomic, toml
+from llmd.daemon.current import Current
 from llmd.daemon.errors import MAX_GIVEN, cut, quoted
 
 DEFAULT_FILE = Path("/etc/llmd/llmd.toml")
@@ -74,22 +75,13 @@ class Config:
         return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
-class Current:
-    """The configuration that is in use: whoever needs a value reads it here when it needs it, so that a reload is used
-    by all. Made once, by the composition. `read` gives what the file says by now; it raises ConfigError."""
+class InUse(Current[Config]):
+    """The configuration that is in use, so that a reload is used by all. Made once, by the composition. `read` gives
+    what the file says by now; it raises ConfigError."""
 
     def __init__(self, config: Config, read: Callable[[], Config] | None = None) -> None:
-        self.now, self.read = config, read or (lambda: config)
-        self._told: list[Callable[[Config, Config], None]] = []
-
-    def follow(self, tell: Callable[[Config, Config], None]) -> None:
-        """For what must be done at a change: it gets what was in use, and what is."""
-        self._told.append(tell)
-
-    def use(self, new: Config) -> None:
-        was, self.now = self.now, new
-        for tell in self._told:
-            tell(was, new)
+        super().__init__(config)
+        self.read = read or (lambda: config)
 
 
 def load(file: Path | None, **given: Any) -> Config:

@@ -20,6 +20,7 @@ LOOSE = {
     for leaf in (
         "atomic",
         "config",
+        "current",
         "errors",
         "fair",
         "gate",

@@ -96,8 +96,18 @@ class Changed(Answer):
     ended: int
 
 
+class Left(Answer):
+    """Of a limit that counts, now."""
+
+    limit: int
+    name: str
+    most: int
+    left: int
+
+
 class Tested(Answer):
-    """`rule`: the one that forbids; `forms` may answer; `context`, `output`: tokens, null without a limit."""
+    """`rule`: the one that forbids; `forms` may answer; `context`, `output`: tokens, null without a limit; `weight`:
+    among those who wait; `deadline`: seconds of a whole answer; `left`: of what is counted."""
 
     allowed: bool
     rule: str
@@ -105,6 +115,9 @@ class Tested(Answer):
     context: int | None
     output: int | None
     note: str
+    weight: float
+    deadline: int | None
+    left: list[Left]
 
 
 class Group(Answer):

@@ -139,7 +139,10 @@ def test(client: Client, name: str, model: str, route: str, at: str | None, json
     else:
         bounds = [f"{what} {found[key]:,} tokens" for key, what in _BOUNDS.items() if found[key]]
         forms = [f"forms {', '.join(found['forms'])}"] if found["forms"] else []
-        more = "; ".join([*forms, *bounds, *([found["note"]] if found["note"] else [])])
+        left = [f"{one['name']}: {one['left']:,} of {one['most']:,} left" for one in found["left"]]
+        weight = [f"weight {found['weight']:g}"] if found["weight"] != 1 else []
+        deadline = [f"deadline {found['deadline']:,} s"] if found["deadline"] else []
+        more = "; ".join([*forms, *bounds, *left, *weight, *deadline, *([found["note"]] if found["note"] else [])])
         told = "allowed" if found["allowed"] else f"forbidden: {found['rule']}"
         click.echo(safe(f"{told}{f' ({more})' if more else ''}"))
     if not found["allowed"]:

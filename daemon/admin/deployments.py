@@ -10,7 +10,7 @@ from llmd.daemon.admin.fitting import PLAIN, Deploying, Fitting
 from llmd.daemon.admin.forms import Bringing, Forms
 from llmd.daemon.admin.shown import deployed, made_room
 from llmd.daemon.audit.acts import Acts
-from llmd.daemon.config import Current
+from llmd.daemon.config import InUse
 from llmd.daemon.errors import Conflict, DoesNotFit, LlmdError, ModelNotReady, NotFound, Unavailable
 from llmd.daemon.jobs.queue import Tell
 from llmd.daemon.models.files import ModelStore
@@ -41,7 +41,7 @@ class Serves:
 class Deployments:
     """Made once, by the composition."""
 
-    current: Current
+    current: InUse
     pool: Pool
     planner: Planner
     acts: Acts

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llmd.daemon import atomic
-from llmd.daemon.config import Config, ConfigError, Current, changes
+from llmd.daemon.config import Config, ConfigError, InUse, changes
 from llmd.daemon.errors import AuditUnavailable
 from llmd.daemon.gpus.inventory import Gpu
 from llmd.daemon.gpus.watch import Health, Watcher
@@ -53,7 +53,7 @@ class Ending:
 
 @dataclass(slots=True)
 class Doctor:
-    current: Current
+    current: InUse
     serving: Serving
     store: Store
     state: StateThread

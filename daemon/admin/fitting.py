@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmd.daemon.config import Current
+from llmd.daemon.config import InUse
 from llmd.daemon.errors import BadRequest, Conflict, DoesNotFit, LlmdError, ModelInvalid, Unavailable
 from llmd.daemon.models.checking import check
 from llmd.daemon.models.files import ModelStore
@@ -49,7 +49,7 @@ PLAIN = Deploying()
 
 @dataclass(slots=True)
 class Fitting:
-    current: Current
+    current: InUse
     models: ModelStore
     state: StateThread
     planner: Planner

@@ -188,7 +188,8 @@ class Policies:
             raise NotFound.among("route of clients", self._routes, param="route")
         role, rights = self._roles[client], self.now.of(client)
         answer: dict[str, Any] = {
-            "allowed": False, "rule": "", "forms": [], "context": None, "output": None, "note": "",
+            "allowed": False, "rule": "", "forms": [], "context": None, "output": None, "note": "", "weight": 1.0,
+            "deadline": None, "left": [],
         }  # fmt: skip
         if role not in self._routes[route]:
             return {**answer, "rule": f"the role {role} may not call {route}"}
@@ -211,7 +212,10 @@ class Policies:
         decision, rule = rights.decide(model, forms, route), rights.why(model, forms, route, at)
         return {
             "allowed": not rule, "rule": rule, "note": note, "forms": sorted(decision.forms - {""}),
-            "context": decision.bounds.context, "output": decision.bounds.output,
+            "context": decision.bounds.context, "output": decision.bounds.output, "weight": decision.weight,
+            "deadline": decision.deadline,
+            "left": [{"limit": number, "name": name, "most": most, "left": left} for number, name, most, left
+                     in self._serving.quotas.left(rights.client, decision.counts)],
         }  # fmt: skip
 
     # --- what is known

@@ -17,7 +17,7 @@ from llmd.daemon.admin.policies import Policies
 from llmd.daemon.admin.shown import deployed, made
 from llmd.daemon.admin.usage import Usage
 from llmd.daemon.audit.acts import Acts
-from llmd.daemon.config import ConfigError, Current, changes
+from llmd.daemon.config import ConfigError, InUse, changes
 from llmd.daemon.engine.answers.detecting import named
 from llmd.daemon.errors import BadRequest, Conflict
 from llmd.daemon.identity.pki import Authority
@@ -40,7 +40,7 @@ log = logging.getLogger("llmd.admin")
 class Service:
     """The daemon's parts as an admin's commands use them. Made once, by the composition."""
 
-    current: Current
+    current: InUse
     serving: Serving
     acts: Acts
     store: Store

@@ -99,6 +99,7 @@ class Engine:
         self.step_began: float | None = None  # monotonic; None while there is nothing to do
         self.last_token = time.monotonic()
         self.spending = Spending()
+        self._tokens, self._counted = Counter[str](), -1  # of the last step, and at which `Scheduler.moves`
         self._send = send
         self._inbox: SimpleQueue[_Added | int | None] = SimpleQueue()
         self._live: dict[tuple[int, int], _Live] = {}
@@ -224,12 +225,15 @@ class Engine:
             self._show()
 
     def _tokens_of(self, plan: Plan) -> Counter[str]:
-        """That a step computes for each owner."""
-        found: Counter[str] = Counter()
-        for chunk in plan.chunks:
-            if (sequence := self.scheduler.space.at(chunk.slot)) is not None:
-                found[sequence.request.owner] += len(chunk.tokens)
-        return found
+        """That a step computes for each owner: as the one before, where nobody came or went and no prompt is read."""
+        moves = -1 if self.scheduler.reads else self.scheduler.moves
+        if moves < 0 or moves != self._counted:
+            self._tokens = Counter()
+            for chunk in plan.chunks:
+                if (sequence := self.scheduler.space.at(chunk.slot)) is not None:
+                    self._tokens[sequence.request.owner] += len(chunk.tokens)
+        self._counted = moves
+        return self._tokens
 
     def _take_threads(self) -> None:
         """As many as it has now."""

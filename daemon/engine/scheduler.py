@@ -60,6 +60,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in the order in which they entered
         self._arrivals = 0
+        self.moves = 0  # of sequences, into places and out of them
         self._turns: dict[str, int] = {}  # that each owner with prompts has had
         self._order = Order()
         # of the step: who enters, and to where each one is read
@@ -91,8 +92,14 @@ class Scheduler:
         if sequence.slot < 0:
             self.waiting.remove(sequence)
             return
+        self.moves += 1
         self.running.remove(sequence)
         self.space.leave(sequence)
+
+    @property
+    def reads(self) -> bool:
+        """The step that was planned last computes tokens of prompts."""
+        return bool(self._ends)
 
     @property
     def busy(self) -> bool:
@@ -167,6 +174,7 @@ class Scheduler:
 
     def _wait_again(self, sequence: Sequence) -> None:
         """It has lost its place."""
+        self.moves += 1
         self.running.remove(sequence)
         sequence.slot, sequence.computed = -1, 0
         sequence.repeats = bool(self.block) and sequence.exact  # its text is promised
@@ -278,6 +286,7 @@ class Scheduler:
             start = None if sequence in self._lost else self.space.enter(sequence)
             if start is not None:
                 self.waiting.remove(sequence)
+                self.moves += 1
                 self.running.append(sequence)
                 self._starts[sequence] = start
                 if self._may_enter is not None:

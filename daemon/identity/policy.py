@@ -12,10 +12,11 @@ A policy always has grants: without one there is none, and roles alone decide (`
 answers, never how it was asked for; the local admin is never judged.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from llmd.daemon.current import Current
 from llmd.daemon.hours import Hours
 from llmd.daemon.identity.principal import Principal
 
@@ -283,21 +284,12 @@ def _by_name(named: Iterable[Sequence[str]]) -> dict[str, list[int]]:
     return found
 
 
-class InForce:
-    """The policy that holds now: whoever judges asks here. Made once, by the composition; the event loop owns it."""
+class InForce(Current[Policy]):
+    """The policy that holds now: whoever judges asks here. Made once, by the composition."""
 
     def __init__(self, policy: Policy | None = None) -> None:
-        self.now, self._none = policy or Policy.none(), Policy.none()
-        self._told: list[Callable[[Policy, Policy], None]] = []
-
-    def follow(self, tell: Callable[[Policy, Policy], None]) -> None:
-        """For what must be done at a change: it gets what held, and what does."""
-        self._told.append(tell)
-
-    def use(self, new: Policy) -> None:
-        was, self.now = self.now, new
-        for tell in self._told:
-            tell(was, new)
+        super().__init__(policy or Policy.none())
+        self._none = Policy.none()
 
     def of(self, principal: Principal) -> Rights:
         """The local admin's are all: nobody can lock them out."""

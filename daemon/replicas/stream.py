@@ -8,7 +8,7 @@ from llmd.daemon import limits
 from llmd.daemon.errors import ClientTooSlow, LlmdError
 from llmd.daemon.metrics import ModelMetrics
 from llmd.daemon.wire.control import Cancel
-from llmd.daemon.wire.events import Answered, Event, Failed, Finished, Reasoning, Text, ToolCalled, moved
+from llmd.daemon.wire.events import Answered, Event, Failed, Finished, Reasoning, Started, Text, ToolCalled, moved
 
 
 class Source(Protocol):
@@ -96,17 +96,24 @@ class Stream:
             case Finished():
                 self._count(event)
                 self._over(call)
+            case Started():
+                if self.counted:
+                    self._metrics.prompt(event.prompt_tokens)
             case Failed() | Answered():
                 self.left = 0
-        if self.owed > limits.MAX_STREAM_BACKLOG and self.left:
-            self.fail(ClientTooSlow("the client does not read its stream"))
-            return
-        if self.most and self.left and max(self.tokens) > self.most[0]:
-            self.fail(self.most[1])
+        if (self.owed > limits.MAX_STREAM_BACKLOG or self.most) and self.left and self._cut():
             return
         if not self.left:
             self._end(over=call)
         self._append(event)
+
+    def _cut(self) -> bool:
+        """It ends here, where its client does not read, or it has more tokens than it may."""
+        if self.owed > limits.MAX_STREAM_BACKLOG:
+            self.fail(ClientTooSlow("the client does not read its stream"))
+        elif self.most and max(self.tokens) > self.most[0]:
+            self.fail(self.most[1])
+        return self.ended
 
     def cancel(self) -> None:
         """Stop the work. No event follows. May be called at any time, also after the end."""

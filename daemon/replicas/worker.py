@@ -27,7 +27,7 @@ from llmd.daemon.replicas import aborts
 from llmd.daemon.replicas.stream import Call, Stream
 from llmd.daemon.wire import frames
 from llmd.daemon.wire.control import Beat, Busy, Fatal, FromWorker, Load, Open, Ready, Settings, Spent, Step, ToWorker
-from llmd.daemon.wire.events import Event, Failed, Started
+from llmd.daemon.wire.events import Event, Failed
 from llmd.daemon.wire.work import Work
 
 log = logging.getLogger("llmd.worker")
@@ -354,8 +354,7 @@ class Worker:
         self._heard = self._loop.time()
         match message:
             case Step(events, busy):
-                for event in events:
-                    self._event(event)
+                self._feed(events)
                 if busy:
                     self.busy = busy
                     positions = self.info.positions if self.info else 1
@@ -374,14 +373,10 @@ class Worker:
             case Fatal(code, text):
                 self._fatal(from_wire(code, text))
 
-    def _event(self, event: Event) -> None:
-        call = self._calls.get(event.id)
-        if call is None:
-            return  # cancelled
-        stream = call.stream
-        if isinstance(event, Started) and stream.counted:
-            self.metrics.prompt(event.prompt_tokens)
-        stream.feed(event, call)
+    def _feed(self, events: tuple[Event, ...]) -> None:
+        for event in events:
+            if call := self._calls.get(event.id):  # else it is cancelled
+                call.stream.feed(event, call)
 
     def _fatal(self, error: LlmdError) -> None:
         """It says that it ends. On GPUs its last lines may know more."""

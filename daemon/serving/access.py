@@ -21,6 +21,10 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+# the local admin's, who tries a model while others keep it busy
+LOCAL_WEIGHT = 64.0
+
+
 class Access:
     """Made once, by `Serving`."""
 
@@ -64,7 +68,8 @@ class Access:
             raise denied(_closed(model, closed[1]), rights.not_open(*closed))
         forms = None if decision.forms == known.forms else decision.forms
         deadline = min(filter(None, (ask.deadline, decision.deadline)), default=None)
-        taken = (forms, decision.bounds, decision.weight, decision.counts, deadline)
+        weight = LOCAL_WEIGHT if principal.local else decision.weight
+        taken = (forms, decision.bounds, weight, decision.counts, deadline)
         if taken == (ask.forms, ask.bounds, ask.weight, ask.counts, ask.deadline):
             return ask
         forms, bounds, weight, counts, deadline = taken

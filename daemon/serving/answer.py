@@ -29,7 +29,7 @@ from llmd.daemon.serving.judging import Schemas
 from llmd.daemon.serving.metering import Meter
 from llmd.daemon.serving.poison import Poison
 from llmd.daemon.serving.queued import Place
-from llmd.daemon.serving.quotas import NO_RATES, Count, Quotas, today
+from llmd.daemon.serving.quotas import NO_RATES, Count, Quotas, Today
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.control import Ready
 
@@ -60,12 +60,13 @@ class Serving:
         self.aside, self.poison = Aside(), Poison()
         self.schemas = schemas or Schemas(self.aside)
         self.policy = policy or InForce()
-        meter = Meter(metrics, lambda: today()[0], lambda client: ",".join(self.policy.now.groups_of(client)))
+        days = Today()
+        meter = Meter(metrics, lambda: days()[0], lambda client: ",".join(self.policy.now.groups_of(client)))
         pool.spent = meter.spent
         self.books = Books(audit, metrics, self.aside, pool.digest, unaudited, meter)
         self.policy.follow(self._policy_changed)
         self.access = Access(pool, self.policy)
-        self.quotas = Quotas(time.monotonic, today)
+        self.quotas = Quotas(time.monotonic, days)
         self._running: dict[Entry, Running] = {}
         self.cut = 0  # running answers that a change of policy has ended
 

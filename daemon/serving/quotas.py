@@ -7,6 +7,7 @@ it has more than was left, it has. A minute is the last 60 seconds, a day this m
 clients by itself, over all of its models together.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -138,6 +139,21 @@ class Quotas:
         least = {kind: min(of, key=lambda rate: (rate.left, -rate.reset), default=None) for kind, of in found.items()}
         return Rates(least["requests"], least["tokens"]) if any(least.values()) else NO_RATES
 
+    def left(self, client: str, counts: Iterable[tuple[int, Limit]]) -> list[tuple[int, str, int, int]]:
+        """Of each limit that counts: its number, its name, how many there may be and how many are left."""
+        found = []
+        for number, limit in counts:
+            for name, most in limit.numbers.items():
+                kind, _, per = name.partition("_per_")
+                if name == "streams":
+                    used: float = sum(used.running for used in self._of(client, limit))
+                elif per:
+                    used, _ = self._spent(client, limit, kind, per)
+                else:
+                    continue
+                found.append((number, name, most, max(0, most - ceil(used))))
+        return found
+
     def note(self, used: _Used, requests: int, tokens: int) -> None:
         used.note(self._clock(), self._today()[0], requests, tokens)
 
@@ -184,3 +200,16 @@ def today() -> tuple[str, float]:
     now = datetime.now().astimezone()
     end = datetime.combine(now.date() + timedelta(days=1), datetime.min.time()).astimezone()
     return now.date().isoformat(), (end - now).total_seconds()
+
+
+class Today:
+    """The same, looked up once a second."""
+
+    def __init__(self) -> None:
+        self._at, self._found = -1.0, ("", 0.0)
+
+    def __call__(self) -> tuple[str, float]:
+        now = time.monotonic()
+        if now - self._at >= 1.0 or self._at < 0:
+            self._at, self._found = now, today()
+        return self._found

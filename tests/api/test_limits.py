@@ -84,6 +84,8 @@ def test_a_client_that_has_asked_as_often_as_it_may_is_told_when_it_may_again(ho
     assert asked(house, bob, chat())[0] == 200, "each client has its own"
     status, headers, _ = asked(house, house.tls(), chat())
     assert status == 200 and not [name for name in headers if name.startswith("x-ratelimit")]
+    told = llmctl(house.state / "admin.sock", "policy", "test", "alice", "smol", CHAT)
+    assert told.exit_code == 0 and "requests_per_minute: 0 of 2 left" in told.stdout
     refused = [row for row in house.llmctl("audit", "tail") if row["kind"] == "refused"]
     assert refused[-1]["body"]["reason"] == "denied by policy" and "requests_per_minute" in refused[-1]["body"]["rule"]
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,15 @@ async def test_an_answer_ends_at_the_longest_output_and_a_prompt_with_it_at_the_
     assert error.value.code == "context_length_exceeded"
     async with house.serving.open(ALICE, Ask("/tokenize", "b", Tokenize("x"))) as answer:
         assert answer.context == 20 and isinstance((await anext(answer))[0], Tokenized)
+
+
+async def test_a_clients_weight_and_deadline_go_with_what_it_asks(house: House) -> None:
+    house.hold(ONE + '[[limits]]\nof = ["alice"]\npriority = "interactive"\nweight = 2\ndeadline_seconds = 60')
+    asked = Ask(CHAT, "b", generate(1))
+    of = {who: house.serving.access.judged(who, asked) for who in (ALICE, LOCAL)}
+    assert (of[ALICE].weight, of[ALICE].deadline) == (16.0, 60) and of[LOCAL].deadline is None
+    assert of[LOCAL].weight > of[ALICE].weight, "who looks after the model waits for nobody"
+    assert house.serving.access.judged(ALICE, replace(asked, deadline=5.0)).deadline == 5.0
 
 
 async def test_each_prompt_of_several_has_its_own_bound(house: House) -> None:

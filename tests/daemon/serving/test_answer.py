@@ -43,7 +43,7 @@ from llmd.daemon.serving.begun import Answer
 from llmd.daemon.serving.holding import Whole
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.control import Cancel, Settings
-from llmd.daemon.wire.events import Detokenized, Event, Failed, Finished, Text, Tokenized
+from llmd.daemon.wire.events import Detokenized, Event, Failed, Finished, Started, Text, Tokenized
 from llmd.daemon.wire.work import (
     Chat,
     ChatMessage,
@@ -362,6 +362,52 @@ async def test_a_lost_worker_is_a_failed_event(place: Place) -> None:
                 os.kill(worker.pid, signal.SIGKILL)
     assert isinstance(events[-1], Failed) and events[-1].code == "worker_lost"
     assert (await place.rows())[-1]["error"] == "worker_lost"
+
+
+async def test_what_waits_here_outlives_its_worker(place: Place) -> None:
+    """What had begun is told; the others are answered by the next process."""
+    place.serving.admission._queue = lambda: 8
+    asked = [asyncio.create_task(place.ask(generate(20, f"{n}"))) for n in range(6)]
+    worker = place.pool.find("m").worker
+    assert worker
+    async with asyncio.timeout(10):
+        while worker.open_sequences < 2:
+            await asyncio.sleep(0.01)
+    os.kill(worker.pid, signal.SIGKILL)
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    ends = [one[-1] if isinstance(one, list) else one for one in told]
+    lost = [end for end in ends if isinstance(end, Failed | WorkerLost)]
+    assert 1 <= len(lost) <= 2 and {end.code for end in lost} == {"worker_lost"}
+    assert len([end for end in ends if isinstance(end, Finished)]) == 6 - len(lost)
+    assert [row["outcome"] for row in await place.rows() if row["kind"] == "finish"].count("length") == 6 - len(lost)
+
+
+async def test_what_waits_is_told_when_its_model_goes(place: Place) -> None:
+    place.serving.admission._queue = lambda: 8
+    asked = [asyncio.create_task(place.ask(generate(100_000, f"{n}"))) for n in range(4)]
+    await asyncio.sleep(0.2)
+    await place.pool.undeploy("m")
+    ends = await asyncio.gather(*asked, return_exceptions=True)
+    assert [isinstance(end, ModelNotFound | ModelNotReady) for end in ends] == [False, False, True, True]
+    admission = place.serving.admission._models["m"]
+    assert not admission._waiting and not admission._inside.total() and not admission.coming
+
+
+async def test_prompts_of_one_request_begin_as_there_is_room_and_one_that_is_wrong_ends_them_all(place: Place) -> None:
+    place.serving.admission._queue = lambda: 8
+    work = Generate(tuple(RawText(f"number {n}") for n in range(6)), SamplingWish(5, temperature=0.0), 2)
+    events = await place.ask(work)
+    ends = {event.choice: event.tokens for event in events if isinstance(event, Finished)}
+    assert ends == dict.fromkeys(range(12), 5) and sum(isinstance(event, Started) for event in events) == 6
+    finish = next(row for row in await place.rows() if row["kind"] == "finish")
+    assert finish["completion_tokens"] == 60
+    assert finish["prompt_tokens"] == sum(e.prompt_tokens for e in events if isinstance(e, Started))
+    wrong = Generate((*work.prompts, RawText("x" * 10_000)), SamplingWish(5, temperature=0.0))
+    failed = (await place.ask(wrong))[-1]
+    assert isinstance(failed, Failed) and failed.code == "context_length_exceeded"
+    admission = place.serving.admission._models["m"]
+    assert not admission._waiting and not admission._inside.total() and not admission.coming
+    assert place.pool.find("m").worker.open_sequences == 0  # type: ignore[union-attr]
 
 
 async def test_the_model_may_be_left_out_where_there_is_one(place: Place) -> None:

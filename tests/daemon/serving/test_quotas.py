@@ -103,6 +103,16 @@ def test_the_tightest_is_told() -> None:
     assert Clocks().quotas.rates("alice", ()) is NO_RATES
 
 
+def test_an_admin_is_told_what_is_left() -> None:
+    at = Clocks(
+        'of = ["*"]\nrequests_per_minute = 10\nstreams = 1\nlongest_output = 5', 'of = ["alice"]\ntokens_per_day = 9'
+    )
+    at.enter(expected=7)
+    assert at.quotas.left("alice", at.decision("alice").counts) == [
+        (1, "requests_per_minute", 10, 9), (1, "streams", 1, 0), (2, "tokens_per_day", 9, 2),
+    ]  # fmt: skip
+
+
 def test_a_second_a_minute_ago_is_forgotten() -> None:
     at = Clocks()
     for _ in range(500):
