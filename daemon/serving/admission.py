@@ -24,6 +24,7 @@ bytes, what will be generated from what usually is, and both are corrected once 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from functools import partial
+from heapq import nsmallest
 from math import ceil, exp
 
 from llmd.daemon.errors import QueueFull, WaitTooLong
@@ -39,6 +40,7 @@ QUEUED_TOKENS = 4096
 # how much one request's figures count in the usual ones
 SMOOTHING = 0.1
 USUAL_OUTPUT = 256.0  # tokens of a sequence, before any has ended
+LOOKED_AT = 8  # owners that wait, of those who might have a slot back
 SPEED_SECONDS = 60.0  # over which speed is measured
 LONGEST_RETRY = 60  # seconds: clients that are told more come back when they like
 
@@ -162,10 +164,12 @@ class _Model:
         capacity = self._capacity()
         if capacity is None or self._free(capacity) > 0:  # 1
             return self._order.next(self._waiting)
-        for owner in sorted(self._waiting, key=self._order.had):  # 2
-            if self._takes(owner, self._weights[owner], capacity):
-                return owner
-        return None
+        keeps = max(((n - 1) / self._weights[owner] for owner, n in self._inside.items()), default=0.0)
+        if keeps <= 0:
+            return None
+        may = (owner for owner in self._waiting if (self._inside[owner] + 1) / self._weights[owner] <= keeps)
+        first = nsmallest(LOOKED_AT, may, key=self._order.had)  # 2
+        return next((owner for owner in first if self._takes(owner, self._weights[owner], capacity)), None)
 
     def _takes(self, owner: str, weight: float, capacity: Capacity) -> bool:
         """Whether an owner's next sequence would have a slot, were they dealt anew: the next one to who has least for
@@ -223,7 +227,7 @@ class _Model:
                 self._measure(prompt + output)
                 self._output = _smoothed(self._output, output / place.sequences)
             self._given[place.owner] -= place.charged
-            self._begun -= Counter({place.owner: 1})
+            self._begun[place.owner] -= 1
             place.begun, place.charged = 0, 0.0
         self.drop(place)
         self._end(place, place.end())
@@ -270,6 +274,7 @@ class _Model:
         if not (self._load.get(owner) or self._inside[owner] or self._begun[owner]):
             self._weights.pop(owner, None)
             self._given.pop(owner, None)
+            self._begun.pop(owner, None)
 
     def _measure(self, tokens: int) -> None:
         now = self._clock()

@@ -3,6 +3,7 @@
 import random
 from collections import Counter, deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -258,6 +259,26 @@ def test_when_to_come_back_follows_what_is_queued() -> None:
     with pytest.raises(QueueFull) as refused:
         house.enter("a")
     assert 3 <= (refused.value.retry_after or 0) <= 8
+
+
+def test_a_thousand_clients_cost_what_a_few_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whom a slot could be given back to is asked of a few, however many wait."""
+    house = House(slots=4, queue=4)
+    greedy = [house.enter("greedy") for _ in range(3)]
+    for n in range(1000):
+        with suppress(QueueFull):
+            house.enter(str(n))
+    asked = Counter[str]()
+    takes = admission_module._Model._takes
+
+    def counted(self: Any, owner: str, *more: Any) -> bool:
+        asked[owner] += 1
+        return takes(self, owner, *more)
+
+    monkeypatch.setattr(admission_module._Model, "_takes", counted)
+    for place in greedy:
+        house.end(place)
+    assert asked.total() <= 3 * 3 * admission_module.LOOKED_AT and house.told >= 50
 
 
 def test_nothing_begins_while_nothing_serves_and_all_do_where_nothing_will() -> None:
