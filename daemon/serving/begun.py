@@ -137,6 +137,7 @@ class Running:
     stream: Stream
     place: Place
     parts: deque[Work]
+    begun: int = 0  # sequences
     forms: set[str] = field(default_factory=set)
     workers: list[Worker] = field(default_factory=list)
 
@@ -146,11 +147,11 @@ class Running:
         self.forms.add(type_of(worker.settings.form))
         if worker not in self.workers:
             self.workers.append(worker)
-        first = self.ask.work.sequences - sum(one.sequences for one in self.parts) - part.sequences
         worker.begin(
-            self.stream, self.principal.name, part, first, bounds=(bounds.context or 0, bounds.output or 0),
+            self.stream, self.principal.name, part, self.begun, bounds=(bounds.context or 0, bounds.output or 0),
             weight=self.ask.weight,
         )  # fmt: skip
+        self.begun += part.sequences
         self.place.opened()
 
     def ended(self, sequences: int) -> None:
