@@ -70,9 +70,7 @@ def used(box: Box) -> dict[str, Any]:
     return box.admin.call("GET", "/usage", by="principal", since="1d")
 
 
-def ask(box: Box, name: str, folder: Path, until: float) -> None:
-    tls = ssl.create_default_context(cafile=str(folder / f"{name}.ca"))
-    tls.load_cert_chain(folder / f"{name}.crt", folder / f"{name}.key")
+def ask(box: Box, tls: ssl.SSLContext, until: float) -> None:
     body = {"model": box.models[0], "prompt": "Once upon a time " * 40, "max_tokens": 200, "ignore_eos": True}
     connection = http.client.HTTPSConnection("127.0.0.1", box.port, context=tls, timeout=120)
     while time.time() < until:
@@ -83,15 +81,8 @@ def ask(box: Box, name: str, folder: Path, until: float) -> None:
         answer.read()
 
 
-def client(box: Box, name: str, folder: Path) -> None:
-    made = box.admin.call("POST", "/clients", {"name": name, "days": 1, "role": "infer", "again": False})
-    for part, ending in (("certificate", "crt"), ("key", "key"), ("ca", "ca")):
-        (folder / f"{name}.{ending}").write_text(made[f"{part}_pem"])
-
-
 def measure(box: Box, folder: Path, a: argparse.Namespace) -> list[str]:
-    for name in ("one", "two"):
-        client(box, name, folder)
+    tls = {name: box.client(name, folder) for name in ("one", "two")}
     time.sleep(a.idle)  # what an idle GPU draws is learned
     samples = Samples()
     samples.start()
@@ -100,7 +91,7 @@ def measure(box: Box, folder: Path, a: argparse.Namespace) -> list[str]:
     for _ in range(a.rounds):
         until = time.time() + a.seconds / a.rounds
         names = ["one"] * a.streams + ["two"] * (2 * a.streams)
-        threads = [threading.Thread(target=ask, args=(box, name, folder, until)) for name in names]
+        threads = [threading.Thread(target=ask, args=(box, tls[name], until)) for name in names]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -16,7 +16,6 @@ import argparse
 import http.client
 import json
 import random
-import ssl
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -36,11 +35,7 @@ class Client:
     """One connection that is kept."""
 
     def __init__(self, box: Box, name: str, folder: Path) -> None:
-        made = box.admin.call("POST", "/clients", {"name": name, "days": 1, "role": "infer", "again": False})
-        for part, ending in (("certificate", "crt"), ("key", "key"), ("ca", "ca")):
-            (folder / f"{name}.{ending}").write_text(made[f"{part}_pem"])
-        tls = ssl.create_default_context(cafile=str(folder / f"{name}.ca"))
-        tls.load_cert_chain(folder / f"{name}.crt", folder / f"{name}.key")
+        tls = box.client(name, folder)
         self._connection = http.client.HTTPSConnection("127.0.0.1", box.port, context=tls, timeout=120)
 
     def ask(self, model: str, prompt: str) -> tuple[float, int]:

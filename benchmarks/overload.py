@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import json
 import random
-import ssl
 import statistics
 import tempfile
 import time
@@ -54,11 +53,7 @@ class Person:
     """A client with a certificate of its own."""
 
     def __init__(self, box: Box, name: str, folder: Path) -> None:
-        made = box.admin.call("POST", "/clients", {"name": name, "days": 1, "role": "infer", "again": False})
-        for part, ending in (("certificate", "crt"), ("key", "key"), ("ca", "ca")):
-            (folder / f"{name}.{ending}").write_text(made[f"{part}_pem"])
-        self.tls = ssl.create_default_context(cafile=str(folder / f"{name}.ca"))
-        self.tls.load_cert_chain(folder / f"{name}.crt", folder / f"{name}.key")
+        self.tls = box.client(name, folder)
         self.name, self.url, self.seen = name, f"https://127.0.0.1:{box.port}", Seen()
         self.dice = random.Random(name)
         self.model = box.models[0]

@@ -64,6 +64,13 @@ class Llmd:
         self.llmctl("client", "issue", name, "--out", str(folder))
         return self.tls(name, folder)
 
+    def issue_anew(self, folder: Path, *names: str) -> None:
+        """Certificates for clients, be they known already, into that folder."""
+        known = {one["name"] for one in self.llmctl("client", "list")}
+        for name in names:
+            again = ["--again"] if name in known else []
+            self.llmctl("client", "issue", name, "--out", str(folder), "--force", *again)
+
     def post(self, route: str, body: Any, tls: ssl.SSLContext | None = None) -> tuple[int, dict[str, str], Any]:
         """Status, headers and parsed JSON of one request; `body` is bytes as they are, or a value to encode."""
         connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=tls or self.tls(), timeout=60)

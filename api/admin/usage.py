@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import Field
 
 from llmd.api.admin.parts import Admin, Answer
 from llmd.api.http.routes import ADMIN, Route
@@ -23,7 +22,7 @@ class Figures(Answer):
 class Row(Figures):
     """Of one of them; a `group` "" has the clients that are in none."""
 
-    principal: Annotated[str | None, Field()] = None
+    principal: str | None = None
     model: str | None = None
     group: str | None = None
     day: str | None = None

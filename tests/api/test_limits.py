@@ -35,10 +35,7 @@ def limited(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture
 def house(limited: Llmd, tmp_path: Path) -> Iterator[Llmd]:
     """Its clients alice and bob have certificates in `tmp_path`."""
-    known = {one["name"] for one in limited.llmctl("client", "list")}
-    for name in ("alice", "bob"):
-        again = ["--again"] if name in known else []
-        limited.llmctl("client", "issue", name, "--out", str(tmp_path), "--force", *again)
+    limited.issue_anew(tmp_path, "alice", "bob")
     yield limited
     limited.llmctl("policy", "revert", "0", "--yes")
 

@@ -28,10 +28,7 @@ def policed(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture
 def house(policed: Llmd, tmp_path: Path) -> Iterator[Llmd]:
     """Its clients alice and bob have certificates in `tmp_path`; without a policy, before and after."""
-    known = {one["name"] for one in policed.llmctl("client", "list")}
-    for name in ("alice", "bob"):
-        again = ["--again"] if name in known else []
-        policed.llmctl("client", "issue", name, "--out", str(tmp_path), "--force", *again)
+    policed.issue_anew(tmp_path, "alice", "bob")
     yield policed
     policed.llmctl("policy", "revert", "0", "--yes")
 

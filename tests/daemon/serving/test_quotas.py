@@ -82,7 +82,9 @@ def test_what_was_not_let_in_after_all_does_not_count() -> None:
     at = Clocks('of = ["*"]\nrequests_per_minute = 1\ntokens_per_minute = 10')
     for _ in range(5):
         at.enter(expected=100).undo()
+    assert [left for *_, left in at.quotas.left("alice", at.decision("alice").counts)] == [1, 10]
     at.enter()
+    assert at.refused().rule.endswith("limit 1, requests_per_minute")
 
 
 def test_what_was_before_a_start_counts_on_its_day() -> None:
