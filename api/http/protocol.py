@@ -2,7 +2,8 @@
 
 Deadlines for a request's head and body, bounds on the head, one valid Host, no upgrades, and the peer's identity handed
 on in `scope["extensions"]`. A request that breaks a rule is answered here, before the application sees it. The send
-path is uvicorn's own, untouched: a streamed event costs nothing here.
+path is uvicorn's own, but for an answer of known length, whose head goes out with its body: a streamed event costs
+nothing here.
 """
 
 import asyncio
@@ -136,6 +137,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._check_head()
         self._set_deadline(limits.BODY_SECONDS, BodyTimeout("the body did not come in time"))
         super().on_headers_complete()
+        self.cycle.transport = _InOne(self.cycle, self.transport)
         if self.scope["http_version"] == "1.0":
             self.cycle.send = functools.partial(_unchunked, self.cycle, self.cycle.send)  # type: ignore[method-assign]
 
@@ -228,6 +230,34 @@ class GuardedProtocol(HttpToolsProtocol):
         self._deadline = None
         if not self.transport.is_closing():
             self._refuse(error)
+
+
+class _InOne(asyncio.Transport):
+    """One response's way out. The head of one of known length waits for its body: one record and one packet, for which
+    its reader is woken once. Any other is written as it comes, and past this one from then on."""
+
+    def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._cycle, self._transport, self._head = cycle, transport, b""
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        cycle = self._cycle
+        if not self._head and cycle.expected_content_length and cycle.scope["method"] != "HEAD":
+            self._head = data
+            return
+        self._flush(data)
+
+    def _flush(self, data: bytes = b"") -> None:
+        self._cycle.transport = self._transport
+        if self._head or data:
+            self._transport.write(self._head + data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
 
 
 async def _unchunked(cycle: RequestResponseCycle, send: Callable[[Any], Awaitable[None]], message: Any) -> None:

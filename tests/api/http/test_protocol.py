@@ -18,7 +18,8 @@ import trustme
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
 
 from llmd.api.http import protocol
 from llmd.api.http.listener import Listener
@@ -62,6 +63,10 @@ async def short(request: Request) -> Response:
     return EventStream(opening())
 
 
+async def half(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+
+
 @dataclass
 class Server:
     folder: Path
@@ -94,6 +99,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
             Route("/stream", stream),
             Route("/short", short),
             Route("/large", large),
+            Mount("/half", half),
         ]
     )
     listener = Listener(app, ssl=lambda: tls.context, connections=connections)
@@ -492,6 +498,41 @@ async def test_a_client_of_http_1_0_gets_no_chunks(server: Server) -> None:
     assert status(streamed) == 200 and heads(streamed, b"connection") == [b"close"]
     assert not heads(streamed, b"transfer-encoding") and not heads(streamed, b"content-length")
     assert streamed.partition(b"\r\n\r\n")[2] == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
+
+
+async def records(server: Server, data: bytes) -> list[bytes]:
+    """What each record of the answer holds, until the server closes."""
+    context = server.client(server.authority.issue_client("alice"))
+
+    def ask() -> list[bytes]:
+        with socket.create_connection(("127.0.0.1", server.listener.port), 5) as plain:
+            with context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=True) as tls:
+                tls.sendall(data)
+                return list(iter(partial(tls.recv, 65536), b""))
+
+    return await asyncio.to_thread(ask)
+
+
+@pytest.mark.parametrize(
+    "path, wanted",
+    [
+        ("echo", [b'"path":"/echo"']),
+        ("short", [b"transfer-encoding: chunked", b"data: 0", b"data: 1", b"data: 2", b"0\r\n\r\n"]),
+        ("half/", [b"content-length: 9"]),
+    ],
+    ids=["known length", "a stream", "a body that does not come"],
+)
+async def test_a_head_goes_out_with_the_body_that_it_tells_the_length_of(
+    server: Server, path: str, wanted: list[bytes]
+) -> None:
+    got = await records(server, b"GET /%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode())
+    assert got[0].startswith(b"HTTP/1.1 200")
+    assert len(got) == len(wanted) and all(text in record for text, record in zip(wanted, got, strict=True))
+
+
+async def test_a_head_alone_is_not_held_back(server: Server) -> None:
+    (head,) = await records(server, b"HEAD /echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert b"content-length: " in head and head.endswith(b"\r\n\r\n")
 
 
 async def test_one_connection_header_and_the_right_one(server: Server) -> None:
