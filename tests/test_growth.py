@@ -54,7 +54,18 @@ from llmd.daemon.serving import holding
 from llmd.daemon.serving.ask import Ask
 from llmd.daemon.wire import control, events
 from llmd.daemon.wire import frames as wire
-from llmd.daemon.wire.work import Chat, ChatMessage, Generate, RawText, SamplingWish, Tokenize, Tool, ToolCall, Wanted
+from llmd.daemon.wire.work import (
+    Chat,
+    ChatMessage,
+    Count,
+    Generate,
+    RawText,
+    SamplingWish,
+    Tokenize,
+    Tool,
+    ToolCall,
+    Wanted,
+)
 from llmd.quantize import check as quantize_check
 from llmd.quantize import header, shape
 from llmd.quantize.checkpoints import checkpoint, safetensors
@@ -438,6 +449,10 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     "daemon/wire/work.py:Generate.spelled": (
         on(lambda work: work.spelled(), lambda n: Generate(tuple(map(RawText, "a" * n)), SamplingWish(1))),
     ),
+    "daemon/wire/work.py:Count.spelled": (
+        on(lambda work: work.spelled(), lambda n: Count(tuple(map(RawText, "a" * n)))),
+    ),
+    "daemon/wire/work.py:Count.size": (on(lambda work: work.size, lambda n: Count(tuple(map(RawText, "a" * n)))),),
     "daemon/wire/work.py:Chat.size": of_chats(lambda chat: chat.size),
     "daemon/wire/work.py:Generate.size": (
         on(lambda work: work.size, lambda n: Generate(tuple(map(RawText, "a" * n)), SamplingWish(1))),
@@ -690,6 +705,8 @@ BOUNDED: dict[str, str] = {
         )
     },
     "daemon/wire/work.py:ChatMessage.texts": PARTS + "Chat.size",
+    "daemon/wire/work.py:Generate.check": ONE,
+    "daemon/wire/work.py:AtOnce.check": ONE,
     "daemon/wire/work.py:Generate.schemas": "as Wanted's",
     "daemon/wire/work.py:Generate.held_to": "as Wanted's",
     "daemon/serving/ask.py:Ask.held_to": "of 128 tools at most",

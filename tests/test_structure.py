@@ -104,7 +104,7 @@ MAY_USE = {
     "msgspec": {"daemon/wire/*.py", "daemon/state/*.py", "daemon/jobs/*.py", "daemon/models/checking.py"},
     "fastapi": {"api/*"},
     "starlette": {"api/*"},
-    "uvicorn": {"api/http/protocol.py", "api/http/listener.py"},
+    "uvicorn": {"api/http/protocol.py", "api/http/outgoing.py", "api/http/listener.py"},
     "httptools": {"api/http/protocol.py", "api/http/listener.py"},
     "sse_starlette": {"api/http/streams.py"},
 }

@@ -3,6 +3,7 @@
 listener.py    TLS and Unix sockets that serve one application
 handshakes.py  connections before anybody knows who they are
 protocol.py    HTTP/1.1 on one connection, with deadlines, bounds and the peer's identity
+outgoing.py    how a response goes out, where uvicorn knows no better way
 body.py        strict JSON from outside
 routes.py      the table of routes, and who may call them
 app.py         an application of routes

@@ -17,15 +17,16 @@ import pwd
 import re
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from llmd.api.http.error_answers import openai
+from llmd.api.http.outgoing import InOne, unchunked
 from llmd.daemon import limits
 from llmd.daemon.audit.refusals import Refusals
 from llmd.daemon.errors import BadRequest, BodyTimeout, CertificateRevoked, Forbidden, LlmdError, NotFound
@@ -137,9 +138,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._check_head()
         self._set_deadline(limits.BODY_SECONDS, BodyTimeout("the body did not come in time"))
         super().on_headers_complete()
-        self.cycle.transport = _InOne(self.cycle, self.transport)
+        self.cycle.transport = InOne(self.cycle, self.transport)
         if self.scope["http_version"] == "1.0":
-            self.cycle.send = functools.partial(_unchunked, self.cycle, self.cycle.send)  # type: ignore[method-assign]
+            self.cycle.send = functools.partial(unchunked, self.cycle, self.cycle.send)  # type: ignore[method-assign]
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -230,45 +231,6 @@ class GuardedProtocol(HttpToolsProtocol):
         self._deadline = None
         if not self.transport.is_closing():
             self._refuse(error)
-
-
-class _InOne(asyncio.Transport):
-    """One response's way out. The head of one of known length waits for its body: one record and one packet, for which
-    its reader is woken once. Any other is written as it comes, and past this one from then on."""
-
-    def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
-        super().__init__()
-        self._cycle, self._transport, self._head = cycle, transport, b""
-
-    def write(self, data: bytes) -> None:  # type: ignore[override]
-        cycle = self._cycle
-        if not self._head and cycle.expected_content_length and cycle.scope["method"] != "HEAD":
-            self._head = data
-            return
-        self._flush(data)
-
-    def _flush(self, data: bytes = b"") -> None:
-        self._cycle.transport = self._transport
-        if self._head or data:
-            self._transport.write(self._head + data)
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-
-async def _unchunked(cycle: RequestResponseCycle, send: Callable[[Any], Awaitable[None]], message: Any) -> None:
-    """To a client of HTTP/1.0, which knows no chunks: a body of unknown length ends with the connection."""
-    if message["type"] == "http.response.start":
-        if not any(name.lower() == b"content-length" for name, _ in message["headers"]):
-            cycle.chunked_encoding = False
-    elif cycle.chunked_encoding is False and cycle.expected_content_length == 0 and not cycle.disconnected:
-        cycle.transport.write(message.get("body", b"") if cycle.scope["method"] != "HEAD" else b"")
-        message = {**message, "body": b""}
-    await send(message)
 
 
 class ClientProtocol(GuardedProtocol):

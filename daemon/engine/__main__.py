@@ -51,9 +51,9 @@ from llmd.daemon.wire.control import (
     Step,
     ToWorker,
 )
-from llmd.daemon.wire.events import Detokenized, Failed, Started, Tokenized
+from llmd.daemon.wire.events import Counted, Detokenized, Failed, Started, Tokenized
 from llmd.daemon.wire.frames import Decoder
-from llmd.daemon.wire.work import Chat, Detokenize, Generate, Prompt, RawText, Tokenize, Tokens, Wanted
+from llmd.daemon.wire.work import Chat, Count, Detokenize, Generate, Prompt, RawText, Tokenize, Tokens, Wanted
 
 BIND_SECONDS = 2.0
 HANDLING = 1000  # bytes of text whose tokenizing takes about as long as what else there is to do for a request
@@ -152,6 +152,9 @@ class Worker:
                 if len(given) > (most := self._context(message)):
                     raise overflow(most, len(given), "tokens")
                 self.send(Step((Detokenized(message.id, self._vocabulary.detokenize(given)),)))
+            case Count(prompts):
+                read = self._fitting(prompts, self._context(message))
+                self.send(Step((Counted(message.id, tuple(len(tokens) for tokens, _ in read)),)))
             case Generate() as work:
                 self._generate(message, work)
 
@@ -163,10 +166,8 @@ class Worker:
         if not self._info.samples:
             raise BadRequest("this model gives no text", param="model")
         self._check_tokens([t for t, _ in work.params.logit_bias], "logit_bias")
-        read, context = [self._tokens(prompt) for prompt in work.prompts], self._context(message)
-        for prompt, (tokens, _) in zip(work.prompts, read, strict=True):
-            if len(tokens) >= context:
-                raise overflow(context, len(tokens), named(prompt))
+        context = self._context(message)
+        read = self._fitting(work.prompts, context)
         params = SamplingParams.of(work.params, self._vocabulary.defaults)
         most = min(params.max_tokens, message.output or params.max_tokens)
         requests = [
@@ -188,6 +189,14 @@ class Worker:
     def _begin(self, requests: Sequence[Request], answering: Answering | None = None) -> None:
         self.send(Step((Started(requests[0].id, sum(len(request.prompt) for request in requests)),)))
         self._engine.add(*requests, answering=answering)
+
+    def _fitting(self, prompts: Sequence[Prompt], context: int) -> list[tuple[Sequence[int], Thoughts]]:
+        """Each as `_tokens` has it. Raises ContextExceeded where one leaves no room for a token of an answer."""
+        read = [self._tokens(prompt) for prompt in prompts]
+        for prompt, (tokens, _) in zip(prompts, read, strict=True):
+            if len(tokens) >= context:
+                raise overflow(context, len(tokens), named(prompt))
+        return read
 
     def _tokens(self, prompt: Prompt) -> tuple[Sequence[int], Thoughts]:
         """A prompt's tokens, and whether the model thinks."""

@@ -74,8 +74,9 @@ class Serving:
     async def open(self, principal: Principal, ask: Ask) -> AsyncIterator[Answer]:
         """In this order: 1. a name for the model; 2. it is there, for this client; 3. an answer can be held to its
         schemas; 4. it is not known to crash whoever answers it; 5. the model serves; 6. there is room for it
-        (`admission.py`); 7. the `admit` row is on disk; 8. its turn has come; 9. a worker has taken it. Raises the
-        LlmdError of the first that refuses; the audit log's `refused` rows say of those before the `admit` row.
+        (`admission.py`); 7. the `admit` row is on disk; 8. its turn has come; 9. all its prompts can be answered;
+        10. a worker has taken it. Raises the LlmdError of the first that refuses; the audit log's `refused` rows say of
+        those before the `admit` row.
 
         Leaving the block, in whatever way, cancels what still runs, gives its place back and writes the `finish` row.
         """
@@ -89,17 +90,18 @@ class Serving:
             admitted = await self._admitted(entry, principal, ask)
             place, count = admitted.place, admitted.count
             running, answer = self._run(entry, principal, admitted)
-            stream = running.stream
             try:
                 left = until - clock()
-                with _deadline(stream, min(left, limits.ACCEPT_SECONDS), "the model has not begun"):
-                    await answer.accepted()  # 9
-                with _deadline(stream, until - clock(), "the answer was not complete"):
+                with _deadline(running, min(left, limits.ACCEPT_SECONDS), "the model has not begun"):
+                    await running.check(admitted.worker)  # 9
+                    self._begin(running, admitted.worker)
+                    await answer.accepted()  # 10
+                with _deadline(running, until - clock(), "the answer was not complete"):
                     yield answer
             finally:
                 outcome, used = answer.outcome(), answer.used
                 del self._running[entry]
-                stream.cancel()
+                running.cancel()
                 place.leave(used.prompt_tokens - used.cached_tokens, used.completion_tokens)
                 count.end(used.prompt_tokens + used.completion_tokens)
                 for one in running.workers:
@@ -161,7 +163,6 @@ class Serving:
             place.tell = lambda: None
 
     def _run(self, entry: Entry, principal: Principal, admitted: "_Admitted") -> tuple[Running, Answer]:
-        """Its first part in a worker; the others follow as their turns come."""
         worker, info, place, ask = admitted.worker, admitted.info, admitted.place, admitted.ask
         stream = Stream(worker, ask.work.sequences, lambda ended: running.ended(ended))
         stream.began = admitted.began
@@ -170,11 +171,16 @@ class Serving:
         rates = self.quotas.rates(principal.name, ask.counts) if ask.counts else NO_RATES
         answer = Answer(entry.request_id, ask.model or "", context, stream, ask.work, fit, place.counted, rates)
         running = self._running[entry] = Running(principal, ask, stream, place, deque(ask.work.parts()))
-        running.begin(worker)
-        place.tell = partial(self._go_on, running)
-        for _ in range(place.begun - 1):
-            self._go_on(running)
         return running, answer
+
+    def _begin(self, running: Running, worker: Worker) -> None:
+        """Its first part in this worker; the others follow as their turns come."""
+        if running.stream.ended:
+            return
+        running.begin(worker)
+        running.place.tell = partial(self._go_on, running)
+        for _ in range(running.place.begun - 1):
+            self._go_on(running)
 
     def _go_on(self, running: Running) -> None:
         """The turn of another of its parts has come."""
@@ -226,7 +232,7 @@ class Serving:
             lost = (self.access.lost(one.principal, one.ask, form, of) for form in one.forms)
             if error := next(filter(None, lost), None):
                 entry.rule = error.rule
-                one.stream.fail(error)
+                one.fail(error)
                 self.cut += 1
             else:
                 one.bound(self.access.bounds(one.principal, one.ask.model or "", frozenset(one.forms)))
@@ -245,10 +251,10 @@ class _Admitted:
 
 
 @contextmanager
-def _deadline(stream: Stream, seconds: float, what: str) -> Iterator[None]:
-    """A stream that has not come so far in time fails."""
+def _deadline(running: Running, seconds: float, what: str) -> Iterator[None]:
+    """What has not come so far in time fails."""
     late = DeadlineExceeded(f"{what} after {seconds:.0f} s; try again")
-    timer = asyncio.get_running_loop().call_later(seconds, stream.fail, late)
+    timer = asyncio.get_running_loop().call_later(seconds, running.fail, late)
     try:
         yield
     finally:

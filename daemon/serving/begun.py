@@ -130,7 +130,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Running:
-    """A request that forms of its model answer. `parts` have not begun."""
+    """A request that forms of its model answer. `parts` have not begun; `counting` is of all its prompts."""
 
     principal: Principal
     ask: Ask
@@ -140,19 +140,43 @@ class Running:
     begun: int = 0  # sequences
     forms: set[str] = field(default_factory=set)
     workers: list[Worker] = field(default_factory=list)
+    counting: Stream | None = None
+
+    async def check(self, worker: Worker) -> None:
+        """Of several prompts none begins where one of them cannot be answered. Raises the LlmdError that says why."""
+        if (check := self.ask.work.check()) is None:
+            return
+        self.counting = Stream(worker, 1, lambda ended: None, counted=False)
+        self._open(worker, self.counting, check)
+        (event,) = await self.counting.next()
+        if isinstance(event, Failed):
+            raise from_wire(event.code, event.message, event.param)
 
     def begin(self, worker: Worker) -> None:
         """Its next part does."""
-        part, bounds = self.parts.popleft(), self.ask.bounds
+        part = self.parts.popleft()
+        self._open(worker, self.stream, part)
+        self.begun += part.sequences
+        self.place.opened()
+
+    def _open(self, worker: Worker, stream: Stream, work: Work) -> None:
         self.forms.add(type_of(worker.settings.form))
         if worker not in self.workers:
             self.workers.append(worker)
-        worker.begin(
-            self.stream, self.principal.name, part, self.begun, bounds=(bounds.context or 0, bounds.output or 0),
-            weight=self.ask.weight,
-        )  # fmt: skip
-        self.begun += part.sequences
-        self.place.opened()
+        bounds = (self.ask.bounds.context or 0, self.ask.bounds.output or 0)
+        worker.begin(stream, self.principal.name, work, self.begun, bounds=bounds, weight=self.ask.weight)
+
+    def fail(self, error: LlmdError) -> None:
+        """It ends with that."""
+        if self.counting:
+            self.counting.fail(error)
+        self.stream.fail(error)
+
+    def cancel(self) -> None:
+        """Its client hears no more of it."""
+        if self.counting:
+            self.counting.cancel()
+        self.stream.cancel()
 
     def ended(self, sequences: int) -> None:
         """So many of its sequences have; whatever ends its stream ends what waits of it too."""

@@ -3,6 +3,7 @@
     Generate      Started, then Text, Reasoning and ToolCalled as they come, and one Finished a choice
     Tokenize      Tokenized
     Detokenize    Detokenized
+    Count         Counted
 
 or, at any point, one Failed, after which nothing comes.
 """
@@ -120,7 +121,13 @@ class Detokenized(Answered, frozen=True):
     text: str
 
 
-Event: TypeAlias = Started | Text | Reasoning | ToolCalled | Finished | Failed | Tokenized | Detokenized
+class Counted(Answered, frozen=True):
+    """`tokens`: of each prompt."""
+
+    tokens: tuple[int, ...]
+
+
+Event: TypeAlias = Started | Text | Reasoning | ToolCalled | Finished | Failed | Tokenized | Detokenized | Counted
 
 
 def moved(event: Event, by: int) -> Event:

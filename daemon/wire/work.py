@@ -4,6 +4,7 @@ is:
     sequences     how many it adds to what runs and waits
     size          about how many bytes its prompts are
     parts()       what of it can begin by itself, one after the other: the same work, in pieces
+    check()       what is asked before the first of several begins, so that none does where one must fail; None: nothing
     choices       how many answers each of its prompts has
     most_tokens   how many it may generate
     seconds       how long it may take, to its last event
@@ -211,6 +212,9 @@ class Generate(Message, frozen=True):
             return (self,)
         return tuple(Generate((prompt,), self.params, self.choices, self.wanted) for prompt in self.prompts)
 
+    def check(self) -> "Count | None":
+        return Count(self.prompts) if len(self.prompts) > 1 else None
+
     def schemas(self) -> list[Schema]:
         return self.wanted.schemas() if self.wanted else []
 
@@ -220,9 +224,7 @@ class Generate(Message, frozen=True):
     def spelled(self) -> bytes:
         """One text is its own bytes; what is none begins with a byte that no text begins with, so that no text spells
         it, but a chat, which comes by a route of its own."""
-        if len(self.prompts) == 1:
-            return self.prompts[0].spelled()
-        return NO_TEXT + _json([prompt.among() for prompt in self.prompts])
+        return _spelled(self.prompts)
 
     def said(self) -> dict[str, Any]:
         found = asdict(self.params)
@@ -244,6 +246,9 @@ class AtOnce(Message, frozen=True):
 
     def parts(self) -> tuple[Self, ...]:
         return (self,)
+
+    def check(self) -> None:
+        return None
 
     def schemas(self) -> list[Schema]:
         return []
@@ -280,10 +285,29 @@ class Detokenize(AtOnce, frozen=True):
         return json.dumps(self.tokens).encode()
 
 
-Work: TypeAlias = Generate | Tokenize | Detokenize
+class Count(AtOnce, frozen=True):
+    """How many tokens each prompt has, of which all can be answered."""
+
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(prompt.size for prompt in self.prompts)
+
+    def spelled(self) -> bytes:
+        return _spelled(self.prompts)
+
+
+Work: TypeAlias = Generate | Tokenize | Detokenize | Count
 
 
 # --- what hashes cover
+
+
+def _spelled(prompts: tuple[Prompt, ...]) -> bytes:
+    if len(prompts) == 1:
+        return prompts[0].spelled()
+    return NO_TEXT + _json([prompt.among() for prompt in prompts])
 
 
 def _given(struct: Any) -> dict[str, Any]:

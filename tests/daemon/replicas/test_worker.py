@@ -41,10 +41,11 @@ from llmd.daemon.replicas.stream import Stream
 from llmd.daemon.replicas.worker import Worker
 from llmd.daemon.tasks import Tasks
 from llmd.daemon.wire.control import Llama, Settings
-from llmd.daemon.wire.events import Event, Failed, Finished, Started, Text, Tokenized
+from llmd.daemon.wire.events import Counted, Event, Failed, Finished, Started, Text, Tokenized
 from llmd.daemon.wire.work import (
     Chat,
     ChatMessage,
+    Count,
     Detokenize,
     Generate,
     Prompt,
@@ -261,6 +262,15 @@ async def test_a_model_that_has_no_token_to_give_is_asked_for_none(pool: Pool, m
     (tokenized,) = await read(ask(pool, "m", Tokenize("abc")))
     assert isinstance(tokenized, Tokenized)
     assert failure(await read(ask(pool, "m", say()))) == "invalid_request"
+
+
+async def test_prompts_are_counted_as_they_would_be_read(pool: Pool) -> None:
+    await deploy(pool)
+    prompts = (RawText("abc"), Tokens((1, 97)), Chat((ChatMessage("user", "hi"),)))
+    (counted,) = await read(ask(pool, "m", Count(prompts)))
+    starts = [(await read(ask(pool, "m", Generate((prompt,), SamplingWish(1)))))[0] for prompt in prompts]
+    assert isinstance(counted, Counted) and all(isinstance(start, Started) for start in starts)
+    assert list(counted.tokens) == [start.prompt_tokens for start in starts if isinstance(start, Started)]
 
 
 async def test_undeploy_lets_running_requests_finish_and_ends_the_process(pool: Pool) -> None:

@@ -49,9 +49,11 @@ from llmd.daemon.wire.work import (
     ChatMessage,
     Detokenize,
     Generate,
+    Prompt,
     RawText,
     SamplingWish,
     Tokenize,
+    Tokens,
     Wanted,
     Work,
 )
@@ -402,12 +404,67 @@ async def test_prompts_of_one_request_begin_as_there_is_room_and_one_that_is_wro
     finish = next(row for row in await place.rows() if row["kind"] == "finish")
     assert finish["completion_tokens"] == 60
     assert finish["prompt_tokens"] == sum(e.prompt_tokens for e in events if isinstance(e, Started))
-    wrong = Generate((*work.prompts, RawText("x" * 10_000)), SamplingWish(5, temperature=0.0))
-    failed = (await place.ask(wrong))[-1]
-    assert isinstance(failed, Failed) and failed.code == "context_length_exceeded"
+    nothing_left(place)
+
+
+def nothing_left(place: Place) -> None:
     admission = place.serving.admission._models["m"]
     assert not admission._waiting and not admission._inside.total() and not admission.coming
-    assert place.pool.find("m").worker.open_sequences == 0  # type: ignore[union-attr]
+    deployment = place.pool.known("m")
+    worker = deployment.worker if deployment else None
+    assert worker is None or (worker.open_sequences, worker.trials) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong, error",
+    [
+        (RawText("x" * 10_000), ContextExceeded),
+        (RawText("x" * 300), ContextExceeded),
+        (Tokens((1, 1_000_000)), BadRequest),
+        (Tokens(()), BadRequest),
+    ],
+    ids=["far too long", "too long", "no such token", "empty"],
+)
+async def test_of_several_prompts_none_begins_where_a_late_one_is_wrong(
+    place: Place, wrong: Prompt, error: type[LlmdError]
+) -> None:
+    place.serving.admission._queue = lambda: 8
+    prompts = (*(RawText(f"number {n}") for n in range(6)), wrong)
+    with pytest.raises(error):
+        await place.ask(Generate(prompts, SamplingWish(5, temperature=0.0)))
+    _, finish = await place.rows()
+    assert (finish["outcome"], finish["prompt_tokens"], finish["completion_tokens"]) == ("error", 0, 0)
+    nothing_left(place)
+
+
+@pytest.mark.parametrize("end", ["leaves", "late", "lost", "undeployed"])
+async def test_a_request_may_end_while_its_prompts_are_counted(
+    place: Place, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(limits, "ACCEPT_SECONDS", 0.5 if end == "late" else 60.0)
+    worker = place.pool.serves("m")[0]
+    os.kill(worker.pid, signal.SIGSTOP)
+    several = Generate((RawText("a"), RawText("b")), SamplingWish(5, temperature=0.0))
+    asked = asyncio.create_task(place.ask(several))
+    async with asyncio.timeout(10):
+        while not worker.open_sequences:
+            await asyncio.sleep(0.01)
+    match end:
+        case "leaves":
+            asked.cancel()
+        case "lost":
+            os.kill(worker.pid, signal.SIGKILL)
+        case "undeployed":
+            await place.pool.undeploy("m")
+    error = {"leaves": asyncio.CancelledError, "late": DeadlineExceeded}.get(end, WorkerLost)
+    with pytest.raises(error):
+        await asked
+    assert not worker.open_sequences and not worker.trials
+    nothing_left(place)
+    _, finish = await place.rows()
+    assert finish["outcome"] == ("cancelled" if end == "leaves" else "error") and finish["prompt_tokens"] == 0
+    with suppress(ProcessLookupError):
+        os.kill(worker.pid, signal.SIGCONT)
 
 
 async def test_the_model_may_be_left_out_where_there_is_one(place: Place) -> None:

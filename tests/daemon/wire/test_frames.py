@@ -18,8 +18,28 @@ from llmd.daemon.wire.control import (
     Step,
     ToWorker,
 )
-from llmd.daemon.wire.events import ChosenLogprob, Detokenized, Failed, Finished, Started, Text, Tokenized, TokenLogprob
-from llmd.daemon.wire.work import Chat, ChatMessage, Detokenize, Generate, RawText, SamplingWish, Tokenize, Tokens
+from llmd.daemon.wire.events import (
+    ChosenLogprob,
+    Counted,
+    Detokenized,
+    Failed,
+    Finished,
+    Started,
+    Text,
+    Tokenized,
+    TokenLogprob,
+)
+from llmd.daemon.wire.work import (
+    Chat,
+    ChatMessage,
+    Count,
+    Detokenize,
+    Generate,
+    RawText,
+    SamplingWish,
+    Tokenize,
+    Tokens,
+)
 
 PARAMS = SamplingWish(8, seed=2**32 - 1, logit_bias=((5, -1.5),), stop=("a", "é"), logprobs=2)
 DOWN: list[ToWorker] = [
@@ -30,13 +50,14 @@ DOWN: list[ToWorker] = [
     Open(3, "", Generate((Tokens((1, 2)),), SamplingWish(1))),
     Open(4, "bob", Tokenize("x", True)),
     Open(5, "bob", Detokenize((1,))),
+    Open(6, "bob", Count((RawText("hi"), Tokens((1,))))),
     Cancel(1),
 ]
 LOGPROBS = (ChosenLogprob(TokenLogprob(b"\xff", -0.5), (TokenLogprob(b"\xff", -0.5), TokenLogprob(b"a", -1.0))),)
 UP: list[FromWorker] = [
     Ready(256, 2, 1000, 10, 20, "tiny", True),
     Step((Started(1, 7), Text(1, 0, "é", 1, 0, LOGPROBS), Finished(1, 0, "stop", 2, 0)), Busy(1, 0, 9)),
-    Step((Failed(1, "invalid_request", "no", "prompt"), Tokenized(4, (1,)), Detokenized(5, "x"))),
+    Step((Failed(1, "invalid_request", "no", "prompt"), Tokenized(4, (1,)), Detokenized(5, "x"), Counted(6, (2, 1)))),
     Beat(0.5, 1.0),
     Fatal("model_invalid", "it is damaged"),
 ]
