@@ -1,60 +1,56 @@
-"""A space as an engine with pages has it, for tests: rows, and pages of positions that all rows share. Whoever came
-later gives its pages to who came before, and who finds none waits. Nothing is shared."""
+"""Pages as tests look at them: what is taken and refused is counted, and what they say of themselves is true."""
 
-from llmd.daemon.engine.types import ModelInfo, Sequence, Start
+from collections import Counter
+
+from llmd.daemon.engine.pages import Pages
+from llmd.daemon.engine.types import ModelInfo, Plan, Sequence
 
 
-class Pages:
-    """`pages` of `size` positions each, which hold one context at least. `taken`: how often a place was taken away,
-    `refused`: how often the answer was 'not now'."""
-
-    bounded = True
+class Watched(Pages):
+    """`taken`: how often a place was taken away, `refused`: how often the answer was 'not now'; `given`: pages that
+    sequences got from others, `copied`: of these, copies."""
 
     def __init__(self, info: ModelInfo, pages: int, size: int) -> None:
-        assert pages * size >= info.context
-        self._rows: list[Sequence | None] = [None] * info.slots
-        self._held: dict[Sequence, int] = {}
-        self._size, self.free = size, pages
-        self.taken = self.refused = 0
-
-    def open(self, *, enter: bool) -> None:
-        return
-
-    @property
-    def full(self) -> bool:
-        full = not self.free or None not in self._rows
-        self.refused += full
-        return full
-
-    def enter(self, sequence: Sequence) -> Start | None:
-        row = self._rows.index(None)
-        self._rows[row], self._held[sequence] = sequence, 1
-        self.free -= 1
-        return sequence.start(row, -1, 0)
+        super().__init__(info, pages, size)
+        self.taken = self.refused = self.given = self.copied = 0
+        # of each page, the tokens that it would hold
+        self.holds: list[list[int]] = [[] for _ in range(pages)]
 
     def room(self, sequence: Sequence, end: int) -> list[Sequence] | None:
-        need = -(-end // self._size) - self._held[sequence]
-        younger = [s for s in self._held if s.arrived > sequence.arrived]
-        younger.sort(key=lambda s: s.arrived)
-        if self.free + sum(self._held[s] for s in younger) < need:
-            self.refused += 1
-            return None
-        lost = []
-        while self.free < need:
-            lost.append(younger.pop())
-            self.leave(lost[-1])
-        self.taken += len(lost)
-        self._held[sequence] += max(0, need)
-        self.free -= max(0, need)
+        lost = super().room(sequence, end)
+        self.refused += lost is None
+        self.taken += len(lost or ())
+        self.check()
         return lost
 
-    def leave(self, sequence: Sequence) -> None:
-        self._rows[sequence.slot] = None
-        self.free += self._held.pop(sequence)
+    def check(self) -> None:
+        """Each page is free, or as many use it as say so."""
+        users = Counter(page for place in (*self._rows, *self._left.values()) if place for page in place.pages)
+        assert users == {page: n for page, n in enumerate(self._users) if n}
+        live = Counter(page for place in self._rows if place for page in place.pages)
+        assert live == {page: n for page, n in enumerate(self._live) if n} and self._spare == len(users) - len(live)
+        assert sorted((*self._free, *users)) == list(range(len(self._users)))
+        for row, place in enumerate(self._rows):
+            assert self.tables[row] is (place.pages if place else self.tables[row]) and (place or not self.tables[row])
 
-    def at(self, slot: int) -> Sequence | None:
-        return self._rows[slot]
+    def compute(self, plan: Plan) -> None:
+        """A step, as a runner would: what is kept is there, and nobody writes where another one reads."""
+        for start in plan.starts:
+            if start.copy:
+                self.holds[start.copy[1]] = list(self.holds[start.copy[0]])
+                self.copied += 1
+            self.given += bool(start.keep)
+            assert tuple(self.text(start.slot, start.keep)) == (start.prompt + start.generated)[: start.keep]
+            assert start.keep < len(start.prompt) + len(start.generated)
+        for chunk in plan.chunks:
+            for at, token in enumerate(chunk.tokens, chunk.start):
+                page = self.tables[chunk.slot][at // self.size]
+                assert self._users[page] == 1
+                del self.holds[page][at % self.size :]
+                self.holds[page].append(token)
+            sequence = self.at(chunk.slot)
+            assert sequence and self.text(chunk.slot, sequence.computed) == sequence.tokens[: sequence.computed]
 
-    @property
-    def used(self) -> int:
-        return sum(sequence.computed for sequence in self._held)
+    def text(self, row: int, length: int) -> list[int]:
+        pages = self.tables[row][: -(-length // self.size)]
+        return [token for page in pages for token in self.holds[page]][:length]

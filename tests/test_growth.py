@@ -346,6 +346,12 @@ def tools_wanted(n: int) -> Wanted:
     return Wanted(None, tuple(Tool(f"t{i}", "{}", "{}", strict=True) for i in range(n)))
 
 
+def dropped(n: int) -> None:
+    held = prefixes.Prefixes()
+    held.put(1, prefixes.beginnings("a", range(32 * n)), [])
+    held.drop(1)
+
+
 def of_work(*prompts: Chat, wanted: Wanted | None = None, **params: Any) -> Ask:
     return Ask("", "m", Generate(prompts, SamplingWish(1, **params), 1, wanted))
 
@@ -511,6 +517,7 @@ GROWS: dict[str, tuple[Grow, ...]] = {
         lambda n: lambda: prefixes.common_prefix([1] * n, [1] * n, n),
     ),
     "daemon/engine/prefixes.py:beginnings": (lambda n: lambda: prefixes.beginnings("a", range(32 * n)),),
+    "daemon/engine/prefixes.py:Prefixes.drop": (lambda n: partial(dropped, n),),
     "daemon/engine/prefixes.py:Prefixes.put": (
         lambda n: lambda: prefixes.Prefixes().put(1, prefixes.beginnings("a", range(32 * n)), []),
     ),

@@ -8,7 +8,9 @@ pace.py        pure: how many prompt tokens a step computes beside the streams
 spending.py    how long a device has computed for whom
 threads.py     pure: on how many of its cores a step computes
 scheduler.py   pure: which tokens the next step computes
-slots.py       pure: which slot holds them, and what is shared
+slots.py       pure: which slot holds them
+pages.py       pure: or which pages
+sharing.py     pure: what a sequence shares with others
 loop.py        the engine thread
 deadline.py    a deadline for work that nothing else can stop
 failures.py    what is told of an exception that nobody expected

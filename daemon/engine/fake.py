@@ -10,7 +10,8 @@ import sys
 import time
 from collections import abc
 
-from llmd.daemon.engine.types import NO_MASKS, Chunk, Lexicon, Logprob, Masks, ModelInfo, Plan, Sample
+from llmd.daemon.engine.pages import Pages
+from llmd.daemon.engine.types import NO_MASKS, Chunk, Lexicon, Logprob, Masks, ModelInfo, Plan, Sample, Start
 
 _BASE = 1 << 31
 
@@ -100,6 +101,8 @@ class FakeRunner:
         self._logprobs: list[int | None] = [None] * slots
         self._next = time.monotonic()
         self._held = [0] * slots  # positions that each slot holds
+        self.space: Pages | None = None  # where its sequences live, if that is in pages
+        self._filled: dict[int, int] = {}  # positions of each page
         self._plan: Plan | None = None  # of the step that was launched
 
     def use(self, threads: int) -> None:
@@ -114,7 +117,7 @@ class FakeRunner:
             prompt = start.prompt
             self._arrived[start.slot] = prompt[0] * _BASE + prompt[1]
             self._logprobs[start.slot] = start.params.logprobs
-            there = self._held[start.copy_from if start.copy_from >= 0 else start.slot]
+            there = self._there(start)
             if start.keep > there:
                 raise Misuse(f"slot {start.slot} is to keep {start.keep} positions of {there}")
             self._held[start.slot] = start.keep
@@ -122,10 +125,27 @@ class FakeRunner:
             if chunk.start != self._held[chunk.slot] or not chunk.tokens:
                 raise Misuse(f"slot {chunk.slot} holds {self._held[chunk.slot]} positions, not {chunk.start}")
             self._held[chunk.slot] += len(chunk.tokens)
+            if self.space:
+                self._fill(self.space, chunk)
         self._left -= 1
         self._maybe_die()
         self._plan = plan
         self._next = max(self._next + self.step_seconds, time.monotonic())
+
+    def _there(self, start: Start) -> int:
+        """Positions that a sequence finds where it begins."""
+        if self.space is None:
+            return self._held[start.copy_from if start.copy_from >= 0 else start.slot]
+        if start.copy:
+            self._filled[start.copy[1]] = self._filled.get(start.copy[0], 0)
+        return sum(self._filled.get(page, 0) for page in self.space.tables[start.slot])
+
+    def _fill(self, space: Pages, chunk: Chunk) -> None:
+        table, end = space.tables[chunk.slot], chunk.start + len(chunk.tokens)
+        if end > len(table) * space.size:
+            raise Misuse(f"slot {chunk.slot} has {len(table)} pages for {end} positions")
+        for at in range(chunk.start, end):
+            self._filled[table[at // space.size]] = at % space.size + 1
 
     def _maybe_die(self) -> None:
         if self._last_words and self._left <= 0:

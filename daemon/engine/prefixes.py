@@ -42,13 +42,16 @@ class Prefixes:
         self._slots: dict[int, dict[int, list[int]]] = {}
         self._hashes: dict[int, tuple[int, ...]] = {}  # of each slot
 
-    def put(self, slot: int, hashes: tuple[int, ...], tokens: list[int]) -> None:
-        """`hashes`: the `beginnings` of these tokens."""
+    def drop(self, slot: int) -> None:
         for old in self._hashes.pop(slot, ()):
             having = self._slots[old]
             del having[slot]
             if not having:
                 del self._slots[old]
+
+    def put(self, slot: int, hashes: tuple[int, ...], tokens: list[int]) -> None:
+        """`hashes`: the `beginnings` of these tokens."""
+        self.drop(slot)
         self._hashes[slot] = hashes
         for new in hashes:
             self._slots.setdefault(new, {})[slot] = tokens

@@ -8,51 +8,22 @@ A waiting sequence gets a slot in this order:
 3. with no shared prefix: the free slot that keeps busy slots adjacent (llama.cpp computes adjacent slots in one pass,
    and each gap costs another), and of these the one longest unused.
 
-It waits, once, when a prompt of the same owner that is being read right now shares much more than any slot holds yet:
-reading it twice would cost more than waiting for it. `prefixes.py` finds who holds what. A slot holds a whole context:
-who has one never lacks room, and never loses it.
-
-Where the runner cuts prompts at fixed places (`ModelInfo.exact_block` says why), a sequence whose text is promised
-shares only pieces that were read as it would read them itself.
+It waits where it will share more with a prompt that is being read. `prefixes.py` finds who holds what, `sharing.py`
+says what of it can be shared. A slot holds a whole context: who has one never lacks room, and never loses it.
 """
 
-from dataclasses import dataclass, field
-
 from llmd.daemon.engine.prefixes import SHARE_MIN, Prefixes, beginnings
-from llmd.daemon.engine.types import ModelInfo, Sequence, Start, last_cut
+from llmd.daemon.engine.sharing import Held, Sharing
+from llmd.daemon.engine.types import ModelInfo, Sequence, Start
 
 # the most slots that change hands in one step, or an eighth of them: planning it stays a fraction of computing it
 MAX_STARTS = 16
 
 
-@dataclass(slots=True)
-class Slot:
-    """What a slot's keys and values stand for. `tokens` is a running sequence's own list while one runs."""
-
-    tokens: list[int] = field(default_factory=list)
-    key: tuple[str, ...] = ()  # whose they are: `Request.prefix_key`
-    read: int = 0  # of an idle slot: how many tokens were computed as a prompt's
-    used: int = 0  # the tick of its last release: least recently used goes first
-    sequence: Sequence | None = None
-
-    @property
-    def computed(self) -> int:
-        return self.sequence.computed if self.sequence else len(self.tokens)
-
-    @property
-    def as_prompt(self) -> int:
-        """How many of its first tokens were computed as a prompt's."""
-        return min(self.sequence.computed, self.sequence.read) if self.sequence else self.read
-
-    @property
-    def reading(self) -> bool:
-        return self.sequence is not None and not self.sequence.prefilled
-
-
 class FreeSlots:
     """The free slots of one step, as they are taken."""
 
-    def __init__(self, slots: list[Slot]) -> None:
+    def __init__(self, slots: list[Held]) -> None:
         self._used = [slot.used for slot in slots]
         free = [i for i, slot in enumerate(slots) if slot.sequence is None]
         self._free = dict.fromkeys(sorted(free, key=lambda i: (self._used[i], i)))  # the longest unused first
@@ -92,8 +63,8 @@ class Slots:
     bounded = False
 
     def __init__(self, info: ModelInfo) -> None:
-        self._info, self._block = info, info.exact_block
-        self._slots = [Slot() for _ in range(info.slots)]
+        self._sharing = Sharing(info)
+        self._slots = [Held() for _ in range(info.slots)]
         self._prefixes = Prefixes()
         self._tick = 0  # of releases
         self._free, self._starts = FreeSlots([]), 0  # of the step
@@ -120,8 +91,7 @@ class Slots:
         """Its slot keeps what was computed, for the next request that shares it."""
         slot = self._slots[sequence.slot]
         self._tick += 1
-        slot.tokens, slot.read = sequence.tokens[: sequence.computed], slot.as_prompt
-        slot.used, slot.sequence = self._tick, None
+        slot.leave(sequence, self._tick)
         self._prefixes.put(sequence.slot, beginnings(slot.key, slot.tokens), slot.tokens)
 
     def at(self, slot: int) -> Sequence | None:
@@ -138,10 +108,10 @@ class Slots:
             return None
         free = self._free
         found = self._prefixes.find(sequence.beginnings, sequence.tokens)
-        held = {i: self._shared(self._slots[i], sequence, common) for i, common in found.items()}
+        held = {i: self._sharing.shared(self._slots[i], sequence, common) for i, common in found.items()}
         donor = max(held, key=lambda i: (held[i], i in free, -i), default=-1)
         best = held.get(donor, 0)
-        if self._waits(sequence, found, best):
+        if self._sharing.waits(sequence, [(self._slots[i], common) for i, common in found.items()], best):
             return None
         fits = [i for i in held if i in free and held[i] > 0 and 2 * held[i] >= len(self._slots[i].tokens)]
         here = max(fits, key=lambda i: held[i], default=-1)
@@ -154,35 +124,6 @@ class Slots:
             return self._start(sequence, target, donor, best)
         return self._start(sequence, target, -1, 0)  # 3
 
-    def _shared(self, slot: Slot, sequence: Sequence, common: int) -> int:
-        """Tokens of a prompt that a slot holds and that can be reused; the last is computed anew, for its logits."""
-        exact = self._block and sequence.exact
-        shared = min(common, slot.as_prompt if exact else slot.computed, len(sequence.tokens) - 1)
-        if exact:
-            shared = self._exact(shared, sequence)
-        if not self._info.can_trim and shared < slot.computed:
-            return 0
-        return shared
-
-    def _exact(self, shared: int, sequence: Sequence) -> int:
-        """The part of a shared prefix whose pieces are those that the sequence would read itself."""
-        return min(shared - shared % self._block, last_cut(len(sequence.request.prompt), self._block))
-
-    def _waits(self, sequence: Sequence, found: dict[int, int], best: int) -> bool:
-        """Whether it waits for a prompt that is being read. It does so for one, and once: prompts that share a prefix
-        may come one after the other for ever."""
-        if sequence.awaits is not None or not self._info.can_trim:
-            return False
-        for i, common in found.items():
-            slot = self._slots[i]
-            soon = min(common, len(sequence.tokens) - 1)
-            if self._block and sequence.exact:
-                soon = self._exact(soon, sequence)
-            if slot.reading and soon >= best + SHARE_MIN:
-                sequence.awaits = slot.sequence
-                return True
-        return False
-
     def _reads(self, reader: Sequence) -> bool:
         """Whether its prompt is being read still."""
         return self._slots[reader.slot].sequence is reader and not reader.prefilled
@@ -191,11 +132,6 @@ class Slots:
         slot, source = self._slots[index], self._slots[copy_from if copy_from >= 0 else index]
         if source.tokens[:keep] != sequence.tokens[:keep]:
             copy_from, keep = -1, 0  # two beginnings with one hash
-        if self._block:
-            # behind a part that was cut elsewhere nothing is as if read anew
-            whole = keep <= source.as_prompt and keep % self._block == 0
-            last = last_cut(len(sequence.request.prompt), self._block)
-            sequence.read = last if whole else min(keep, source.as_prompt)
-        slot.tokens, slot.key, slot.sequence = sequence.tokens, sequence.request.prefix_key, sequence
+        self._sharing.begin(slot, sequence, source, keep)
         self._prefixes.put(index, sequence.beginnings, slot.tokens)
         return sequence.start(index, copy_from, keep)

@@ -125,7 +125,8 @@ class Sequence:
 @dataclass(frozen=True, slots=True)
 class Start:
     """A sequence enters a slot: `copy_from` is the slot whose keys and values are copied first (-1: none), `keep` how
-    many positions of what the slot then holds stay."""
+    many positions of what the slot then holds stay. Where it holds pages, `copy` is the one that is copied first, and
+    the one that it is copied into."""
 
     slot: int
     copy_from: int
@@ -135,6 +136,7 @@ class Start:
     choice: int
     generated: tuple[int, ...] = ()  # by a sequence that had lost its place: what is sampled next follows these
     memo: Memo = field(default_factory=Memo)
+    copy: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

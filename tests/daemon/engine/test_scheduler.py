@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paged import Pages
+from paged import Watched
 
 from llmd.daemon.engine import prefixes
 from llmd.daemon.engine.prefixes import MAX_FOUND, common_prefix
 from llmd.daemon.engine.scheduler import LITTLE, PATIENCE, SHORT, Scheduler
-from llmd.daemon.engine.slots import MAX_STARTS, Slot, Slots
+from llmd.daemon.engine.sharing import Held
+from llmd.daemon.engine.slots import MAX_STARTS, Slots
 from llmd.daemon.engine.types import Chunk, ModelInfo, Plan, Request, Sample, SamplingParams, Token, next_cut
 
 
@@ -34,10 +35,10 @@ def make(
 ) -> Scheduler:
     """With `pages` the sequences live in so many pages of 16 positions; else in slots."""
     about = info(slots, context, can_trim, block)
-    return Scheduler(about, batch=batch, chunk=chunk, space=Pages(about, pages, 16) if pages else None)
+    return Scheduler(about, batch=batch, chunk=chunk, space=Watched(about, pages, 16) if pages else None)
 
 
-def slots_of(s: Scheduler) -> list[Slot]:
+def slots_of(s: Scheduler) -> list[Held]:
     assert isinstance(s.space, Slots)
     return s.space._slots
 
@@ -415,12 +416,7 @@ class Driver:
         if self.s.busy:
             self.step()
 
-    def step(self) -> None:
-        plan = self.s.plan()
-        assert plan.chunks, "a busy scheduler always has something to compute"
-        over = 2 * self.s.block or SHORT
-        assert sum(len(c.tokens) for c in plan.chunks) < self.s.batch + over + len(self.kv)
-        assert len({c.slot for c in plan.chunks}) == len(plan.chunks)
+    def compute(self, plan: Plan) -> None:
         for start in plan.starts:
             if start.copy_from >= 0:
                 self.kv[start.slot] = list(self.kv[start.copy_from])
@@ -434,6 +430,20 @@ class Driver:
             self.kv[chunk.slot] += chunk.tokens
             sequence = self.s.space.at(chunk.slot)
             assert sequence and self.kv[chunk.slot] == sequence.tokens[: sequence.computed]
+
+    def step(self) -> None:
+        plan = self.s.plan()
+        assert plan.chunks, "a busy scheduler always has something to compute"
+        over = 2 * self.s.block or SHORT
+        assert sum(len(c.tokens) for c in plan.chunks) < self.s.batch + over + len(self.kv)
+        assert len({c.slot for c in plan.chunks}) == len(plan.chunks)
+        if isinstance(self.s.space, Watched):
+            self.s.space.compute(plan)
+        else:
+            self.compute(plan)
+        for chunk in plan.chunks:
+            sequence = self.s.space.at(chunk.slot)
+            assert sequence and chunk.start + len(chunk.tokens) == sequence.computed
             assert chunk.sample == (sequence.computed == len(sequence.tokens))
             if self.s.block and sequence.exact:
                 for piece in pieces(chunk, self.s.block):
@@ -539,14 +549,16 @@ def test_the_one_that_has_said_least_waits_again_and_goes_on_where_it_was() -> N
 
 def test_places_are_refused_and_taken_away_in_what_is_driven() -> None:
     """Else the random driver would show nothing of that."""
-    taken = refused = 0
+    taken = refused = given = copied = 0
     for seed in range(20):
         driver = Driver(random.Random(seed), True, True)
         while driver.ids < 60:
             driver.act()
-        assert isinstance(driver.s.space, Pages)
-        taken, refused = taken + driver.s.space.taken, refused + driver.s.space.refused
-    assert taken > 20 and refused > 20
+        space = driver.s.space
+        assert isinstance(space, Watched)
+        taken, refused = taken + space.taken, refused + space.refused
+        given, copied = given + space.given, copied + space.copied
+    assert taken > 20 and refused > 20 and given > 20 and copied > 20
 
 
 def test_who_loses_its_place_reads_what_it_had_said_and_goes_on() -> None:
