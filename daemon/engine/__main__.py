@@ -92,7 +92,9 @@ class Worker:
         rendered = Rendered(self._nursery, terms(vocabulary, info.context, settings.syntax))
         self._prompts = Prompts(vocabulary, rendered)
         self._answers = Answers(vocabulary.lexicon)
-        self._engine = Engine(runner, self.send, batch=settings.batch, chunk=settings.chunk, seat=seat)
+        self._engine = Engine(
+            runner, self.send, batch=settings.batch, chunk=settings.chunk, seat=seat, space=runner.space
+        )
         self.send(
             Ready(
                 context=info.context,

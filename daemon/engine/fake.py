@@ -61,7 +61,7 @@ class FakeRunner:
     """`step_seconds`: the time of a step, 0: as fast as it goes. `text`: the words it says, over and over. `overlaps`:
     it computes beside its caller, as a GPU does. `last_words`: what it prints as it aborts, after so many steps as
     `dies_after` says (0: as it loads), with more than `holds` slots. `threads`: as many as it could use. `samples`: it
-    gives tokens.
+    gives tokens. `pages`: so many hold its sequences; 0: slots do.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class FakeRunner:
         holds: int = 0,
         threads: int = 1,
         samples: bool = True,
+        pages: int = 0,
     ) -> None:
         self._last_words, self._left = last_words if slots > holds else "", dies_after
         self._maybe_die()
@@ -99,9 +100,10 @@ class FakeRunner:
         self._arrived = [0] * slots
         self.vocabulary = FakeVocabulary(self.info.vocab, self._words, self._arrived)
         self._logprobs: list[int | None] = [None] * slots
+        self._prompts = [0] * slots  # how long each is
         self._next = time.monotonic()
         self._held = [0] * slots  # positions that each slot holds
-        self.space: Pages | None = None  # where its sequences live, if that is in pages
+        self.space = Pages(self.info, pages) if pages else None
         self._filled: dict[int, int] = {}  # positions of each page
         self._plan: Plan | None = None  # of the step that was launched
 
@@ -116,7 +118,7 @@ class FakeRunner:
         for start in plan.starts:
             prompt = start.prompt
             self._arrived[start.slot] = prompt[0] * _BASE + prompt[1]
-            self._logprobs[start.slot] = start.params.logprobs
+            self._logprobs[start.slot], self._prompts[start.slot] = start.params.logprobs, len(prompt)
             there = self._there(start)
             if start.keep > there:
                 raise Misuse(f"slot {start.slot} is to keep {start.keep} positions of {there}")
@@ -164,7 +166,8 @@ class FakeRunner:
 
     def _sample(self, chunk: Chunk, masks: Masks) -> Sample:
         words = len(self._words)
-        token = 1 + (chunk.start % words if words else chunk.slot)
+        said = chunk.start + len(chunk.tokens) - self._prompts[chunk.slot]
+        token = 1 + (said % words if words else chunk.slot)
         if chunk.slot in masks:
             # the last one: blanks, which JSON may have without end, come before what ends it
             token = next(t for t in reversed(range(self.info.vocab)) if masks[chunk.slot][t // 32] >> t % 32 & 1)

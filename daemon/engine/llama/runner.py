@@ -58,6 +58,8 @@ class LlamaRunner:
     never falls back to the CPU.
     """
 
+    space = None
+
     def __init__(
         self,
         path: str,

@@ -264,6 +264,21 @@ async def test_a_model_that_has_no_token_to_give_is_asked_for_none(pool: Pool, m
     assert failure(await read(ask(pool, "m", say()))) == "invalid_request"
 
 
+async def test_sequences_of_a_worker_may_live_in_pages(pool: Pool) -> None:
+    await deploy(pool, wish=fake(slots=4, pages=5))  # of 16 that all four would take
+    works = [say(150, RawText(f"{n}" * 50)) for n in range(4)]
+
+    def text(events: list[Event]) -> str:
+        return "".join(event.text for event in events if isinstance(event, Text))
+
+    alone = await read(ask(pool, "m", works[0]))
+    answers = await asyncio.gather(*(read(ask(pool, "m", work)) for work in works))
+    for events in answers:
+        assert sum(isinstance(event, Finished) for event in events) == 1
+        assert isinstance(events[-1], Finished) and events[-1].tokens == 150 and events[-1].reason == "length"
+        assert text(events) == text(alone)
+
+
 async def test_prompts_are_counted_as_they_would_be_read(pool: Pool) -> None:
     await deploy(pool)
     prompts = (RawText("abc"), Tokens((1, 97)), Chat((ChatMessage("user", "hi"),)))
