@@ -85,7 +85,7 @@ class Forker:
             os.close(end[1])
         return Forked(self, pid, *(os.fdopen(end[0]) if end else None for end in ends))
 
-    def run(self, *arguments: object, timeout: float = 20) -> "subprocess.CompletedProcess[str]":
+    def run(self, *arguments: object, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
         """To its end."""
         running = self.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         out, err = running.communicate(timeout)

@@ -137,7 +137,7 @@ def test_who_is_refused_stands_in_the_audit_log(start: Start, tmp_path: Path) ->
     assert llmd.post("/tokenize", b'{"prompt": "the secret"', alice)[0] == 400
     assert llmd.post("/tokenize", {"secret": 1}, alice)[0] == 400
     assert llmd.post("/v1/chat/completions", {"messages": [{"role": "secret"}]}, alice)[0] == 400
-    connection = http.client.HTTPSConnection("127.0.0.1", llmd.port, context=alice, timeout=20)
+    connection = http.client.HTTPSConnection("127.0.0.1", llmd.port, context=alice, timeout=60)
     connection.putrequest("GET", "/" + "a" * 9000)
     connection.endheaders()
     assert connection.getresponse().status == 414

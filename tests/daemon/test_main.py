@@ -148,7 +148,7 @@ def test_sigterm_is_heard_during_the_first_import(tmp_path: Path) -> None:
             break
         time.sleep(0.02)
     daemon.send_signal(signal.SIGTERM)
-    _, said = daemon.communicate(5)
+    _, said = daemon.communicate(timeout=60)
     assert daemon.returncode == 0 and "stopped while starting" in said
     assert list(staging.iterdir()) == []
 
@@ -160,7 +160,7 @@ def test_a_second_sigterm_does_not_wait(own_llmd: Llmd) -> None:
         own_llmd.process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         own_llmd.process.send_signal(signal.SIGINT)
-        assert own_llmd.process.wait(6) == 0
+        assert own_llmd.process.wait(60) == 0
         assert (
             (own_llmd.state / "log").read_text().splitlines()[-1].endswith("stopped: running answers that were cut: 1")
         )
@@ -177,7 +177,7 @@ def test_a_killed_daemon_leaves_no_worker_and_its_open_request_is_lost(own_llmd:
         request = next(parts).id.replace("chatcmpl-", "req-")
         own_llmd.process.kill()
         own_llmd.process.wait()
-        worker.wait(5)
+        worker.wait(60)
         with pytest.raises(Exception, match="."):
             for _ in parts:
                 pass

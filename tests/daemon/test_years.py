@@ -43,7 +43,7 @@ ca, port = sys.argv[1], int(sys.argv[2])
 for line in sys.stdin:
     tls = ssl.create_default_context(cafile=ca)
     tls.load_cert_chain(line.strip())
-    connection = http.client.HTTPSConnection("127.0.0.1", port, context=tls, timeout=20)
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=tls, timeout=60)
     try:
         connection.request("GET", "/livez")
         answer = connection.getresponse()

@@ -49,7 +49,7 @@ def test_every_command_has_json_and_stands_in_the_docs() -> None:
 def test_it_starts_without_the_daemons_libraries() -> None:
     heavy = "('fastapi', 'numpy', 'pydantic', 'cryptography', 'sqlite_utils')"
     code = f"import sys, llmd.api.cli; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]"
 
 
@@ -65,7 +65,7 @@ def test_status_and_doctor(llmd: Llmd) -> None:
 def test_without_a_daemon_it_says_so(tmp_path: Path) -> None:
     for arguments in (["status"], ["doctor"], ["model", "list"]):
         command = [LLMCTL, "--socket", str(tmp_path / "none.sock"), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 3 and "does not exist" in done.stderr + done.stdout
     done = subprocess.run(
         [LLMCTL, "--socket", str(tmp_path / "none.sock"), "status", "--json"], capture_output=True, text=True
@@ -272,7 +272,8 @@ def test_the_audit_log_is_shown_followed_and_verified(llmd: Llmd, tmp_path: Path
         assert follower.stdout is not None
         line = follower.stdout.readline()
         follower.send_signal(signal.SIGINT)
-        assert follower.wait(5) == 130 and " admit " in line
+        # a signal between a line and the wait for the next one is heeded with that one: it may be a while
+        assert follower.wait(60) == 130 and " admit " in line
     held = run(llmd, "audit", "verify")
     assert held.startswith("the chain holds: ") and "read from the running daemon's log" in held
     assert " admit " in run(llmd, "audit", "query", "--principal", "demo", "--kind", "admit", "--limit", "1")
@@ -294,7 +295,7 @@ def test_the_audit_log_is_shown_followed_and_verified(llmd: Llmd, tmp_path: Path
     assert "NOT CHECKED: " in run(llmd, "audit", "verify", str(tmp_path / "bad.db"), code=2)
     assert "NOT CHECKED: " in run(llmd, "audit", "verify", str(tmp_path / "none.db"), code=2)
     assert llmd.llmctl("audit", "verify", str(tmp_path / "none.db"), code=2)["verdict"] == "unchecked"
-    nobody = subprocess.run([LLMCTL, "--socket", str(tmp_path / "s"), "audit", "verify"], timeout=20, check=False)
+    nobody = subprocess.run([LLMCTL, "--socket", str(tmp_path / "s"), "audit", "verify"], timeout=60, check=False)
     assert nobody.returncode == 2
     for file in ("audit.db", "audit.db-wal"):
         (tmp_path / file).write_bytes((llmd.state / file).read_bytes())

@@ -407,7 +407,7 @@ async def test_cancelled(place: Place, file: Path, monkeypatch: pytest.MonkeyPat
     await asyncio.wait_for(reached.wait(), 10)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
     assert place.left() == [] and list((place.folder / "staging").iterdir()) == [] and place.models.list() == []
     assert len(os.listdir("/proc/self/fd")) == before
     monkeypatch.undo()
