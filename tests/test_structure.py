@@ -72,6 +72,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "llmd.daemon.engine.llama", "llmd.daemon.engine.types", "llmd.daemon.machine.cores", "llmd.daemon.errors",
         "llmd.quantize.header", "llmd.quantize.backends",
     },
+    "daemon/engine/torch/": {
+        "llmd.daemon.engine.torch", "llmd.daemon.engine.types", "llmd.daemon.engine.pages",
+        "llmd.daemon.engine.llama.passes", "llmd.daemon.engine.llama.vocabulary", "llmd.daemon.machine.cores",
+        "llmd.daemon.machine.telling", "llmd.daemon.errors", "llmd.quantize.checkpoints",
+    },
     "daemon/engine/__main__.py": {"llmd.daemon.engine", "llmd.daemon.wire", *FOR_ENGINES},
     "daemon/engine/trial.py": {"llmd.daemon.engine", "llmd.daemon.wire", *FOR_ENGINES},
     "daemon/engine/": {
@@ -90,7 +95,7 @@ FEW_IMPORT = {"llmd.daemon.main": (), "llmd.daemon.composition": ("daemon/main.p
 MAY_USE = {
     "cryptography": {"daemon/identity/certificates.py"},
     "llama_cpp": {"daemon/engine/llama/*.py", "quantize/*.py"},
-    "torch": {"quantize/checkpoints/converting.py", "quantize/checkpoints/original.py"},
+    "torch": {"daemon/engine/torch/*.py", "quantize/checkpoints/converting.py", "quantize/checkpoints/original.py"},
     "transformers": {"quantize/checkpoints/converting.py", "quantize/checkpoints/original.py"},
     "accelerate": {"quantize/checkpoints/original.py"},
     "conversion": {"quantize/checkpoints/converting.py"},
@@ -285,11 +290,12 @@ def test_the_danger_guard_sees(code: str) -> None:
 
 # what stands in several layers: a command of `llmctl`, the admin socket's routes, and who does it
 IN_LAYERS = {"audit", "chat", "clients", "deployments", "doctor", "forms", "main", "plan", "policy", "usage"}
+OF_EACH_ENGINE = {"runner", "sampling"}
 
 
 def test_a_files_name_stands_for_one_thing() -> None:
     names = [file.stem for file in FILES if not file.stem.startswith("__")]
-    assert {name for name in names if names.count(name) > 1} == IN_LAYERS
+    assert {name for name in names if names.count(name) > 1} == IN_LAYERS | OF_EACH_ENGINE
 
 
 ROOMS = sorted({file.parent for file in FILES})

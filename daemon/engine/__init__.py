@@ -26,5 +26,6 @@ trial.py       a program: does a model's template work, and does it answer a tok
 selftest.py    a program: does one of them run on this CPU?
 answers/       what an answer may be and what it says
 llama/         the engine of GGUF models
+torch/         the engine of safetensors, packed with GPTQ or in full precision
 fake.py        a runner without a model, for tests and for measuring the gateway
 """

@@ -42,15 +42,15 @@ class _Place(Held):
 
 
 class Pages:
-    """`pages` of `size` positions each, in which a whole context fits. `tables`: the pages of each row, in the order of
-    their positions: the runner's to read as it launches a step. Raises ValueError."""
+    """`count` pages of `size` positions each, in which a whole context fits. `tables`: the pages of each row, in the
+    order of their positions: the runner's to read as it launches a step. Raises ValueError."""
 
     bounded = True
 
     def __init__(self, info: ModelInfo, pages: int, size: int = PAGE) -> None:
         if pages * size < info.context:
             raise ValueError(f"{pages} pages of {size} positions do not hold a context of {info.context}")
-        self._sharing, self.size, self._pages = Sharing(info), size, pages
+        self._sharing, self.size, self.count = Sharing(info), size, pages
         self._rows: list[_Place | None] = [None] * info.slots
         self.tables: list[list[int]] = [[] for _ in range(info.slots)]
         self._free = list(reversed(range(pages)))
@@ -120,7 +120,7 @@ class Pages:
 
     @property
     def used(self) -> int:
-        return (self._pages - len(self._free)) * self.size
+        return (self.count - len(self._free)) * self.size
 
     # --- places
 

@@ -4,49 +4,32 @@ It is held against the same request alone, on one thread, in a context that noth
 their probabilities to the last bit.
 """
 
+import importlib
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-import small_models
+from runners import scheduler
 
-from llmd.daemon.engine.llama.runner import LlamaRunner
-from llmd.daemon.engine.scheduler import Scheduler
+from llmd.daemon.engine.protocols import Runner
 from llmd.daemon.engine.types import Logprob, Request, SamplingParams
 from llmd.daemon.machine.cores import available
-from llmd.quantize import quantizing
+
+# in torch's interpreter it is torch's
+engine: Any = importlib.import_module("torch_side.interpreter" if "LLMD_TESTS" in os.environ else "llama_runners")
 
 Said = list[tuple[int, Logprob | None]]
 THREADS = sorted({1, 2, 3, available()})
 CONTEXT, SLOTS = 2048, 5
 
-# what llama.cpp computes in different ways: rows that are packed together, others, none at all; a window
-MODELS = (
-    "llama F16",
-    "llama Q4_K_M",
-    *(
-        pytest.param(model, marks=pytest.mark.slow)
-        for model in ("llama F32", "llama Q8_0", "llama Q4_0", "gemma3 F32", "qwen3moe Q4_K_M", "deepseek2 F32")
-    ),
-)
 
-
-def runner_of(model: str, folder: Path) -> LlamaRunner:
-    arch, kind = model.split()
-    path = small_models.random_weights(folder, arch)
-    if kind != "F32":
-        whole, path = path, folder / "packed.gguf"
-        quantizing.make(str(whole), str(path), kind, 2, False, lambda _: None)
-    made = LlamaRunner(str(path), slots=SLOTS, context=CONTEXT, batch=256, threads=max(THREADS))
-    return made
-
-
-@pytest.fixture(scope="module", params=MODELS)
-def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaRunner]:
-    made = runner_of(request.param, tmp_path_factory.mktemp("model"))
+@pytest.fixture(scope="module", params=engine.MODELS)
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    folder = tmp_path_factory.mktemp("model")
+    made: Runner = engine.random_weights(request.param, folder, slots=SLOTS, context=CONTEXT, threads=max(THREADS))
     yield made
     made.close()
 
@@ -55,11 +38,11 @@ def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 class Driver:
     """A context in use: requests come, are cancelled, and say what they say, while the threads change."""
 
-    runner: LlamaRunner
+    runner: Runner
     threads: Callable[[], int]
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.runner.info, batch=256, chunk=64)
+        self.scheduler = scheduler(self.runner)
         self.said: dict[tuple[int, int], Said] = {}
 
     def step(self) -> None:
@@ -79,7 +62,7 @@ class Driver:
         return self.said
 
 
-def alone(runner: LlamaRunner, request: Request) -> Said:
+def alone(runner: Runner, request: Request) -> Said:
     return Driver(runner, lambda: 1).run(request)[request.id, 0]
 
 
@@ -98,7 +81,7 @@ def text(dice: random.Random, length: int) -> list[int]:
 
 
 @pytest.mark.parametrize("length", [20, 300, 1100])
-def test_on_any_number_of_threads(small: LlamaRunner, length: int) -> None:
+def test_on_any_number_of_threads(small: Runner, length: int) -> None:
     request = exact(1, text(random.Random(length), length))
     expected = alone(small, request)
     for count in THREADS[1:]:
@@ -106,7 +89,7 @@ def test_on_any_number_of_threads(small: LlamaRunner, length: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_beside_any_number_of_others(small: LlamaRunner, count: int) -> None:
+def test_beside_any_number_of_others(small: Runner, count: int) -> None:
     dice = random.Random(count)
     request = exact(2, text(dice, 600))
     others = [company(10 + i, text(dice, dice.choice((3, 70, 700))), 14, "b") for i in range(count)]
@@ -114,7 +97,7 @@ def test_beside_any_number_of_others(small: LlamaRunner, count: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_random_schedules(small: LlamaRunner, seed: int) -> None:
+def test_random_schedules(small: Runner, seed: int) -> None:
     """Requests that share beginnings in every way come and go, some are cancelled, and threads change each step."""
     dice = random.Random(seed)
     driver = Driver(small, lambda: dice.choice((1, min(8, available()))))
@@ -144,8 +127,8 @@ def test_random_schedules(small: LlamaRunner, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [300, 700, 1200, 2000, 3000])
-def test_the_real_model_at_every_length(model_file: Path, length: int) -> None:
-    made = LlamaRunner(str(model_file), slots=3, context=3200, batch=256, threads=2)
+def test_the_real_model_at_every_length(length: int) -> None:
+    made: Runner = engine.real_model(slots=3, context=3200)
     text = "The quick brown fox jumps over the lazy dog. Then it sleeps. " * 300
     tokens = made.vocabulary.tokenize(text, add_special=True, parse_special=False)
     dice, request = random.Random(length), exact(1, tokens[:length], 24)
@@ -168,7 +151,7 @@ def sampled(kind: str, id_: int, prompt: Sequence[int], tokens: int) -> Request:
 
 
 @pytest.mark.parametrize("kind", ["own", "penalties", "all", "greedy"])
-def test_what_gives_its_slot_to_others_goes_on_as_if_it_had_not(small: LlamaRunner, kind: str) -> None:
+def test_what_gives_its_slot_to_others_goes_on_as_if_it_had_not(small: Runner, kind: str) -> None:
     dice = random.Random(5)
     requests = [sampled(kind, 1 + i, text(dice, 90), 40) for i in range(SLOTS)]
     expected = [alone(small, one) for one in requests]
