@@ -47,6 +47,7 @@ from llmd.daemon.engine.fake import FakeRunner
 from llmd.daemon.engine.prompts import Prompts
 from llmd.daemon.engine.rendering import Rendering, Terms, any_of
 from llmd.daemon.engine.templates import ChatTemplate
+from llmd.daemon.engine.torch import architecture
 from llmd.daemon.errors import LlmdError
 from llmd.daemon.kept import Kept
 from llmd.daemon.replicas import routing
@@ -81,6 +82,7 @@ READING = [
         "layouts", "output", "prefixes", "prompts", "rendering", "templates", "turns")),
     *(f"daemon/wire/{name}.py" for name in ("control", "events", "frames", "work")),
     *(f"daemon/engine/answers/{file.name}" for file in (ROOT / "daemon" / "engine" / "answers").glob("[a-z]*.py")),
+    "daemon/engine/torch/architecture.py",
     *(f"quantize/{name}.py" for name in ("check", "header", "shape")),
     *(f"quantize/checkpoints/{name}.py" for name in ("checkpoint", "packing", "safetensors")),
 ]  # fmt: skip
@@ -602,6 +604,7 @@ GROWS: dict[str, tuple[Grow, ...]] = {
     "quantize/shape.py:Shape.from_dict": of_gguf(
         lambda path: shape.Shape.from_dict(shape.shape_of(header.read_header(path)).to_dict())
     ),
+    "daemon/engine/torch/architecture.py:read": (lambda n: of_llama(n),),
     "quantize/checkpoints/safetensors.py:read_header": (
         lambda n: file_of(hf_folder.file_of({f"t{i}": ("F16", (2,)) for i in range(n)}), safetensors.read_header),
     ),
@@ -609,6 +612,18 @@ GROWS: dict[str, tuple[Grow, ...]] = {
         lambda n: folder(n, "tensors"), lambda n: folder(n, "keys"),
     ),
 }  # fmt: skip
+
+
+def of_llama(n: int) -> Callable[[], object]:
+    """With n tensors that are passed over."""
+    config = {
+        "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1,
+        **dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"), 2), "head_dim": 2,
+    }  # fmt: skip
+    names = [(name, shape) for name, _, shape in architecture.wanted(architecture.described(config), {})]
+    names += [(f"{i}{architecture.DERIVED}", (2,)) for i in range(n)]
+    tensors = {name: safetensors.Tensor(name, "F32", shape, 0, 8, "") for name, shape in names}
+    return lambda: architecture.read(config, tensors)
 
 
 def answers() -> Answers:
@@ -669,7 +684,13 @@ BOUNDED: dict[str, str] = {
             "events.py:ToolCalled.weight",
             "control.py:Ready.positions",
             "control.py:Common.holding",
+            "control.py:Common.files",
+            "control.py:Torch.files",
         )
+    },
+    **{
+        f"daemon/engine/torch/architecture.py:{name}": "of at most 1,024 layers"
+        for name in ("described", "wanted", "Gptq.groups", "Architecture.linears", "Architecture.norms")
     },
     **{
         f"quantize/shape.py:Shape.{name}": "of at most 1,024 blocks"
@@ -765,7 +786,7 @@ BOUNDED: dict[str, str] = {
     "daemon/engine/answers/matching.py:Masks.of": "llguidance's, under its limits of a step",
     **{f"daemon/engine/answers/reader.py:Reader.{name}": ONE for name in ("thinking", "stopped", "shown")},
     "daemon/engine/answers/reader.py:Reader.end": PARTS + "Reader.push",
-    "daemon/engine/answers/schemas.py:Validator.check": "the library's, in a child: 2 s, 2 GiB (`serving/judging.py`)",
+    "daemon/engine/answers/validating.py:Validator.check": "the library's, in a child: 2 s (`serving/judging.py`)",
     "daemon/engine/answers/schemas.py:field": WORD,
     "daemon/engine/answers/schemas.py:line": "of what a library says, 200 characters",
     "daemon/engine/answers/spelling.py:Rules.add": ONE,

@@ -77,7 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "llmd.daemon.engine.llama.passes", "llmd.daemon.engine.llama.vocabulary", "llmd.daemon.machine.cores",
         "llmd.daemon.machine.telling", "llmd.daemon.errors", "llmd.quantize.checkpoints",
     },
-    "daemon/engine/__main__.py": {"llmd.daemon.engine", "llmd.daemon.wire", *FOR_ENGINES},
+    "daemon/engine/runners.py": {"llmd.daemon.engine", "llmd.daemon.wire", *FOR_ENGINES},
     "daemon/engine/trial.py": {"llmd.daemon.engine", "llmd.daemon.wire", *FOR_ENGINES},
     "daemon/engine/": {
         "llmd.daemon.engine.answers", "llmd.daemon.wire", *FOR_ENGINES,
@@ -105,7 +105,7 @@ MAY_USE = {
     "prometheus_client": {"daemon/metrics.py"},
     "jinja2": {"daemon/engine/templates.py"},
     "llguidance": {"daemon/engine/answers/matching.py", "daemon/engine/*/vocabulary.py"},
-    "jsonschema_rs": {"daemon/engine/answers/schemas.py"},
+    "jsonschema_rs": {"daemon/engine/answers/validating.py"},
     "msgspec": {"daemon/wire/*.py", "daemon/state/*.py", "daemon/jobs/*.py", "daemon/models/checking.py"},
     "fastapi": {"api/*"},
     "starlette": {"api/*"},

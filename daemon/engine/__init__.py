@@ -12,6 +12,7 @@ slots.py       pure: which slot holds them
 pages.py       pure: or which pages
 sharing.py     pure: what a sequence shares with others
 loop.py        the engine thread
+runners.py     which runner settings ask for
 deadline.py    a deadline for work that nothing else can stop
 failures.py    what is told of an exception that nobody expected
 reach.py       what a worker and a trial may reach

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -28,9 +28,10 @@ from llmd.daemon.engine.deadline import Deadline, Timeout
 from llmd.daemon.engine.loop import Engine
 from llmd.daemon.engine.prefixes import beginnings
 from llmd.daemon.engine.prompts import Prompts, named, terms
-from llmd.daemon.engine.protocols import Runner, Vocabulary
+from llmd.daemon.engine.protocols import Vocabulary
 from llmd.daemon.engine.renderers import Nursery, Rendered
 from llmd.daemon.engine.rendering import overflow
+from llmd.daemon.engine.runners import runner_for
 from llmd.daemon.engine.types import ModelInfo, Request, SamplingParams
 from llmd.daemon.errors import BadRequest, LlmdError, SchemaTooComplex, SchemaUnsupported
 from llmd.daemon.fair import FairQueue
@@ -40,14 +41,11 @@ from llmd.daemon.wire import frames
 from llmd.daemon.wire.control import (
     Beat,
     Cancel,
-    Fake,
     Fatal,
     FromWorker,
-    Llama,
     Load,
     Open,
     Ready,
-    Settings,
     Step,
     ToWorker,
 )
@@ -278,40 +276,6 @@ class Worker:
             self.send(Beat(step=now - began if began else 0.0, token=now - self._engine.last_token, spent=spent))
             self._bound_by.check()
             time.sleep(1.0)
-
-
-def runner_for(s: Settings) -> Callable[[cores.Seat], Runner]:
-    """What makes the runner that `s` asks for, which loads with as many threads as a seat has; all of it but the model
-    is there then. The imports are here: no engine needs what another one does."""
-    match s:
-        case Fake():
-            from llmd.daemon.engine.fake import FakeRunner
-
-            return lambda _: FakeRunner(slots=s.slots, context=s.context, **(s.says or {}))
-        case Llama():
-            return _llama(s)
-
-
-def _llama(s: Llama) -> Callable[[cores.Seat], Runner]:
-    from llmd.quantize import backends
-
-    backends.engine()
-    from llmd.daemon.engine.llama.runner import LlamaRunner
-    from llmd.daemon.engine.llama.vocabulary import prepare
-
-    prepare(gpus=bool(s.gpus))
-    return lambda seat: LlamaRunner(
-        s.path,
-        slots=s.slots,
-        context=s.context,
-        batch=s.batch,
-        threads=s.threads,
-        gpus=len(s.gpus),
-        split=s.split,
-        kv_type=s.kv_type,
-        ubatch=s.ubatch,
-        seat=seat,
-    )
 
 
 def die(args: threading.ExceptHookArgs) -> None:

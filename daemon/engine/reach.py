@@ -33,7 +33,7 @@ def hold_trial(path: str) -> None:
 def confining(s: Settings) -> Iterator[None]:
     """Around what a worker loads of its own while its GPUs start: before it there is one thread, after it comes the
     model. Raises OSError."""
-    reads, writes = [s.path], list[str]()
+    reads, writes = [*s.files], list[str]()
     if s.gpus:
         reads += DRIVER
         writes += [*glob.glob(DEVICES), THREADS, os.environ.get(CACHE, "")]

@@ -34,6 +34,11 @@ class Common(Message, frozen=True):
     memory: int = 0  # bytes of the machine's memory that it may hold; 0: as many as there are
     syntax: str = ""  # how the model writes calls and thoughts, where an admin says so (`engine/answers/detecting.py`)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What of the disk the model consists of."""
+        return (self.path,)
+
     def holding(self, memory: int) -> Self:
         """With so many bytes of memory."""
         return msgspec.structs.replace(self, memory=memory)
@@ -47,6 +52,22 @@ class Llama(Common, frozen=True):
     ubatch: int = 0  # most tokens the device computes in one pass; 0: 512
 
 
+class Torch(Common, frozen=True):
+    """torch, on a folder of safetensors. Its vocabulary is read from `header`, a GGUF file of the model that may end
+    behind its header, with llama.cpp's `library`: the folder of `llama_cpp`, which this engine's interpreter lacks.
+    Keys and values lie in `pages` of 64 tokens; 0: as many as all slots need."""
+
+    engine: ClassVar[str] = "torch"
+
+    header: str = ""
+    library: str = ""
+    pages: int = 0
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.path, self.header, self.library)
+
+
 class Fake(Common, frozen=True):
     """No model: a `FakeRunner` with these arguments."""
 
@@ -55,7 +76,7 @@ class Fake(Common, frozen=True):
     says: dict[str, Any] | None = None
 
 
-Settings: TypeAlias = Llama | Fake
+Settings: TypeAlias = Llama | Torch | Fake
 
 
 # --- to a worker

@@ -29,8 +29,8 @@ from llmd.daemon.engine.torch.runner import TorchRunner  # noqa: E402
 FOLDERS = GIVEN["folders"]
 
 
-# in full precision, and packed
-MODELS = ("llama-spm", "gptq")
+# packed weights are unpacked, and then the same as any
+MODELS = ("llama-spm",)
 
 
 def runner_of(name: str, **given: Any) -> TorchRunner:

@@ -6,7 +6,8 @@ arguments.py  pure: a call's arguments, however they are written, as JSON
 stops.py      pure: stop strings
 reader.py     pure: what a model writes, as what it says, thinks and calls
 places.py     pure: where schemas stand in a schema, and where references lead
-schemas.py    JSON schemas: which an answer can be held to, and whether it fits
+schemas.py    pure: JSON schemas: which an answer can be held to
+validating.py whether an answer fits one
 loosening.py  pure, but for who refuses: what of a schema that need not hold answers are held to
 least.py      pure: how many characters JSON that fits a schema has at least
 rewriting.py  pure: what a schema says in words that no grammar has, in words that grammars have

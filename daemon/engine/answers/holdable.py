@@ -7,7 +7,8 @@ from llmd.daemon.engine.answers.loosening import Loosening
 from llmd.daemon.engine.answers.matching import refusal
 from llmd.daemon.engine.answers.places import Schema, parts
 from llmd.daemon.engine.answers.rewriting import FORMATS, rewritten
-from llmd.daemon.engine.answers.schemas import MAX_NAMED, Validator, field, line, parsed, places, prepared
+from llmd.daemon.engine.answers.schemas import MAX_NAMED, field, line, parsed, places, prepared
+from llmd.daemon.engine.answers.validating import Validator
 from llmd.daemon.errors import SchemaUnsupported, quoted
 
 # what is to be said of a keyword that is refused by itself

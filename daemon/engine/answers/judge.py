@@ -15,7 +15,8 @@ import sys
 from typing import Any
 
 from llmd.daemon.engine.answers.holdable import held
-from llmd.daemon.engine.answers.schemas import Validator, parsed
+from llmd.daemon.engine.answers.schemas import parsed
+from llmd.daemon.engine.answers.validating import Validator
 from llmd.daemon.errors import LlmdError
 from llmd.daemon.kept import Kept
 from llmd.daemon.machine.confined import seal

@@ -1,4 +1,4 @@
-"""JSON schemas that answers are held to: which can be, and whether an answer fits one. Pure, but for the validator.
+"""JSON schemas that answers are held to: which can be. Pure.
 
 Draft 2020-12 as `matching.py` can turn it into a grammar, with what `rewriting.py` makes of it. What neither a grammar
 says nor is worth to be held against the whole answer alone is refused by name, and never passed over: UNSUPPORTED are
@@ -9,14 +9,11 @@ import json
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-import jsonschema_rs
-
 from llmd.daemon.engine.answers.places import below, circular
-from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported, printable, quoted
+from llmd.daemon.errors import SchemaUnsupported, printable, quoted
 
 MAX_NAMED = 120  # characters of the client's own words that an error repeats
 MAX_SAID = 200
-MAX_BACKTRACKS = 100_000
 UNSUPPORTED = frozenset({
     "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies",
     "unevaluatedProperties", "unevaluatedItems", "contains", "minContains", "maxContains", "additionalItems",
@@ -113,45 +110,6 @@ def _check_refs(root: dict[str, Any], param: str) -> None:
     for part in circular(root):
         path = next(path for path, one in _parts(root, None) if one is part)
         raise SchemaUnsupported(f"{param}: {_shown(path)}: $ref leads back to itself", param=field(param))
-
-
-class Validator:
-    """Whether answers fit a schema. Raises SchemaUnsupported where it is none. It reads no file and asks no network,
-    and patterns take linear time, but where one of them looks around: then MAX_BACKTRACKS steps each."""
-
-    def __init__(self, schema: dict[str, Any], param: str) -> None:
-        self._field = field(param)
-        schema = {k: v for k, v in schema.items() if k != "$schema"}
-        try:
-            try:
-                self._validator = _validator(schema, jsonschema_rs.RegexOptions())
-            except jsonschema_rs.ValidationError:
-                options = jsonschema_rs.FancyRegexOptions(backtrack_limit=MAX_BACKTRACKS)
-                self._validator = _validator(schema, options)
-        except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as e:
-            at = "/".join(["", *(str(step) for step in getattr(e, "instance_path", ()))])
-            said, value = getattr(e, "message", str(e)), getattr(e, "instance", None)
-            if isinstance(value, str):
-                said = said.replace(json.dumps(value, ensure_ascii=False), f"'{value}'")
-            raise SchemaUnsupported(
-                f"{param}: {quoted(at or '/', MAX_NAMED)} is no JSON schema that answers can be held to: {line(said)}",
-                param=self._field,
-            ) from e
-
-    def check(self, text: str, what: str) -> None:
-        """Raises AnswerInvalid."""
-        try:
-            fits = self._validator.is_valid(json.loads(text))
-        except (ValueError, RecursionError):
-            fits = False
-        if not fits:
-            raise AnswerInvalid(
-                f"{what} does not fit its schema; ask again, or write the schema more simply", param=self._field
-            )
-
-
-def _validator(schema: dict[str, Any], patterns: Any) -> jsonschema_rs.Draft202012Validator:
-    return jsonschema_rs.Draft202012Validator(schema, validate_formats=True, offline=True, pattern_options=patterns)
 
 
 def field(param: str) -> str:

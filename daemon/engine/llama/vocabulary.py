@@ -1,7 +1,6 @@
 """A model's vocabulary in llama.cpp: text to tokens and back, and what the file says of both."""
 
 import ctypes
-import os
 import sys
 from collections import abc
 from functools import cached_property
@@ -45,8 +44,7 @@ def prepare(*, gpus: bool) -> None:
 
 
 def load(path: str, params: Any) -> Any:
-    """llama.cpp's model. Raises ModelInvalid with its reason."""
-    prepare(gpus=bool(os.environ.get("CUDA_VISIBLE_DEVICES")))
+    """llama.cpp's model, once it is prepared. Raises ModelInvalid with its reason."""
     model = lib.llama_model_load_from_file(path.encode(), params)
     if not model:
         reason = _log_lines[-1] if _log_lines else "no reason given"
@@ -55,7 +53,8 @@ def load(path: str, params: Any) -> Any:
 
 
 def of_file(path: str) -> "Vocabulary":
-    """The vocabulary alone, without the weights. Raises ModelInvalid."""
+    """The vocabulary alone, without the weights and without a GPU. Raises ModelInvalid."""
+    prepare(gpus=False)
     params = lib.llama_model_default_params()
     params.vocab_only = True
     return Vocabulary(load(path, params))

@@ -68,7 +68,9 @@ def loaded(tensor: Tensor) -> torch.Tensor:
 
 
 def packed(base: str, tensors: Mapping[str, Tensor], a: Architecture) -> Packed:
+    """Raises ModelInvalid, OSError."""
     assert a.gptq
+    _check_groups(f"{base}.g_idx", tensors[f"{base}.g_idx"], tensors)
     words, zeros, scales, groups = (loaded(tensors[f"{base}.{part}"]) for part in GPTQ_PARTS)
     return Packed(words, zeros, scales, groups, a.gptq.bits, a.gptq.less)
 

@@ -4,7 +4,7 @@ has them run over torch's too."""
 import math
 from typing import Any
 
-from runners import FRANCE, LONG, ask, ids, scheduler, texts
+from saying import FRANCE, LONG, ask, ids, scheduler, texts
 
 from llmd.daemon.engine.prompts import Prompts, terms
 from llmd.daemon.engine.protocols import Runner

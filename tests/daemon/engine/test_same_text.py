@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from runners import scheduler
+from saying import scheduler
 
 from llmd.daemon.engine.protocols import Runner
 from llmd.daemon.engine.types import Logprob, Request, SamplingParams

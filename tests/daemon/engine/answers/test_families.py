@@ -22,7 +22,8 @@ from llmd.daemon.engine.answers import grammar
 from llmd.daemon.engine.answers.formats import Syntax
 from llmd.daemon.engine.answers.judge import answer
 from llmd.daemon.engine.answers.matching import Grammars, Masks
-from llmd.daemon.engine.answers.schemas import Validator, parsed
+from llmd.daemon.engine.answers.schemas import parsed
+from llmd.daemon.engine.answers.validating import Validator
 from llmd.daemon.engine.llama.runner import LlamaRunner
 from llmd.daemon.engine.types import Lexicon
 from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported

@@ -45,7 +45,7 @@ def test_each_part_is_looked_at_once() -> None:
 @pytest.mark.parametrize("number", range(len(SCHEMAS)))
 def test_no_answer_is_shorter(number: int) -> None:
     """Of those that a grammar lets through: the shortest values of each kind are tried."""
-    from llmd.daemon.engine.answers.schemas import Validator
+    from llmd.daemon.engine.answers.validating import Validator
 
     validator = Validator(SCHEMAS[number], "a")._validator
     values = ["", "a", "ab", 0, 1, None, True, [], [0], ["a"], {}, {"a": ""}, {"a": 1}, {"b": ""}, [[]], 1.5]

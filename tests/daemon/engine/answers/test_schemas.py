@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from llmd.daemon.engine.answers.judge import answer
-from llmd.daemon.engine.answers.schemas import UNSUPPORTED, Validator, parsed
+from llmd.daemon.engine.answers.schemas import UNSUPPORTED, parsed
+from llmd.daemon.engine.answers.validating import Validator
 from llmd.daemon.errors import AnswerInvalid, SchemaUnsupported
 from llmd.daemon.kept import Kept
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import gguf_writer as gguf
 import pytest
-from runners import FRANCE, ask, ids, texts
+from saying import FRANCE, ask, ids, texts
 
 from llmd.daemon.engine.llama import runner as runner_module
 from llmd.daemon.engine.llama import vocabulary as vocabulary_module

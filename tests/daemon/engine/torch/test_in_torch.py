@@ -8,10 +8,11 @@ from torch_folders import ROOT, needs_torch
 
 TESTS = {
     # file: how many tests there are at least, and what is left out: minutes of it are computed in float32
-    "torch_side/logits.py": (100, ""),
+    "torch_side/logits.py": (107, ""),
     "torch_side/drawing.py": (30, ""),
+    "torch_side/texts.py": (2, ""),
     "daemon/engine/test_runners.py": (12, ""),
-    "daemon/engine/test_same_text.py": (26, "not at_every_length"),
+    "daemon/engine/test_same_text.py": (13, "not at_every_length"),
 }
 
 
