@@ -8,6 +8,8 @@ from typing import Protocol, TypeAlias
 import torch
 import torch.nn.functional as F
 
+from llmd.daemon.engine.torch import sampling
+from llmd.daemon.engine.torch.sampling import Drawing
 from llmd.daemon.engine.torch.weights import Packed
 
 Tensor: TypeAlias = torch.Tensor
@@ -63,6 +65,10 @@ class Ops(Protocol):
 
     def linear_int4(self, x: Tensor, weight: object, bias: Tensor | None) -> Tensor: ...
 
+    def sample(self, logits: Tensor, drawings: Sequence[Drawing]) -> list[int]:
+        """As `sampling.choose`."""
+        ...
+
 
 class Reference:
     """`type`: what it computes with. Packed weights are unpacked once: that is what they are held against."""
@@ -117,3 +123,6 @@ class Reference:
     def linear_int4(self, x: Tensor, weight: object, bias: Tensor | None) -> Tensor:
         assert isinstance(weight, torch.Tensor)
         return F.linear(x, weight, bias)
+
+    def sample(self, logits: Tensor, drawings: Sequence[Drawing]) -> list[int]:
+        return sampling.choose(logits, drawings)

@@ -26,7 +26,7 @@ from llmd.daemon.engine.llama.vocabulary import Vocabulary, of_file
 from llmd.daemon.engine.pages import PAGE, Pages
 from llmd.daemon.engine.torch import sampling, weights
 from llmd.daemon.engine.torch.architecture import Architecture
-from llmd.daemon.engine.torch.ops import Reference, Rows, Span
+from llmd.daemon.engine.torch.ops import Ops, Reference, Rows, Span
 from llmd.daemon.engine.torch.sampling import Drawing
 from llmd.daemon.engine.torch.transformer import Model
 from llmd.daemon.engine.types import NO_MASKS, Chunk, Masks, ModelInfo, Plan, Sample, Start
@@ -81,9 +81,9 @@ class TorchRunner:
             )
         context = min(context or CONTEXT, a.context)
         pages = max(pages or slots * -(-context // PAGE), -(-context // PAGE))
-        ops = Reference(self._device, torch.bfloat16 if self._gpu else torch.float32)
+        self._ops: Ops = Reference(self._device, torch.bfloat16 if self._gpu else torch.float32)
         try:
-            self._model = Model(ops, a, tensors, context=context, pages=pages, size=PAGE)
+            self._model = Model(self._ops, a, tensors, context=context, pages=pages, size=PAGE)
         except (MemoryError, RuntimeError) as e:  # torch says so of either device
             if not isinstance(e, torch.OutOfMemoryError | MemoryError) and "memory" not in str(e):
                 raise
@@ -196,7 +196,7 @@ class TorchRunner:
         counts = [one.params.logprobs for one in drawings]
         found = {row: sampling.likeliest(logits[row], count) for row, count in enumerate(counts) if count is not None}
         sampling.forbid(logits, [(row, masks[slot]) for row, slot in enumerate(slots) if slot in masks])
-        tokens = sampling.choose(logits, drawings)
+        tokens = self._ops.sample(logits, drawings)
         return [
             Sample(slot, token, sampling.logprob(token, found[row]) if row in found else None)
             for row, (slot, token) in enumerate(zip(slots, tokens, strict=True))
