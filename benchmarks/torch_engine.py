@@ -113,7 +113,7 @@ def main() -> None:
     text = (ROOT / "README.md").read_text()
     ids = made.vocabulary.tokenize(text, add_special=True, parse_special=False)[:TEXT]
     rows = likeness(a.folder, ids, a.device)
-    asked = requests(ids, 200, 200, random.Random(1))
+    asked = requests(ids, 120, 120, random.Random(1))
     ends, lost, _ = run(made, asked, random.Random(2))
     wanted = sum(one.choices for one in asked)
     assert len(ends) == wanted and set(ends.values()) == {1}, "a sequence did not end once"

@@ -162,7 +162,10 @@ def _rope(told: Mapping[str, Any], context: int, head: int) -> Rope:
     numbers = {"rope_theta": told.get("rope_theta", 10000.0), ORIGINAL: context, **own}
     if kind in ("llama3", "yarn", "longrope") and ORIGINAL in told:
         numbers[ORIGINAL] = told[ORIGINAL]
-    return Rope(kind, _number(numbers, "rope_theta"), _count(numbers, ORIGINAL, 1 << 30), own)
+    base, original = _number(numbers, "rope_theta"), _count(numbers, ORIGINAL, 1 << 30)
+    if base <= 1 or original <= 1:
+        raise ModelInvalid(f"{CONFIG} is damaged: rope_theta and {ORIGINAL} are above 1")
+    return Rope(kind, base, original, own)
 
 
 def _check_scaling(kind: str, own: Mapping[str, Any], head: int) -> None:
@@ -170,7 +173,7 @@ def _check_scaling(kind: str, own: Mapping[str, Any], head: int) -> None:
         raise ModelInvalid(f"positions scaled by {shown(kind)} are not computed by the torch engine: {INSTEAD}")
     if own.get("partial_rotary_factor", 1) != 1:
         raise ModelInvalid(f"heads of which a part is turned are not computed by the torch engine: {INSTEAD}")
-    for key in (*SCALINGS[kind], *(key for key in SCALES if own.get(key))):
+    for key in (*SCALINGS[kind], *(key for key in SCALES if own.get(key) not in (None, 0))):
         _number(own, key)
     if kind == "llama3" and own["low_freq_factor"] == own["high_freq_factor"]:
         raise ModelInvalid(f"{CONFIG} is damaged: low_freq_factor and high_freq_factor are the same")
@@ -196,6 +199,8 @@ def _windows(name: str, told: Mapping[str, Any], layers: int) -> tuple[int, ...]
     if name == "MistralForCausalLM":
         return (window,) * layers
     first = told.get("max_window_layers", 28)
+    if type(first) is not int:
+        raise ModelInvalid(f"{CONFIG} is damaged: max_window_layers takes a whole number")
     kinds = told.get("layer_types") or [SLIDING if at >= first else WHOLE for at in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers or not all(k in (SLIDING, WHOLE) for k in kinds):
         raise ModelInvalid(f"layers of other kinds than {SLIDING} and {WHOLE} are not computed: {INSTEAD}")

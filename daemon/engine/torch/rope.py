@@ -72,7 +72,7 @@ def _yarn_scale(told: Mapping[str, Any]) -> float:
     def of(scale: float) -> float:
         return 0.1 * scale * math.log(told["factor"]) + 1.0 if told["factor"] > 1 else 1.0
 
-    if told.get("attention_factor") is not None:
+    if told.get("attention_factor"):
         return float(told["attention_factor"])
     one, all_ = told.get("mscale"), told.get("mscale_all_dim")
     return of(one) / of(all_) if one and all_ else of(1.0)
@@ -80,7 +80,7 @@ def _yarn_scale(told: Mapping[str, Any]) -> float:
 
 def _long_scale(rope: Rope, trained: int) -> float:
     """(Ding et al. 2024, LongRoPE.)"""
-    if rope.told.get("attention_factor") is not None:
+    if rope.told.get("attention_factor"):
         return float(rope.told["attention_factor"])
     factor = rope.told.get("factor") or trained / rope.original
     return math.sqrt(1 + math.log(factor) / math.log(rope.original)) if factor > 1 else 1.0

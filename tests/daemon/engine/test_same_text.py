@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from saying import scheduler
 
+from llmd.daemon.engine.pages import PAGE, Pages
 from llmd.daemon.engine.protocols import Runner
 from llmd.daemon.engine.types import Logprob, Request, SamplingParams
 from llmd.daemon.machine.cores import available
@@ -168,3 +169,21 @@ def test_what_gives_its_slot_to_others_goes_on_as_if_it_had_not(small: Runner, k
     driver.run()
     assert gave >= 3
     assert [driver.said[one.id, 0] for one in requests] == expected
+
+
+def test_what_loses_its_pages_goes_on_as_if_it_had_not(small: Runner) -> None:
+    if not isinstance(small.space, Pages):
+        pytest.skip("its slots hold a whole context each")
+    dice, room = random.Random(6), small.space.count * PAGE
+    # all enter, and there is not room for what they say
+    length = room // SLOTS - PAGE
+    requests = [exact(1 + i, text(dice, length), 2 * PAGE, owner="ab"[i % 2]) for i in range(SLOTS)]
+    driver, lost = Driver(small, lambda: 2), 0
+    for one in requests:
+        driver.scheduler.add(one)
+    while driver.scheduler.busy:
+        driver.step()
+        lost += any(s.generated for s in driver.scheduler.waiting)
+    assert lost
+    for one in requests:
+        assert driver.said[one.id, 0] == alone(small, one)

@@ -92,6 +92,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "original_max_position_embeddings takes": {
         "rope_scaling": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 0}
     },
+    "rope_theta and original_max_position_embeddings are above 1": {"rope_theta": 1.0},
+    "attention_factor takes a number": {"rope_scaling": {"rope_type": "yarn", "factor": 4, "attention_factor": ""}},
+    "max_window_layers takes": {
+        "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "max_window_layers": "all"
+    },
     "num_hidden_layers takes a whole number of 1 to 1024": {"num_hidden_layers": 0},
     "hidden_size takes": {"hidden_size": 2.5},
     "cannot share 3": {"num_key_value_heads": 3},

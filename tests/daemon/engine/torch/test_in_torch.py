@@ -12,7 +12,7 @@ TESTS = {
     "torch_side/drawing.py": (30, ""),
     "torch_side/texts.py": (2, ""),
     "daemon/engine/test_runners.py": (12, ""),
-    "daemon/engine/test_same_text.py": (13, "not at_every_length"),
+    "daemon/engine/test_same_text.py": (14, "not at_every_length"),
 }
 
 
