@@ -36,7 +36,7 @@ def environment(folders: Path, scratch: Path) -> dict[str, str]:
     return {**os.environ, **more}
 
 
-def run(tests: Path, folders: Path, scratch: Path, *arguments: str, timeout: int = 240) -> int:
+def run(tests: Path, folders: Path, scratch: Path, *arguments: str, timeout: int = 500) -> int:
     """How many passed; all did. `scratch` is an empty folder, or one of an earlier run."""
     command = [
         str(PYTHON), "-B", "-m", "pytest", "-c", os.devnull, "--rootdir", str(ROOT), "--noconftest", "-q",

@@ -18,7 +18,7 @@ TESTS = {
 
 @pytest.mark.slow
 @needs_torch
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("file", TESTS)
 def test_of_torch(file: str, folders: Path, tmp_path: Path) -> None:
     least, chosen = TESTS[file]

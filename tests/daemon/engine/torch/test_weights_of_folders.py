@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch_folders import PYTHON, ROOT, needs_torch
 
-pytestmark = [pytest.mark.slow, needs_torch]
+pytestmark = [pytest.mark.slow, needs_torch, pytest.mark.timeout(600)]
 
 # as `daemon/machine/children.py` starts it
 CHILD = (

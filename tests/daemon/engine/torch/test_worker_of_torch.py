@@ -21,12 +21,12 @@ from llmd.daemon.wire.events import Event, Finished, Started, Text
 from llmd.daemon.wire.work import Chat, ChatMessage, Generate, Prompt, RawText, SamplingWish, Wanted
 from llmd.quantize.footprint import Load
 
-pytestmark = [pytest.mark.slow, needs_torch, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, needs_torch, pytest.mark.timeout(600)]
 
 # prctl(2): PR_SET_MDWE, which systemd sets for MemoryDenyWriteExecute; kept by what is executed
 HELD = """#!{python}
 import ctypes, os, sys
-if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) and os.uname().release.split(".")[:2] >= ["6", "3"]:
+if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) and [*map(int, os.uname().release.split(".")[:2])] >= [6, 3]:
     sys.exit("it is not held")
 os.execv({torch!r}, [{torch!r}, *sys.argv[1:]])
 """
