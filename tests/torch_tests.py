@@ -31,8 +31,8 @@ def environment(folders: Path, scratch: Path) -> dict[str, str]:
     given = {"package": ROOT, "llama": Path(llama_cpp.__file__).parent, "folders": folders}
     paths = [_lent(scratch), HERE]
     told = json.dumps({name: str(path) for name, path in given.items()})
-    # threads that wait for each other without sleeping take ten times as long where something else runs
-    more = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "LLMD_TESTS": told, "GOMP_SPINCOUNT": "0"}
+    # as children get it: threads that spin for longer take ten times as long where something else runs
+    more = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "LLMD_TESTS": told, "GOMP_SPINCOUNT": "3000"}
     return {**os.environ, **more}
 
 
